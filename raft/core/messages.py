@@ -1,0 +1,58 @@
+"""What members say to one another: one slotted class, as the paper's RPCs and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from raft.core.types import Entry, SnapshotMeta
+
+
+class MessageType(IntEnum):
+    """Kinds of message; the numbers go over the wire and are never reused."""
+
+    APPEND = 1
+    APPEND_RESPONSE = 2
+    VOTE = 3
+    VOTE_RESPONSE = 4
+    PRE_VOTE = 5
+    PRE_VOTE_RESPONSE = 6
+    HEARTBEAT = 7
+    HEARTBEAT_RESPONSE = 8
+    SNAPSHOT = 9
+    TIMEOUT_NOW = 10
+    """The leader asks its chosen successor to campaign at once."""
+    TRANSFER_LEADER = 11
+    """A follower passes on a request to hand leadership to `from_`."""
+    READ_INDEX = 12
+    """A follower asks for the commit index as of now; `context` is the follower's own id for it."""
+    READ_INDEX_RESPONSE = 13
+    FORGET_LEADER = 14
+    PROPOSE = 15
+    """Only the transcript harness forwards proposals inside the core; the product never does."""
+
+
+@dataclass(slots=True)
+class Message:
+    """One message between two members. Treated as immutable once handed out.
+
+    Field use per type follows etcd-io/raft: `index`/`log_term` name the entry before `entries`
+    (APPEND), the acknowledged index (APPEND_RESPONSE), or the candidate's last entry (VOTE).
+    """
+
+    type: MessageType
+    to: int
+    from_: int
+    term: int = 0
+    log_term: int = 0
+    index: int = 0
+    entries: Sequence[Entry] = ()
+    commit: int = 0
+    reject: bool = False
+    reject_hint: int = 0
+    context: int = 0
+    """Heartbeats and their answers: the read round they confirm, 0 for none, never reused.
+    READ_INDEX and its answer: the asking member's own request id.
+    VOTE and PRE_VOTE: 1 when the campaign was ordered by a leadership transfer."""
+    snapshot: SnapshotMeta | None = None

@@ -1,0 +1,32 @@
+"""What the driver needs of a replicated state machine. It never looks inside a command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from raft.storage.protocol import Row
+
+
+class Machine(Protocol):
+    """A deterministic function of (state, commands). Never blocks, never reads a clock."""
+
+    def apply(self, index: int, term: int, commands: Sequence[bytes], wanted: bool) -> Sequence[object]:
+        """Apply one committed batch; one outcome per command, in order.
+
+        `wanted` is True when the batch came from this process, so that outcomes have a reader;
+        otherwise the return value is ignored and may be empty. A command that is refused is an
+        outcome, not an exception: an exception here stops the process.
+        """
+
+    def drain_changes(self) -> list[Row]:
+        """Rows changed since the last drain, for the state file, newest value per key."""
+
+    def pending_change_bytes(self) -> int:
+        """Approximate size of what `drain_changes` would return."""
+
+    def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take a chunk of rows of a state image, in key order; called before any apply."""
+
+    def load_done(self) -> None:
+        """The image is complete: build whatever is derived from it."""

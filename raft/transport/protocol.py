@@ -1,0 +1,144 @@
+"""How members reach one another, as the driver sees it.
+
+Best effort: a message may be lost, and is then reported; what arrives on one connection keeps
+its order within each of the two lanes (urgent, bulk). Nothing here decides; in particular
+"dead" and "unreachable" are told apart by evidence only (a hello), never by a timer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from raft.core.messages import Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """First words on every connection, in both directions."""
+
+    format_version: int
+    cluster_id: int
+    member_id: int
+    disk_id: int
+    boot_id: int
+    """64 fresh random bits per process start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HelloAnswer:
+    """The accepting side's hello, and what it knows of the asking member."""
+
+    hello: Hello
+    earlier_disk_known: bool
+    """True when the answering member has ever recorded another disk id for the asking member."""
+    refusal: str = ""
+    """Why the conversation is refused, in one line; empty when accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedBatch:
+    """Commands a member without leadership passes to the leader of `term`, and of no other term."""
+
+    term: int
+    boot_id: int
+    counter: int
+    """Position in the origin's window for this term, from 1."""
+    data: bytes
+    """The encoded batch, ready to be the data of one log entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRefused:
+    """Batches from `counter` on were not appended in `term` and never will be by this member."""
+
+    term: int
+    boot_id: int
+    counter: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardAck:
+    """The leader of `term` has taken every batch of this origin up to `counter` into its log."""
+
+    term: int
+    boot_id: int
+    counter: int
+
+
+PeerMessage = Message | ForwardedBatch | ForwardRefused | ForwardAck
+
+
+class Liveness(Enum):
+    """Outcome of one plain connection with an exchange of hellos."""
+
+    ALIVE = "alive"
+    """Same boot id as before: the promise stands."""
+    DEAD = "dead"
+    """Refused, reset before hello, or a new boot id: that process is gone."""
+    UNREACHABLE = "unreachable"
+    """Silence: nothing is known."""
+
+
+class Receiver(Protocol):
+    """The driver's side. All calls happen on the event loop, none may block."""
+
+    def on_hello(self, hello: Hello) -> HelloAnswer:
+        """Judge a peer's first words; a refusal closes the connection."""
+
+    def on_answer(self, member_id: int, answer: HelloAnswer) -> None:
+        """A peer has answered our hello (accepted or refused)."""
+
+    def on_message(self, member_id: int, boot_id: int, message: PeerMessage) -> None: ...
+
+    def on_connected(self, member_id: int) -> None:
+        """Our outgoing stream to this member is open."""
+
+    def on_disconnected(self, member_id: int) -> None:
+        """A stream to or from this member ended; queued messages on it are lost."""
+
+    def on_dropped(self, member_id: int, message: PeerMessage) -> None:
+        """A queue was full or the stream is down: this message will not arrive."""
+
+
+class PeerLink(Protocol):
+    """One member's outgoing conversation with one peer: queues, a stream, back-off.
+
+    Two lanes: urgent (heartbeats, votes, answers, read rounds) is never behind bulk (appends with
+    entries, forwarded batches). Both are bounded in messages and bytes by named constants.
+    """
+
+    @property
+    def connected(self) -> bool: ...
+
+    def send(self, message: PeerMessage) -> bool:
+        """Queue a message; False (and `on_dropped`) when it cannot be."""
+
+    async def probe(self) -> Liveness:
+        """Open one plain connection, exchange hellos, close it."""
+
+    def close_nowait(self) -> None: ...
+
+
+class Transport(Protocol):
+    """All links of one member, and its listener."""
+
+    async def start(self, hello: Hello, receiver: Receiver) -> None: ...
+
+    def set_peer(self, member_id: int, urls: tuple[str, ...]) -> None:
+        """Add a peer or move it to new URLs."""
+
+    def remove_peer(self, member_id: int) -> None: ...
+
+    def send(self, member_id: int, message: PeerMessage) -> bool: ...
+
+    async def probe(self, member_id: int) -> Liveness: ...
+
+    def connected_peers(self) -> frozenset[int]: ...
+
+    def sever(self) -> None:
+        """Shut every peer socket at once; safe to call from the watchdog thread."""
+
+    async def close(self) -> None:
+        """Close peer sockets first, so that the others elect at once, then the rest."""
