@@ -1,1 +1,43 @@
-"""Contract to be written by this room."""
+"""A replicated key-value store that speaks the etcd v3 API.
+
+Run one member in your own event loop::
+
+    import kvstore
+
+    async with kvstore.serve(kvstore.Config(name="a", data_dir="a.kvstore")) as node:
+        print(node.client_urls)
+
+or a whole cluster from a shell: `kvstore cluster up`. Any etcd v3 client talks to it.
+
+Names are loaded on first use, so that importing a pure room (`kvstore.engine`) never drags in
+the network.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvstore.app import NodeHandle, serve
+    from kvstore.server.config import Config
+    from kvstore.version import __version__
+
+__all__ = ["Config", "NodeHandle", "__version__", "serve"]
+
+_HOMES = {
+    "Config": "kvstore.server.config",
+    "NodeHandle": "kvstore.app",
+    "__version__": "kvstore.version",
+    "serve": "kvstore.app",
+}
+"""Where each public name lives; the keys are exactly `__all__`."""
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its home on first use (PEP 562)."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(home), name)
