@@ -71,7 +71,7 @@ def privatise(text: str, package: Path) -> str:
 
 def compile_package(root: Path, package: Path, sources: list[Path]) -> dict[Path, str]:
     """Text of every module of one package, by path relative to the repository."""
-    from grpc_tools import protoc
+    from grpc_tools import protoc  # type: ignore[import-untyped]  # the compiler ships no types
 
     includes = importlib.resources.files("grpc_tools") / "_proto"
     with tempfile.TemporaryDirectory() as scratch:
