@@ -81,6 +81,19 @@ class Liveness(Enum):
     """Silence: nothing is known."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerStatistics:
+    """Counters of the conversation with one peer since it was set."""
+
+    sent_messages: int
+    sent_bytes: int
+    received_bytes: int
+    send_failures: int
+    """Messages that were dropped because a lane was full or the stream down."""
+    round_trip_s: float | None
+    """Latest heartbeat to its answer, in seconds; None when never measured."""
+
+
 class Receiver(Protocol):
     """The driver's side. All calls happen on the event loop, none may block."""
 
@@ -105,15 +118,15 @@ class Receiver(Protocol):
 class PeerLink(Protocol):
     """One member's outgoing conversation with one peer: queues, a stream, back-off.
 
-    Two lanes: urgent (heartbeats, votes, answers, read rounds) is never behind bulk (appends with
-    entries, forwarded batches). Both are bounded in messages and bytes by named constants.
+    Two lanes: urgent (heartbeats, votes, answers, read rounds) is never behind bulk (appends,
+    forwarded batches). Both are bounded in messages and bytes by named constants.
     """
 
     @property
     def connected(self) -> bool: ...
 
     def send(self, message: PeerMessage) -> bool:
-        """Queue a message; False (and `on_dropped`) when it cannot be."""
+        """Queue a message; False when it cannot be, and `on_dropped` was called before returning."""
 
     async def probe(self) -> Liveness:
         """Open one plain connection, exchange hellos, close it."""
@@ -136,6 +149,9 @@ class Transport(Protocol):
     async def probe(self, member_id: int) -> Liveness: ...
 
     def connected_peers(self) -> frozenset[int]: ...
+
+    def statistics(self) -> dict[int, PeerStatistics]:
+        """Counters by peer."""
 
     def sever(self) -> None:
         """Shut every peer socket at once; safe to call from the watchdog thread."""

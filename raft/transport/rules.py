@@ -1,0 +1,128 @@
+"""What both twins of the transport share: lanes and their bounds, timings, back-off, boot ids.
+
+Rules of this file: plain values and arithmetic. No socket, no loop, no clock of its own, so that
+the in-memory twin and the gRPC one cannot drift apart in what they promise.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+from raft.core.messages import Message, MessageType
+from raft.transport.protocol import ForwardedBatch, Liveness, PeerMessage
+
+HELLO_FORMAT_VERSION = 1
+"""Format of the peer conversation that this code speaks; the receiver refuses any other."""
+
+
+class LaneBounds(NamedTuple):
+    """How much may wait in one lane of one link before further messages are dropped."""
+
+    messages_max: int
+    bytes_max: int
+
+
+URGENT_BOUNDS = LaneBounds(4096, 4 << 20)
+"""Heartbeats, votes, answers and read rounds are tens of bytes each and several turns of a busy
+loop produce hundreds; 4096 is seconds of them, so a full lane means a peer that does not read."""
+
+BULK_BOUNDS = LaneBounds(1024, 64 << 20)
+"""Appends in flight are already limited by the core (count and bytes per follower); this lane
+holds that window and the forwarded batches twice over, and caps what one dead peer can pin."""
+
+FRAME_BYTES_MAX = 1 << 20
+"""Everything queued in one turn leaves as one gRPC message up to about this size: large enough to
+pay the per-message cost once, small enough that a heartbeat waits behind one such frame only."""
+
+MESSAGE_BYTES_MAX = 32 << 20
+"""Largest single message a peer accepts. A client request is limited to 1.5 MiB by default and a
+batch to little more; a message beyond this is dropped at the sender, not left to kill the stream."""
+
+HELLO_TIMEOUT_S = 2.0
+"""A dialled connection that has not answered the hello by then is given up and dialled anew."""
+
+PROBE_TIMEOUT_S = 0.5
+"""Silence for this long makes a probe UNREACHABLE. Far above a round trip and a busy loop's turn,
+below the default election timeout, which decides in that case anyway."""
+
+SILENCE_TIMEOUT_S = 4.0
+"""A stream on which nothing at all comes back for about this long (a transport-level ping
+included) is ended, so that after a partition a fresh connection is dialled instead of waiting for
+the kernel's retransmission timer, which by then backs off by many seconds."""
+
+BACKOFF_FIRST_S = 0.02
+"""First wait before dialling again: a restarted process is back in the game within a moment."""
+
+BACKOFF_MAX_S = 1.0
+"""Longest wait: a returning peer that cannot dial us is found within about an election timeout."""
+
+
+def is_bulk(message: PeerMessage) -> bool:
+    """Tell the lane of a message.
+
+    All appends are bulk, empty ones too: an empty append that overtook one with entries would be
+    refused for a gap that is only in flight.
+    """
+    if isinstance(message, Message):
+        return message.type is MessageType.APPEND or message.type is MessageType.PROPOSE
+    return isinstance(message, ForwardedBatch)
+
+
+def message_bytes(message: PeerMessage) -> int:
+    """Approximate encoded size in bytes: payload plus a flat cost for the rest."""
+    if isinstance(message, Message):
+        nbytes = 64
+        for entry in message.entries:
+            nbytes += len(entry.data) + 24
+        return nbytes
+    if isinstance(message, ForwardedBatch):
+        return 64 + len(message.data)
+    return 64
+
+
+class Backoff:
+    """Waits between attempts to dial one peer: doubling, jittered, reset by success or by its call."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._next_s = BACKOFF_FIRST_S
+        """Upper end of the next wait. Invariant: BACKOFF_FIRST_S <= _next_s <= BACKOFF_MAX_S."""
+
+    def reset(self) -> None:
+        self._next_s = BACKOFF_FIRST_S
+
+    def next_s(self) -> float:
+        """Return the next wait in seconds, between half and all of the current step."""
+        wait_s = self._next_s * self._rng.uniform(0.5, 1.0)
+        self._next_s = min(self._next_s * 2, BACKOFF_MAX_S)
+        return wait_s
+
+
+class BootIds:
+    """Which process a member was when last spoken to, and when a stream to or from it last ended."""
+
+    def __init__(self) -> None:
+        self._latest: dict[int, int] = {}
+        """Boot id of the newest hello of each member."""
+        self._ended: dict[int, int] = {}
+        """Boot id at the far end of the stream that ended last, which is the one a probe asks about."""
+
+    def seen(self, member_id: int, boot_id: int) -> None:
+        self._latest[member_id] = boot_id
+
+    def ended(self, member_id: int, boot_id: int) -> None:
+        self._ended[member_id] = boot_id
+
+    def forget(self, member_id: int) -> None:
+        self._latest.pop(member_id, None)
+        self._ended.pop(member_id, None)
+
+    def expected(self, member_id: int) -> int | None:
+        """Return the boot id a probe begun now must find, or None when none was ever met."""
+        return self._ended.get(member_id, self._latest.get(member_id))
+
+
+def judge_boot_id(expected: int | None, found: int) -> Liveness:
+    """Same process (or the first one ever met) is alive; another process means that one is gone."""
+    return Liveness.ALIVE if expected is None or expected == found else Liveness.DEAD
