@@ -44,7 +44,7 @@ def resolve(wanted: list[str]) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
-        subprocess.run([*command, "--report", str(report), *wanted], check=True)  # noqa: S603 -- our own words
+        subprocess.run([*command, "--report", str(report), *wanted], check=True)
         installed = json.loads(report.read_text())["install"]
     return {canonical(item["metadata"]["name"]): item["metadata"]["version"] for item in installed}
 

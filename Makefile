@@ -1,0 +1,73 @@
+# One door for everything a developer runs; `make help` lists it.
+# Needs only Python >= 3.11 with venv: no root, no system package. Every target makes its environment first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+# Workers of the unit suites; tests that start processes share one worker (see tests/conftest.py).
+WORKERS ?= 2
+PYTEST_ARGS ?=
+# Knobs of the long runs; each prints what it used.
+PROGRAMS ?= 2000
+SEED ?=
+ROUNDS ?= 3
+SECONDS ?= 3
+KILLS ?= 10
+CRASHES ?= 50
+
+.DEFAULT_GOAL := help
+.PHONY: help env cluster demo test check fix bench bench-failover torture differential lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, set PYTHON=...") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+env: $(STAMP) ## make the development environment in .venv
+
+cluster: $(STAMP) ## a three-node cluster in the foreground on ports 2379, 22379, 32379; Ctrl-C stops it
+	$(BIN)/python cluster.py up --foreground
+
+demo: $(STAMP) ## a tour that ends by itself: cluster up, writes, leader killed, everything read back
+	$(BIN)/python cluster.py demo
+
+test: $(STAMP) ## the whole test suite; STRICT=1 turns every skip into a failure
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+check: $(STAMP) ## the gate that never writes: lint, format, types, house rules, generated code, lock
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --strict tools bench cluster.py
+	$(BIN)/python -m pytest -q tests/test_tidy.py
+	$(BIN)/python tools/genproto.py --check
+	$(BIN)/python tools/lock.py --check
+
+fix: $(STAMP) ## the gate that writes: sort, format, regenerate
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python tools/genproto.py
+
+bench: $(STAMP) ## side by side with etcd, same client, alternating; writes bench/results/latest.json
+	$(BIN)/python -m bench.compare --rounds $(ROUNDS) --seconds $(SECONDS)
+
+bench-failover: $(STAMP) ## kill -9 of the leader under load: the gap in writes; writes bench/results/failover.json
+	$(BIN)/python -m bench.failover --kills $(KILLS)
+
+torture: $(STAMP) ## kill -9 of all three nodes under load, again and again; nothing acknowledged may be lost
+	$(BIN)/python -m bench.torture --rounds $(CRASHES)
+
+differential: $(STAMP) ## random programs against this store and etcd, every reply compared
+	$(BIN)/python -m tests.differential --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED))
+
+lock: $(STAMP) ## resolve the development dependencies anew
+	$(BIN)/python tools/lock.py
+
+clean: ## remove the environment and everything built
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
