@@ -1,0 +1,286 @@
+"""The configuration of one member: every setting that means something here, and its rules.
+
+The fields of `Config` *are* the table of settings: name, kind, default, group and help stand at the
+field, and flags, environment variables, file keys and documentation are made from them. Values are
+kept as they are written (a list of URLs is one text with commas), so that
+`Config(name="a", data_dir=path, listen_client_urls="http://127.0.0.1:0")` reads like the flags;
+the properties give the parsed form.
+
+Names, defaults, checks and their texts are those of etcd 3.5 (`server/embed/config.go`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvstore.server.settings import (
+    ConfigError,
+    Fate,
+    Group,
+    Kind,
+    Setting,
+    Url,
+    parse_cluster,
+    parse_urls,
+)
+
+DEFAULT_PEER_URL = "http://localhost:2380"
+DEFAULT_CLIENT_URL = "http://localhost:2379"
+
+# etcd's bounds: fewer than five heartbeats in an election timeout depose leaders for one lost packet,
+# and above 50 s a cluster without a leader stays so for longer than operators wait.
+ELECTION_TIMEOUT_MIN_HEARTBEATS = 5
+ELECTION_TIMEOUT_MAX_MS = 50_000
+
+QUOTA_DEFAULT_BYTES = 2 * 1024 * 1024 * 1024
+"""What `quota_backend_bytes` 0 stands for, as in etcd."""
+
+LOG_LEVELS = ("debug", "info", "warn", "error", "panic", "fatal")
+LOG_FORMATS = ("json", "console")
+
+
+def _setting(
+    kind: Kind,
+    default: Any,
+    group: Group,
+    text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    shown: str | None = None,
+) -> Any:
+    """A field of `Config` with its row of the table; `shown` is the default in documentation.
+
+    Typed as `dataclasses.field` is: what it returns stands for a value of the field's own type.
+    """
+    row = {"kind": kind, "group": group, "help": text, "choices": choices, "shown": shown}
+    return dataclasses.field(default=default, metadata=row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One member's configuration. Call `validate` before use; `kvstore.serve` does."""
+
+    name: str = _setting(Kind.TEXT, "default", Group.MEMBER, "Name of this member, unique in the cluster.")
+    data_dir: str | os.PathLike[str] = _setting(  # noqa: RUF009  a field specifier; its default is a text
+        Kind.TEXT, "", Group.MEMBER, "Directory of everything the member stores.", shown="${name}.etcd"
+    )
+    heartbeat_interval: int = _setting(
+        Kind.COUNT, 100, Group.MEMBER, "Milliseconds between two heartbeats of a leader."
+    )
+    election_timeout: int = _setting(
+        Kind.COUNT,
+        1000,
+        Group.MEMBER,
+        "Milliseconds without a leader before an election; at least 5 heartbeat intervals, at most 50 s.",
+    )
+    listen_peer_urls: str = _setting(
+        Kind.URLS, DEFAULT_PEER_URL, Group.MEMBER, "URLs to listen on for the other members."
+    )
+    listen_client_urls: str = _setting(
+        Kind.URLS, DEFAULT_CLIENT_URL, Group.MEMBER, "URLs to listen on for clients."
+    )
+    quota_backend_bytes: int = _setting(
+        Kind.INTEGER,
+        0,
+        Group.MEMBER,
+        "Bytes of data after which writes are refused until space is freed"
+        " (0 stands for 2 GiB, a negative number for no limit).",
+    )
+    max_txn_ops: int = _setting(
+        Kind.COUNT, 128, Group.MEMBER, "Largest number of operations in a transaction."
+    )
+    max_request_bytes: int = _setting(
+        Kind.COUNT, 1_572_864, Group.MEMBER, "Largest size of a client's request in bytes."
+    )
+    initial_advertise_peer_urls: str = _setting(
+        Kind.URLS,
+        "",
+        Group.CLUSTERING,
+        "URLs at which the other members reach this one; by default the listen-peer-urls.",
+        shown=DEFAULT_PEER_URL,
+    )
+    initial_cluster: str = _setting(
+        Kind.CLUSTER,
+        "",
+        Group.CLUSTERING,
+        "The members a new cluster begins with, as name=peer-url pairs; by default this member alone.",
+        shown=f"default={DEFAULT_PEER_URL}",
+    )
+    initial_cluster_state: str = _setting(
+        Kind.TEXT,
+        "new",
+        Group.CLUSTERING,
+        "Whether a member without data begins a new cluster or joins an existing one.",
+        choices=("new", "existing"),
+    )
+    initial_cluster_token: str = _setting(
+        Kind.TEXT,
+        "etcd-cluster",
+        Group.CLUSTERING,
+        "Distinguishes clusters begun with the same members, so that they never mix.",
+    )
+    advertise_client_urls: str = _setting(
+        Kind.URLS,
+        "",
+        Group.CLUSTERING,
+        "URLs at which clients reach this member; to be given whenever listen-client-urls is.",
+        shown=DEFAULT_CLIENT_URL,
+    )
+    listen_metrics_urls: str = _setting(
+        Kind.URLS, "", Group.MONITORING, "URLs to listen on for /metrics, /health and /version."
+    )
+    log_level: str = _setting(
+        Kind.TEXT, "info", Group.LOGGING, "Least severe level that is logged.", choices=LOG_LEVELS
+    )
+    log_format: str = _setting(Kind.TEXT, "json", Group.LOGGING, "Form of a log line.", choices=LOG_FORMATS)
+    log_outputs: str = _setting(
+        Kind.TEXT,
+        "default",
+        Group.LOGGING,
+        "Where log lines go, separated by commas: stderr (the default), stdout or names of files.",
+    )
+
+    @property
+    def directory(self) -> Path:
+        """The data directory."""
+        return Path(self.data_dir or f"{self.name}.etcd")
+
+    @property
+    def listen_peer(self) -> tuple[Url, ...]:
+        """Where to listen for members."""
+        return _urls("listen-peer-urls", self.listen_peer_urls)
+
+    @property
+    def listen_client(self) -> tuple[Url, ...]:
+        """Where to listen for clients."""
+        return _urls("listen-client-urls", self.listen_client_urls)
+
+    @property
+    def listen_metrics(self) -> tuple[Url, ...]:
+        """Where to listen for metrics and health; may be empty."""
+        return _urls("listen-metrics-urls", self.listen_metrics_urls) if self.listen_metrics_urls else ()
+
+    @property
+    def advertise_peer(self) -> tuple[Url, ...]:
+        """What other members are told; ports of 0 are still 0 here."""
+        text = self.initial_advertise_peer_urls or self.listen_peer_urls
+        return _urls("initial-advertise-peer-urls", text)
+
+    @property
+    def advertise_client(self) -> tuple[Url, ...]:
+        """What clients are told; ports of 0 are still 0 here."""
+        return _urls("advertise-client-urls", self.advertise_client_urls or self.listen_client_urls)
+
+    @property
+    def quota_bytes(self) -> int | None:
+        """The quota in bytes, or None for no limit."""
+        if self.quota_backend_bytes < 0:
+            return None
+        return self.quota_backend_bytes or QUOTA_DEFAULT_BYTES
+
+    def initial_members(self) -> dict[str, tuple[Url, ...]]:
+        """The members a new cluster begins with, by name.
+
+        Only a member without data asks: one that has data knows its cluster, and etcd lets its
+        `initial-cluster` say anything. Raises ConfigError when the list does not name this member
+        with its advertised URLs, or names a URL twice.
+        """
+        if not self.initial_cluster:
+            return {self.name: self.advertise_peer}
+        try:
+            members = parse_cluster(self.initial_cluster)
+        except ValueError as error:
+            raise ConfigError(f"error setting up initial cluster: {error}") from None
+        if self.name not in members:
+            raise ConfigError(f'couldn\'t find local name "{self.name}" in the initial cluster configuration')
+        listed = sorted(str(url) for urls in members.values() for url in urls)
+        if len(set(listed)) < len(listed):
+            raise ConfigError(f"initial cluster {self.initial_cluster} has duplicate url")
+        advertised = ",".join(map(str, self.advertise_peer))
+        ours = ",".join(map(str, members[self.name]))
+        if advertised != ours:
+            raise ConfigError(
+                f"--initial-cluster has {self.name}={ours}"
+                f" but missing from --initial-advertise-peer-urls={advertised}"
+            )
+        return members
+
+    def validate(self) -> None:
+        """Raise ConfigError, in etcd's words, at the first rule that is broken."""
+        for row in SETTINGS:
+            value = getattr(self, row.field)
+            if row.choices and value not in row.choices:
+                raise ConfigError(f'invalid value "{value}" for --{row.name}')
+        if not self.name or "," in self.name or "=" in self.name:
+            raise ConfigError(
+                f'--name "{self.name}" must be neither empty nor contain a comma or an equals sign'
+            )
+        for url in (*self.listen_peer, *self.listen_client, *self.listen_metrics):
+            _check_listener(url)
+        for url in (*self.advertise_peer, *self.advertise_client):
+            if not url.host:
+                raise ConfigError(f"unexpected empty host ({url})")
+        self._validate_timers()
+        if self.max_txn_ops < 1:
+            raise ConfigError(f"--max-txn-ops must be >0 (set to {self.max_txn_ops})")
+        if self.max_request_bytes < 1:
+            raise ConfigError(f"--max-request-bytes must be >0 (set to {self.max_request_bytes})")
+
+    def _validate_timers(self) -> None:
+        heartbeat, election = self.heartbeat_interval, self.election_timeout
+        if heartbeat <= 0:
+            raise ConfigError(f"--heartbeat-interval must be >0 (set to {heartbeat}ms)")
+        if election <= 0:
+            raise ConfigError(f"--election-timeout must be >0 (set to {election}ms)")
+        if ELECTION_TIMEOUT_MIN_HEARTBEATS * heartbeat > election:
+            raise ConfigError(
+                f"--election-timeout[{election}ms] should be at least as"
+                f" {ELECTION_TIMEOUT_MIN_HEARTBEATS} times as --heartbeat-interval[{heartbeat}ms]"
+            )
+        if election > ELECTION_TIMEOUT_MAX_MS:
+            raise ConfigError(
+                f"--election-timeout[{election}ms] is too long,"
+                f" and should be set less than {ELECTION_TIMEOUT_MAX_MS}ms"
+            )
+
+
+def _urls(name: str, text: str) -> tuple[Url, ...]:
+    try:
+        return parse_urls(text)
+    except ValueError as error:
+        raise ConfigError(f'invalid value "{text}" for --{name}: {error}') from None
+
+
+def _check_listener(url: Url) -> None:
+    """A listener binds to an address, never to a name that may mean another one tomorrow."""
+    if url.scheme == "https":
+        raise ConfigError(f"TLS is not supported, so this URL cannot be served ({url})")
+    if url.host == "localhost":
+        return
+    try:
+        ipaddress.ip_address(url.host.partition("%")[0])
+    except ValueError:
+        raise ConfigError(f"expected IP in URL for binding ({url})") from None
+
+
+def _row(field: dataclasses.Field[Any]) -> Setting:
+    data = field.metadata
+    shown = data["shown"]
+    return Setting(
+        name=field.name.replace("_", "-"),
+        kind=data["kind"],
+        default=str(field.default) if shown is None else shown,
+        group=data["group"],
+        help=data["help"],
+        choices=data["choices"],
+        fate=Fate.USED,
+    )
+
+
+SETTINGS: tuple[Setting, ...] = tuple(_row(field) for field in dataclasses.fields(Config))
+"""The settings that mean something here, in the order of documentation."""
