@@ -1,0 +1,50 @@
+"""Judging histories: was what the clients saw possible for the promised semantics?
+
+A history is a list of events in real-time order (`history`), read from Jepsen's EDN, from JSON
+lines or from Porcupine's logs (`readers`). Every operation ends in one of three ways:
+
+* `ok`: it happened, and this is what it returned;
+* `fail`: it certainly did not happen (or, for a compare-and-set, its comparison did not hold);
+* `info`: unknown; it may take effect at any later time, or never.
+
+Two families of checkers:
+
+* `linearizability`: a search for one legal order of register, map and mutex operations, depth
+  first and breadth first in competition, split by key where keys are independent;
+* `list_append`: transactional anomalies as cycles between transactions, in the manner of Elle.
+
+A verdict is valid, invalid (with the operation that cannot be placed, or the cycle) or unknown
+when the budget ran out. These rooms know nothing of this store; they judge any system's history.
+"""
+
+from __future__ import annotations
+
+from kvstore.verify.history import (
+    Event,
+    HistoryError,
+    Operation,
+    Outcome,
+    Verdict,
+    VerdictKind,
+    pair_events,
+)
+from kvstore.verify.linearizability import check_linearizability
+from kvstore.verify.list_append import check_list_append
+from kvstore.verify.models import MODELS, Model, Semantics
+from kvstore.verify.readers import read_history
+
+__all__ = [
+    "MODELS",
+    "Event",
+    "HistoryError",
+    "Model",
+    "Operation",
+    "Outcome",
+    "Semantics",
+    "Verdict",
+    "VerdictKind",
+    "check_linearizability",
+    "check_list_append",
+    "pair_events",
+    "read_history",
+]

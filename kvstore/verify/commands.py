@@ -1,0 +1,73 @@
+"""`kvstore verify`: the checkers from a shell."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from kvstore.verify.edn import EdnError, parse_all
+from kvstore.verify.history import Verdict, pair_events
+from kvstore.verify.linearizability import BUDGET_S_DEFAULT, check_linearizability
+from kvstore.verify.list_append import check_list_append
+from kvstore.verify.models import MODELS, Semantics
+from kvstore.verify.readers import read_history
+
+EXIT_UNREADABLE = 3
+"""The file could not be read as a history; 0, 1 and 2 are the verdicts valid, invalid, unknown."""
+
+
+@click.group()
+def verify() -> None:
+    """Judge recorded histories of concurrent operations."""
+
+
+@verify.command()
+@click.argument("file", type=click.Path())
+@click.option(
+    "--model", type=click.Choice([*MODELS, "list-append"]), required=True, help="What was operated on."
+)
+@click.option(
+    "--semantics",
+    type=click.Choice([choice.value for choice in Semantics]),
+    default=Semantics.PORCUPINE.value,
+    show_default=True,
+    help="porcupine: a failed cas observed another value, nil is a value; "
+    "knossos: failed operations are dropped, a nil read matches anything.",
+)
+@click.option("--initial", metavar="V", default=None, help="State at the start, in EDN.  [default: nil]")
+@click.option("--budget-s", type=click.FloatRange(min=0.001), default=BUDGET_S_DEFAULT, show_default=True)
+def check(file: str, model: str, semantics: str, initial: str | None, budget_s: float) -> None:
+    """Check FILE and explain the verdict.
+
+    Reads Jepsen's EDN, JSON lines, and Porcupine's logs. Exit code: 0 valid, 1 invalid, 2 unknown
+    (the budget ran out), 3 the file could not be read.
+    """
+    try:
+        operations = pair_events(read_history(file))
+        if model == "list-append":
+            verdict = check_list_append(operations, budget_s=budget_s)
+        else:
+            chosen = MODELS[model](Semantics(semantics), _initial(initial))
+            verdict = check_linearizability(operations, chosen, budget_s=budget_s)
+    except ValueError as error:  # HistoryError, or an operation outside the model's vocabulary
+        click.echo(f"Error: {file}: {error}", err=True)
+        sys.exit(EXIT_UNREADABLE)
+    _report(verdict)
+    sys.exit(int(verdict.kind))
+
+
+def _initial(text: str | None) -> object:
+    if text is None:
+        return None
+    try:
+        forms = parse_all(text)
+    except EdnError as error:
+        raise click.BadParameter(str(error), param_hint="--initial") from error
+    return forms[0][0] if forms else None
+
+
+def _report(verdict: Verdict) -> None:
+    click.echo(f"{verdict.kind.name.lower()}: {verdict.operations} operations")
+    for line in verdict.explanation:
+        click.echo(line)
