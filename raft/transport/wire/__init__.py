@@ -1,0 +1,1 @@
+"""Generated from proto/raft/transport/wire by tools/genproto.py; do not edit the modules here."""

@@ -1,0 +1,146 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Hello(_message.Message):
+    __slots__ = ("format_version", "cluster_id", "member_id", "disk_id", "boot_id")
+    FORMAT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
+    DISK_ID_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    format_version: int
+    cluster_id: int
+    member_id: int
+    disk_id: int
+    boot_id: int
+    def __init__(self, format_version: _Optional[int] = ..., cluster_id: _Optional[int] = ..., member_id: _Optional[int] = ..., disk_id: _Optional[int] = ..., boot_id: _Optional[int] = ...) -> None: ...
+
+class HelloAnswer(_message.Message):
+    __slots__ = ("hello", "earlier_disk_known", "refusal")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    EARLIER_DISK_KNOWN_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    earlier_disk_known: bool
+    refusal: str
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., earlier_disk_known: bool = ..., refusal: _Optional[str] = ...) -> None: ...
+
+class Frame(_message.Message):
+    __slots__ = ("hello", "messages")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    messages: _containers.RepeatedCompositeFieldContainer[PeerMessage]
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[PeerMessage, _Mapping]]] = ...) -> None: ...
+
+class PeerMessage(_message.Message):
+    __slots__ = ("raft", "batch", "refused", "ack")
+    RAFT_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    raft: Message
+    batch: ForwardedBatch
+    refused: ForwardRefused
+    ack: ForwardAck
+    def __init__(self, raft: _Optional[_Union[Message, _Mapping]] = ..., batch: _Optional[_Union[ForwardedBatch, _Mapping]] = ..., refused: _Optional[_Union[ForwardRefused, _Mapping]] = ..., ack: _Optional[_Union[ForwardAck, _Mapping]] = ...) -> None: ...
+
+class Message(_message.Message):
+    __slots__ = ("type", "to", "term", "log_term", "index", "entries", "commit", "reject", "reject_hint", "context", "snapshot")
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    LOG_TERM_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    REJECT_FIELD_NUMBER: _ClassVar[int]
+    REJECT_HINT_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    type: int
+    to: int
+    term: int
+    log_term: int
+    index: int
+    entries: _containers.RepeatedCompositeFieldContainer[Entry]
+    commit: int
+    reject: bool
+    reject_hint: int
+    context: int
+    snapshot: SnapshotMeta
+    def __init__(self, type: _Optional[int] = ..., to: _Optional[int] = ..., term: _Optional[int] = ..., log_term: _Optional[int] = ..., index: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., commit: _Optional[int] = ..., reject: bool = ..., reject_hint: _Optional[int] = ..., context: _Optional[int] = ..., snapshot: _Optional[_Union[SnapshotMeta, _Mapping]] = ..., **kwargs) -> None: ...
+
+class Entry(_message.Message):
+    __slots__ = ("term", "index", "kind", "data")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    index: int
+    kind: int
+    data: bytes
+    def __init__(self, term: _Optional[int] = ..., index: _Optional[int] = ..., kind: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class SnapshotMeta(_message.Message):
+    __slots__ = ("index", "term", "conf")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    CONF_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    term: int
+    conf: ConfState
+    def __init__(self, index: _Optional[int] = ..., term: _Optional[int] = ..., conf: _Optional[_Union[ConfState, _Mapping]] = ...) -> None: ...
+
+class ConfState(_message.Message):
+    __slots__ = ("voters", "learners", "voters_outgoing", "learners_next", "auto_leave")
+    VOTERS_FIELD_NUMBER: _ClassVar[int]
+    LEARNERS_FIELD_NUMBER: _ClassVar[int]
+    VOTERS_OUTGOING_FIELD_NUMBER: _ClassVar[int]
+    LEARNERS_NEXT_FIELD_NUMBER: _ClassVar[int]
+    AUTO_LEAVE_FIELD_NUMBER: _ClassVar[int]
+    voters: _containers.RepeatedScalarFieldContainer[int]
+    learners: _containers.RepeatedScalarFieldContainer[int]
+    voters_outgoing: _containers.RepeatedScalarFieldContainer[int]
+    learners_next: _containers.RepeatedScalarFieldContainer[int]
+    auto_leave: bool
+    def __init__(self, voters: _Optional[_Iterable[int]] = ..., learners: _Optional[_Iterable[int]] = ..., voters_outgoing: _Optional[_Iterable[int]] = ..., learners_next: _Optional[_Iterable[int]] = ..., auto_leave: bool = ...) -> None: ...
+
+class ForwardedBatch(_message.Message):
+    __slots__ = ("term", "boot_id", "counter", "data")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    COUNTER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    boot_id: int
+    counter: int
+    data: bytes
+    def __init__(self, term: _Optional[int] = ..., boot_id: _Optional[int] = ..., counter: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ForwardRefused(_message.Message):
+    __slots__ = ("term", "boot_id", "counter")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    COUNTER_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    boot_id: int
+    counter: int
+    def __init__(self, term: _Optional[int] = ..., boot_id: _Optional[int] = ..., counter: _Optional[int] = ...) -> None: ...
+
+class ForwardAck(_message.Message):
+    __slots__ = ("term", "boot_id", "counter")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    COUNTER_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    boot_id: int
+    counter: int
+    def __init__(self, term: _Optional[int] = ..., boot_id: _Optional[int] = ..., counter: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,100 @@
+"""Encoding is exact both ways, and foreign bytes are refused rather than guessed at."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raft.core.messages import Message, MessageType
+from raft.core.types import ConfState, Entry, EntryKind, SnapshotMeta
+from raft.transport import codec
+from raft.transport.protocol import ForwardAck, ForwardedBatch, ForwardRefused, Hello, HelloAnswer
+from raft.transport.wire import peer_pb2 as wire
+
+U64 = st.integers(0, 2**64 - 1)
+IDS = st.lists(U64, max_size=3).map(tuple)
+ENTRIES = st.builds(Entry, U64, U64, st.sampled_from(EntryKind), st.binary(max_size=40))
+CONFS = st.builds(ConfState, IDS, IDS, IDS, IDS, st.booleans())
+RAFT = st.builds(
+    Message,
+    type=st.sampled_from(MessageType),
+    to=U64,
+    from_=U64,
+    term=U64,
+    log_term=U64,
+    index=U64,
+    entries=st.lists(ENTRIES, max_size=3).map(tuple),
+    commit=U64,
+    reject=st.booleans(),
+    reject_hint=U64,
+    context=U64,
+    snapshot=st.none() | st.builds(SnapshotMeta, U64, U64, CONFS),
+)
+MESSAGES = st.one_of(
+    RAFT,
+    st.builds(ForwardedBatch, U64, U64, U64, st.binary(max_size=40)),
+    st.builds(ForwardRefused, U64, U64, U64),
+    st.builds(ForwardAck, U64, U64, U64),
+)
+HELLOS = st.builds(
+    Hello,
+    format_version=st.integers(0, 2**32 - 1),
+    cluster_id=U64,
+    member_id=U64,
+    disk_id=U64,
+    boot_id=U64,
+)
+
+
+@given(st.lists(MESSAGES, max_size=5))
+def test_messages_survive_the_wire_in_order(messages: list[object]) -> None:
+    assert codec.decode_frame(codec.encode_frame(messages)) == messages
+
+
+@given(RAFT)
+def test_types_survive_too(message: Message) -> None:
+    (decoded,) = codec.decode_frame(codec.encode_frame([message]))
+    assert isinstance(decoded, Message)
+    assert type(decoded.type) is MessageType
+    assert all(type(entry) is Entry and type(entry.kind) is EntryKind for entry in decoded.entries)
+    assert decoded.snapshot is None or type(decoded.snapshot.conf) is ConfState
+
+
+@given(HELLOS, st.booleans(), st.text(max_size=30))
+def test_hellos_survive_the_wire(hello: Hello, known: bool, refusal: str) -> None:
+    assert codec.decode_hello(codec.encode_hello(hello)) == hello
+    assert codec.decode_opening(codec.encode_opening(hello)) == hello
+    answer = HelloAnswer(hello=hello, earlier_disk_known=known, refusal=refusal)
+    assert codec.decode_answer(codec.encode_answer(answer)) == answer
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xff\xff",
+        wire.Frame(messages=[wire.PeerMessage()]).SerializeToString(),
+        wire.Frame(messages=[wire.PeerMessage(raft=wire.Message(type=99))]).SerializeToString(),
+        wire.Frame(
+            messages=[wire.PeerMessage(raft=wire.Message(type=1, entries=[wire.Entry(kind=9)]))]
+        ).SerializeToString(),
+    ],
+    ids=["garbage", "no kind", "unknown type", "unknown entry kind"],
+)
+def test_foreign_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(codec.Malformed):
+        codec.decode_frame(data)
+
+
+def test_a_stream_must_begin_with_a_hello() -> None:
+    with pytest.raises(codec.Malformed):
+        codec.decode_opening(codec.encode_frame([]))
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_decode_or_are_refused(data: bytes) -> None:
+    try:
+        messages = codec.decode_frame(data)
+    except codec.Malformed:
+        return
+    assert codec.decode_frame(codec.encode_frame(messages)) == messages
