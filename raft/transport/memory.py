@@ -42,6 +42,7 @@ from raft.transport.rules import (
     Backoff,
     BootIds,
     is_bulk,
+    judge_answer,
     judge_boot_id,
     message_bytes,
 )
@@ -377,7 +378,7 @@ class _Link:
         if target is None:
             network.loop.call_later(back_s, self._failed, attempt)
             return
-        answer = target.answer(self.owner.hello)
+        answer = judge_answer(self.owner.hello, self.member_id, target.answer(self.owner.hello))
         stream = None if answer.refusal else _Stream(self, target, answer.hello.boot_id)
         network.loop.call_later(back_s, self._answered, attempt, answer, stream)
 
@@ -467,6 +468,10 @@ class MemoryTransport:
         link = self._links.pop(member_id, None)
         if link is not None:
             link.close_nowait()
+        if self._started:
+            for stream in self.network.streams_of(self):
+                if stream.source_id == member_id:
+                    stream.reset_by(self)
         self.boot_ids.forget(member_id)
 
     def send(self, member_id: int, message: PeerMessage) -> bool:

@@ -7,10 +7,11 @@ the in-memory twin and the gRPC one cannot drift apart in what they promise.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import NamedTuple
 
 from raft.core.messages import Message, MessageType
-from raft.transport.protocol import ForwardedBatch, Liveness, PeerMessage
+from raft.transport.protocol import ForwardedBatch, Hello, HelloAnswer, Liveness, PeerMessage
 
 HELLO_FORMAT_VERSION = 1
 """Format of the peer conversation that this code speaks; the receiver refuses any other."""
@@ -56,6 +57,9 @@ BACKOFF_FIRST_S = 0.02
 
 BACKOFF_MAX_S = 1.0
 """Longest wait: a returning peer that cannot dial us is found within about an election timeout."""
+
+ROUND_TRIP_STALE_S = 2.0
+"""A heartbeat unanswered for this long no longer measures a round trip; a later one does."""
 
 
 def is_bulk(message: PeerMessage) -> bool:
@@ -126,3 +130,18 @@ class BootIds:
 def judge_boot_id(expected: int | None, found: int) -> Liveness:
     """Same process (or the first one ever met) is alive; another process means that one is gone."""
     return Liveness.ALIVE if expected is None or expected == found else Liveness.DEAD
+
+
+def judge_answer(own: Hello, member_id: int, answer: HelloAnswer) -> HelloAnswer:
+    """The dialler's look at an answer: turn one from the wrong process into a refusal."""
+    found = answer.hello
+    refusal = ""
+    if answer.refusal:
+        return answer
+    if found.format_version != own.format_version:
+        refusal = f"speaks peer format {found.format_version}, this member {own.format_version}"
+    elif found.cluster_id != own.cluster_id:
+        refusal = f"belongs to cluster {found.cluster_id:x}, not {own.cluster_id:x}"
+    elif found.member_id != member_id:
+        refusal = f"is member {found.member_id:x}, not {member_id:x}"
+    return replace(answer, refusal=refusal) if refusal else answer

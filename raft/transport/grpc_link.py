@@ -1,0 +1,323 @@
+"""One member's outgoing gRPC conversation with one peer: lanes, a stream, back-off.
+
+Theory of operation. One task per link lives as long as the link: dial, exchange hellos, then write
+frames until the stream ends, wait, dial again. `send` only queues and wakes that task, which takes
+whatever has gathered by its next turn, urgent lane first, as one frame. While a frame is being
+written more gathers, so frames grow with load and a lone message leaves at once.
+
+Every attempt has a channel of its own: gRPC would otherwise keep a failed connection's back-off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import deque
+
+import grpc
+
+from raft.core.messages import Message, MessageType
+from raft.transport import codec
+from raft.transport.grpc_options import CHANNEL_OPTIONS, PROBE_METHOD, STREAM_METHOD, host_port, target_of
+from raft.transport.protocol import Hello, Liveness, PeerMessage, PeerStatistics, Receiver
+from raft.transport.rules import (
+    BULK_BOUNDS,
+    FRAME_BYTES_MAX,
+    HELLO_TIMEOUT_S,
+    MESSAGE_BYTES_MAX,
+    PROBE_TIMEOUT_S,
+    ROUND_TRIP_STALE_S,
+    URGENT_BOUNDS,
+    Backoff,
+    BootIds,
+    LaneBounds,
+    is_bulk,
+    judge_answer,
+    judge_boot_id,
+    message_bytes,
+)
+
+logger = logging.getLogger(__name__)
+
+_Call = grpc.aio.StreamStreamCall[bytes, bytes]
+
+
+class _Lane:
+    """Messages waiting to be written, oldest first."""
+
+    __slots__ = ("bounds", "nbytes", "queue")
+
+    def __init__(self, bounds: LaneBounds) -> None:
+        self.bounds = bounds
+        self.queue: deque[tuple[PeerMessage, int]] = deque()
+        self.nbytes = 0
+        """Invariant: the sum of the sizes in `queue`, at most bounds.bytes_max."""
+
+    def push(self, message: PeerMessage, nbytes: int) -> bool:
+        if len(self.queue) >= self.bounds.messages_max or self.nbytes + nbytes > self.bounds.bytes_max:
+            return False
+        self.queue.append((message, nbytes))
+        self.nbytes += nbytes
+        return True
+
+    def move(self, frame: list[PeerMessage], room: int) -> int:
+        """Append messages to `frame` while they fit `room`, a first one in any case; return what is left."""
+        queue = self.queue
+        while queue and (queue[0][1] <= room or not frame):
+            message, nbytes = queue.popleft()
+            self.nbytes -= nbytes
+            room -= nbytes
+            frame.append(message)
+        return room
+
+    def clear(self) -> None:
+        self.queue.clear()
+        self.nbytes = 0
+
+
+class GrpcLink:
+    """See `PeerLink`. Belongs to one event loop; created with the loop running."""
+
+    def __init__(
+        self,
+        *,
+        member_id: int,
+        urls: tuple[str, ...],
+        hello: Hello,
+        receiver: Receiver,
+        boot_ids: BootIds,
+        rng: random.Random,
+    ) -> None:
+        self.member_id = member_id
+        self.urls = urls
+        self._hello = hello
+        self._receiver = receiver
+        self._boot_ids = boot_ids
+        self._backoff = Backoff(rng)
+        self._attempts = 0
+        """Dials so far; picks the next URL in turn."""
+        self._urgent = _Lane(URGENT_BOUNDS)
+        self._bulk = _Lane(BULK_BOUNDS)
+        """Both lanes are empty while not connected."""
+        self._connected = False
+        self._sleeper: asyncio.Future[None] | None = None
+        """What the task waits on when it has nothing to do, connected or not; any event resolves it."""
+        self._last_trouble = ""
+        """The reason logged last, so that a peer down for hours is reported once."""
+        self._sent_messages = 0
+        self._sent_bytes = 0
+        self.received_bytes = 0
+        self._send_failures = 0
+        self._heartbeat_sent_s = 0.0
+        """Loop time of the oldest unanswered heartbeat written; 0.0 when every one is answered."""
+        self._round_trip_s: float | None = None
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._run(), name=f"peer link to {member_id:x}")
+
+    @property
+    def connected(self) -> bool:
+        return self._connected
+
+    def send(self, message: PeerMessage) -> bool:
+        if self._connected:
+            nbytes = message_bytes(message)
+            lane = self._bulk if is_bulk(message) else self._urgent
+            if nbytes <= MESSAGE_BYTES_MAX and lane.push(message, nbytes):
+                self._rouse()
+                return True
+        self._send_failures += 1
+        self._receiver.on_dropped(self.member_id, message)
+        return False
+
+    def wake(self) -> None:
+        """The peer has dialled us, so it is there: do not wait for the back-off."""
+        self._backoff.reset()
+        self._rouse()
+
+    def heartbeat_answered(self) -> None:
+        if self._heartbeat_sent_s:
+            self._round_trip_s = self._loop.time() - self._heartbeat_sent_s
+            self._heartbeat_sent_s = 0.0
+
+    def statistics(self) -> PeerStatistics:
+        return PeerStatistics(
+            sent_messages=self._sent_messages,
+            sent_bytes=self._sent_bytes,
+            received_bytes=self.received_bytes,
+            send_failures=self._send_failures,
+            round_trip_s=self._round_trip_s,
+        )
+
+    def close_nowait(self) -> None:
+        """End the conversation; `wait_closed` tells when the sockets are gone. Reports nothing."""
+        self._connected = False
+        self._task.cancel()
+
+    @property
+    def closed(self) -> bool:
+        return self._task.done()
+
+    async def wait_closed(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def probe(self) -> Liveness:
+        """Open one plain connection, exchange hellos, close it; every URL in turn, within PROBE_TIMEOUT_S."""
+        expected = self._boot_ids.expected(self.member_id)
+        verdict = Liveness.UNREACHABLE
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                for url in self.urls:
+                    found = await self._probe_url(url)
+                    if found is not None:
+                        return judge_boot_id(expected, found)
+                    verdict = Liveness.DEAD
+        except (TimeoutError, OSError):
+            return Liveness.UNREACHABLE
+        return verdict
+
+    async def _probe_url(self, url: str) -> int | None:
+        """Return the boot id that answers at `url`, None when it refuses or resets the connection.
+
+        Raises OSError when the network, not the peer, answers: no route, unknown name. gRPC hides
+        these differences, so a bare connection is tried first.
+        """
+        host, port = host_port(url)
+        try:
+            _, writer = await asyncio.open_connection(host, port)
+        except (ConnectionRefusedError, ConnectionResetError):
+            return None
+        writer.close()
+        async with grpc.aio.insecure_channel(target_of(host, port), options=CHANNEL_OPTIONS) as channel:
+            exchange: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PROBE_METHOD)
+            try:
+                data = await exchange(codec.encode_hello(self._hello))
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    return None
+                raise OSError(error.details()) from error
+            except asyncio.CancelledError:
+                if _being_cancelled():
+                    raise
+                return None  # the peer's server is stopping
+            return codec.decode_answer(data).hello.boot_id
+
+    async def _run(self) -> None:
+        while True:
+            trouble = ""
+            try:
+                trouble = await self._converse()
+            except grpc.aio.AioRpcError as error:
+                trouble = error.details() or error.code().name
+            except TimeoutError:
+                trouble = f"no answer to the hello in {HELLO_TIMEOUT_S} s"
+            except asyncio.CancelledError:
+                if _being_cancelled():
+                    raise
+                trouble = "the peer cancelled the stream"
+            except (codec.Malformed, ValueError, asyncio.InvalidStateError) as error:
+                trouble = str(error)
+            if trouble != self._last_trouble:
+                self._last_trouble = trouble
+                logger.warning("no stream to member %x: %s", self.member_id, trouble)
+            await self._sleep(self._backoff.next_s())
+
+    async def _converse(self) -> str:
+        """Dial once and stay until the conversation ends; return why it did."""
+        url = self.urls[self._attempts % len(self.urls)]
+        self._attempts += 1
+        async with grpc.aio.insecure_channel(target_of(*host_port(url)), options=CHANNEL_OPTIONS) as channel:
+            call: _Call = channel.stream_stream(STREAM_METHOD)()
+            try:
+                async with asyncio.timeout(HELLO_TIMEOUT_S):
+                    await call.write(codec.encode_opening(self._hello))
+                    data = await call.read()
+                if not isinstance(data, bytes):
+                    return "the stream ended before the hello was answered"
+                answer = judge_answer(self._hello, self.member_id, codec.decode_answer(data))
+                self._receiver.on_answer(self.member_id, answer)
+                if answer.refusal:
+                    return f"the process at {url} {answer.refusal}"
+                await self._stay(call, answer.hello.boot_id)
+            finally:
+                call.cancel()
+        return "the stream ended"
+
+    async def _stay(self, call: _Call, boot_id: int) -> None:
+        """Write what is queued until the stream ends, then tell the receiver."""
+        self._boot_ids.seen(self.member_id, boot_id)
+        self._backoff.reset()
+        self._last_trouble = ""
+        self._connected = True
+        logger.info("stream to member %x is open", self.member_id)
+        ending = self._loop.create_task(self._read_to_end(call))
+        ending.add_done_callback(lambda _: self._rouse())
+        try:
+            self._receiver.on_connected(self.member_id)
+            while not ending.done():
+                frame = self._take_frame()
+                if frame:
+                    data = codec.encode_frame(frame)
+                    self._sent_messages += len(frame)
+                    self._sent_bytes += len(data)
+                    await call.write(data)
+                else:
+                    await self._sleep(None)
+        finally:
+            was_connected, self._connected = self._connected, False
+            self._urgent.clear()
+            self._bulk.clear()
+            self._heartbeat_sent_s = 0.0
+            if was_connected:
+                self._boot_ids.ended(self.member_id, boot_id)
+                self._receiver.on_disconnected(self.member_id)
+            ending.cancel()
+            await asyncio.wait([ending])
+
+    async def _read_to_end(self, call: _Call) -> None:
+        """Return when the stream has ended in any way; the acceptor says nothing after its hello."""
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while isinstance(await call.read(), bytes):
+                pass
+
+    def _take_frame(self) -> list[PeerMessage]:
+        frame: list[PeerMessage] = []
+        room = self._urgent.move(frame, FRAME_BYTES_MAX)
+        self._bulk.move(frame, room)
+        if not self._heartbeat_is_fresh():
+            for message in frame:
+                if isinstance(message, Message) and message.type is MessageType.HEARTBEAT:
+                    self._heartbeat_sent_s = self._loop.time()
+                    break
+        return frame
+
+    def _heartbeat_is_fresh(self) -> bool:
+        """Whether a round trip is being measured; one whose answer was lost is given up."""
+        started_s = self._heartbeat_sent_s
+        return bool(started_s) and self._loop.time() - started_s < ROUND_TRIP_STALE_S
+
+    def _rouse(self) -> None:
+        if self._sleeper is not None and not self._sleeper.done():
+            self._sleeper.set_result(None)
+
+    async def _sleep(self, timeout_s: float | None) -> None:
+        """Wait until roused, at most `timeout_s` seconds."""
+        self._sleeper = self._loop.create_future()
+        timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._rouse)
+        try:
+            await self._sleeper
+        finally:
+            self._sleeper = None
+            if timer is not None:
+                timer.cancel()
+
+
+def _being_cancelled() -> bool:
+    """Whether a CancelledError is meant for this task.
+
+    gRPC raises the same error in whoever awaits a call that the *peer* has cancelled.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

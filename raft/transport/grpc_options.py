@@ -1,0 +1,52 @@
+"""Channel and server settings of the peer conversation, and its addresses."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from raft.transport.rules import FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, SILENCE_TIMEOUT_S
+
+STREAM_METHOD = "/raft.transport.wire.Peer/Stream"
+PROBE_METHOD = "/raft.transport.wire.Peer/Probe"
+
+_PING_MS = int(SILENCE_TIMEOUT_S * 1000 / 2)
+"""Half of the silence is spent before a ping is sent on an idle connection, half waiting for it."""
+
+_COMMON_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX + FRAME_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX + FRAME_BYTES_MAX),
+    ("grpc.keepalive_time_ms", _PING_MS),
+    ("grpc.keepalive_timeout_ms", _PING_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    *_COMMON_OPTIONS,
+    # A fresh channel must mean a fresh connection, not one shared with its failed predecessor.
+    ("grpc.use_local_subchannel_pool", 1),
+    # Members reach one another directly; a proxy variable meant for the web must not come between.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+]
+
+SERVER_OPTIONS: list[tuple[str, int]] = [
+    *_COMMON_OPTIONS,
+    # Peers ping as often as _PING_MS says; without this gRPC takes that for abuse and hangs up.
+    ("grpc.http2.max_ping_strikes", 0),
+    # Two processes on one port would each get some of the connections: fail instead.
+    ("grpc.so_reuseport", 0),
+]
+
+
+def host_port(url: str) -> tuple[str, int]:
+    """Split a peer URL such as `http://10.0.0.1:2380`; raises ValueError for one without scheme or port."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname or parts.port is None:
+        raise ValueError(f"a peer URL must look like http://host:port, not {url!r}")
+    return parts.hostname, parts.port
+
+
+def target_of(host: str, port: int) -> str:
+    """Return gRPC's name for an address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,267 @@
+"""The transport between processes: a listener, and a link to every peer, over grpc.aio.
+
+Rules of this file: everything runs on the loop that called `start`, except `sever`, which the
+watchdog calls from its own thread precisely when that loop is stuck.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import random
+from dataclasses import dataclass
+
+import grpc
+
+from raft.core.messages import Message, MessageType
+from raft.transport import codec, sockets
+from raft.transport.grpc_link import GrpcLink
+from raft.transport.grpc_options import PROBE_METHOD, SERVER_OPTIONS, STREAM_METHOD, host_port, target_of
+from raft.transport.protocol import Hello, HelloAnswer, Liveness, PeerMessage, PeerStatistics, Receiver
+from raft.transport.rules import HELLO_TIMEOUT_S, BootIds
+
+logger = logging.getLogger(__name__)
+
+_Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """One accepted stream."""
+
+    task: asyncio.Task[object]
+    """Its handler, which ends with it."""
+    hung_up: bool = False
+    """We have cancelled the handler; it must still return, or gRPC never tells the peer."""
+    quiet: bool = False
+    """Its end is our own doing and is not reported."""
+
+    def hang_up(self) -> None:
+        self.hung_up = True
+        self.task.cancel()
+
+
+class GrpcTransport:
+    """See `Transport`. Listens on all of `listen_urls` (`http://host:port`; port 0 picks a free one)."""
+
+    _hello: Hello
+    _receiver: Receiver
+    """Both are set by `start`."""
+
+    def __init__(self, listen_urls: tuple[str, ...], *, rng: random.Random) -> None:
+        self._listen = [host_port(url) for url in listen_urls]
+        """Addresses to listen on; once started, with the ports that were really bound."""
+        self._rng = rng
+        self._boot_ids = BootIds()
+        self._peers: dict[int, tuple[str, ...]] = {}
+        self._links: dict[int, GrpcLink] = {}
+        """One per peer once started. Invariant: keys equal those of `_peers` between start and close."""
+        self._incoming: dict[int, _Incoming] = {}
+        """The newest stream from each member."""
+        self._server: grpc.aio.Server | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reopening: asyncio.Task[None] | None = None
+        self._closing: list[GrpcLink] = []
+        """Links of removed peers whose sockets may still be open."""
+
+    @property
+    def listen_ports(self) -> tuple[int, ...]:
+        """Ports bound, in the order of `listen_urls`; those asked for until started."""
+        return tuple(port for _, port in self._listen)
+
+    async def start(self, hello: Hello, receiver: Receiver) -> None:
+        """Listen and dial every peer set so far; raises OSError when an address cannot be bound."""
+        self._hello = hello
+        self._receiver = receiver
+        self._loop = asyncio.get_running_loop()
+        await self._open_server()
+        for member_id, urls in self._peers.items():
+            self._dial(member_id, urls)
+
+    def set_peer(self, member_id: int, urls: tuple[str, ...]) -> None:
+        if not urls:
+            raise ValueError(f"member {member_id:x} has no peer URL")
+        for url in urls:
+            host_port(url)
+        self._peers[member_id] = urls
+        link = self._links.get(member_id)
+        if link is not None:
+            link.urls = urls
+            link.wake()
+        elif self._loop is not None:
+            self._dial(member_id, urls)
+
+    def remove_peer(self, member_id: int) -> None:
+        self._peers.pop(member_id, None)
+        link = self._links.pop(member_id, None)
+        if link is not None:
+            link.close_nowait()
+            self._closing.append(link)
+            self._closing = [closing for closing in self._closing if not closing.closed]
+        incoming = self._incoming.pop(member_id, None)
+        if incoming is not None:
+            incoming.quiet = True
+            incoming.hang_up()
+        self._boot_ids.forget(member_id)
+
+    def send(self, member_id: int, message: PeerMessage) -> bool:
+        link = self._links.get(member_id)
+        if link is None:
+            self._receiver.on_dropped(member_id, message)
+            return False
+        return link.send(message)
+
+    async def probe(self, member_id: int) -> Liveness:
+        """Judge a peer's process by a fresh connection; a member that is no peer is UNREACHABLE."""
+        link = self._links.get(member_id)
+        return Liveness.UNREACHABLE if link is None else await link.probe()
+
+    def connected_peers(self) -> frozenset[int]:
+        return frozenset(member_id for member_id, link in self._links.items() if link.connected)
+
+    def statistics(self) -> dict[int, PeerStatistics]:
+        return {member_id: link.statistics() for member_id, link in self._links.items()}
+
+    def sever(self) -> None:
+        """Shut every peer socket at once, listeners too, so that a probe is refused. From any thread.
+
+        The loop, when it runs again, listens and dials anew.
+        """
+        ports = frozenset(self.listen_ports)
+        remote_ports = frozenset(host_port(url)[1] for urls in self._peers.values() for url in urls)
+        sockets.cut(sockets.listening_on(ports))
+        sockets.cut(sockets.accepted_on(ports))
+        sockets.cut(sockets.connected_to(remote_ports))
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._reopen)
+
+    async def close(self) -> None:
+        """End every conversation within milliseconds, then release the listener. May be called twice."""
+        if self._reopening is not None:
+            await asyncio.wait([self._reopening])
+        for incoming in self._incoming.values():
+            incoming.quiet = True
+        links = [*self._links.values(), *self._closing]
+        self._links.clear()
+        self._peers.clear()
+        for link in links:
+            link.close_nowait()
+        server, self._server = self._server, None
+        if server is not None:
+            stopping = asyncio.ensure_future(server.stop(None))
+            await asyncio.sleep(0)  # the first step of stopping closes the listeners
+            sockets.cut(sockets.accepted_on(frozenset(self.listen_ports)))
+            await stopping
+        for link in links:
+            await link.wait_closed()
+        self._closing.clear()
+
+    def _dial(self, member_id: int, urls: tuple[str, ...]) -> None:
+        self._links[member_id] = GrpcLink(
+            member_id=member_id,
+            urls=urls,
+            hello=self._hello,
+            receiver=self._receiver,
+            boot_ids=self._boot_ids,
+            rng=self._rng,
+        )
+
+    async def _open_server(self) -> None:
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            "Stream": grpc.stream_stream_rpc_method_handler(self._stream),
+            "Probe": grpc.unary_unary_rpc_method_handler(self._probed),
+        }
+        service = STREAM_METHOD.split("/")[1]
+        assert PROBE_METHOD.split("/")[1] == service
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        for place, (host, port) in enumerate(self._listen):
+            try:
+                bound = server.add_insecure_port(target_of(host, port))
+            except RuntimeError as error:
+                await server.stop(None)
+                raise OSError(errno.EADDRINUSE, f"cannot listen for peers on {host}:{port}") from error
+            self._listen[place] = (host, bound)
+        await server.start()
+        self._server = server
+
+    def _reopen(self) -> None:
+        if self._server is not None and (self._reopening is None or self._reopening.done()):
+            assert self._loop is not None
+            self._reopening = self._loop.create_task(self._reopen_server())
+
+    async def _reopen_server(self) -> None:
+        server, self._server = self._server, None
+        assert server is not None
+        await server.stop(None)
+        try:
+            await self._open_server()
+        except OSError:
+            logger.exception("cannot listen for peers again; this member can only dial")
+
+    def _judge(self, hello: Hello) -> HelloAnswer:
+        answer = self._receiver.on_hello(hello)
+        if answer.refusal:
+            logger.warning("refused member %x: %s", hello.member_id, answer.refusal)
+        return answer
+
+    async def _probed(self, data: bytes, context: _Context) -> bytes:
+        try:
+            hello = codec.decode_hello(data)
+        except codec.Malformed as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return codec.encode_answer(self._judge(hello))
+
+    async def _stream(self, requests: object, context: _Context) -> None:
+        """Serve one incoming stream until it ends."""
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                opening = await context.read()
+            if not isinstance(opening, bytes):
+                return
+            hello = codec.decode_opening(opening)
+            answer = self._judge(hello)
+            await context.write(codec.encode_answer(answer))
+            if not answer.refusal:
+                await self._listen_to(hello, context)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no hello")
+        except codec.Malformed as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+    async def _listen_to(self, hello: Hello, context: _Context) -> None:
+        member_id, boot_id = hello.member_id, hello.boot_id
+        task = asyncio.current_task()
+        assert task is not None
+        older = self._incoming.get(member_id)
+        if older is not None:
+            older.hang_up()  # a member has one stream to us; the newest counts
+        incoming = self._incoming[member_id] = _Incoming(task)
+        self._boot_ids.seen(member_id, boot_id)
+        link = self._links.get(member_id)
+        if link is not None:
+            link.wake()
+        try:
+            while isinstance(data := await context.read(), bytes):
+                link = self._links.get(member_id)
+                if link is not None:
+                    link.received_bytes += len(data)
+                for message in codec.decode_frame(data):
+                    if (
+                        link is not None
+                        and isinstance(message, Message)
+                        and message.type is MessageType.HEARTBEAT_RESPONSE
+                    ):
+                        link.heartbeat_answered()
+                    self._receiver.on_message(member_id, boot_id, message)
+        except asyncio.CancelledError:
+            if not incoming.hung_up:
+                raise
+            task.uncancel()
+        finally:
+            if self._incoming.get(member_id) is incoming:
+                del self._incoming[member_id]
+            if not incoming.quiet:
+                self._boot_ids.ended(member_id, boot_id)
+                self._receiver.on_disconnected(member_id)

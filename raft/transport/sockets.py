@@ -1,0 +1,88 @@
+"""Cutting sockets that a library owns, by their addresses.
+
+gRPC hands out no sockets, yet a stuck or stopping member must end its peer conversations at once,
+and a stuck one can run nothing but a watchdog thread. So the process's own descriptors are looked
+through. `shutdown` acts on the socket itself, whoever holds it, and the library sees an ended
+connection, as if the peer had gone; nothing is closed behind its back.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Callable
+
+_DESCRIPTORS = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+
+Chosen = Callable[[socket.socket], bool]
+
+
+def cut(chosen: Chosen) -> int:
+    """Shut down every TCP socket of this process that `chosen` accepts; return how many.
+
+    Safe in any thread: each descriptor is looked at through a duplicate, so that its number being
+    reused meanwhile cannot cut a stranger.
+    """
+    count = 0
+    for name in os.listdir(_DESCRIPTORS):
+        try:
+            descriptor = os.dup(int(name))
+        except OSError:
+            continue  # gone since listed
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            continue
+        with socket.socket(fileno=descriptor) as candidate:
+            if candidate.type is not socket.SOCK_STREAM or candidate.family not in _INTERNET:
+                continue
+            if chosen(candidate):
+                try:
+                    candidate.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    continue  # not connected any more
+                count += 1
+    return count
+
+
+def accepted_on(ports: frozenset[int]) -> Chosen:
+    """Choose connections accepted on these ports, but not the listening sockets."""
+
+    def chosen(candidate: socket.socket) -> bool:
+        return _port(candidate.getsockname()) in ports and _remote_port(candidate) is not None
+
+    return chosen
+
+
+def listening_on(ports: frozenset[int]) -> Chosen:
+    """Choose the listening sockets of these ports: afterwards a connect is refused."""
+
+    def chosen(candidate: socket.socket) -> bool:
+        return _port(candidate.getsockname()) in ports and _remote_port(candidate) is None
+
+    return chosen
+
+
+def connected_to(ports: frozenset[int]) -> Chosen:
+    """Choose connections to these remote ports."""
+
+    def chosen(candidate: socket.socket) -> bool:
+        return _remote_port(candidate) in ports
+
+    return chosen
+
+
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+
+def _port(address: object) -> int:
+    """Return the port of an internet address tuple."""
+    assert isinstance(address, tuple)
+    return int(address[1])
+
+
+def _remote_port(candidate: socket.socket) -> int | None:
+    try:
+        return _port(candidate.getpeername())
+    except OSError:
+        return None  # listening, or already reset

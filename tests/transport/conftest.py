@@ -1,0 +1,154 @@
+"""Both twins behind one harness, so that one suite holds them to one contract."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+
+from raft.transport.grpc_transport import GrpcTransport
+from raft.transport.memory import Network
+from raft.transport.protocol import Hello, HelloAnswer, PeerMessage, Transport
+from raft.transport.rules import HELLO_FORMAT_VERSION
+
+CLUSTER_ID = 0xC1
+DEADLINE_S = 10.0
+
+
+class Recorder:
+    """A receiver that writes down what it is told, and lets a test wait for it."""
+
+    def __init__(self, member_id: int, boot_id: int) -> None:
+        self.hello = Hello(
+            format_version=HELLO_FORMAT_VERSION,
+            cluster_id=CLUSTER_ID,
+            member_id=member_id,
+            disk_id=member_id << 8,
+            boot_id=boot_id,
+        )
+        self.refusal = ""
+        """What every hello is answered with."""
+        self.hellos: list[Hello] = []
+        self.answers: list[tuple[int, HelloAnswer]] = []
+        self.messages: list[tuple[int, int, PeerMessage]] = []
+        self.connected: list[int] = []
+        self.disconnected: list[int] = []
+        self.dropped: list[tuple[int, PeerMessage]] = []
+        self.on_each_message: Callable[[PeerMessage], None] = lambda message: None
+        self._news = asyncio.Event()
+
+    def on_hello(self, hello: Hello) -> HelloAnswer:
+        self.hellos.append(hello)
+        self._news.set()
+        return HelloAnswer(hello=self.hello, earlier_disk_known=False, refusal=self.refusal)
+
+    def on_answer(self, member_id: int, answer: HelloAnswer) -> None:
+        self.answers.append((member_id, answer))
+        self._news.set()
+
+    def on_message(self, member_id: int, boot_id: int, message: PeerMessage) -> None:
+        self.messages.append((member_id, boot_id, message))
+        self.on_each_message(message)
+        self._news.set()
+
+    def on_connected(self, member_id: int) -> None:
+        self.connected.append(member_id)
+        self._news.set()
+
+    def on_disconnected(self, member_id: int) -> None:
+        self.disconnected.append(member_id)
+        self._news.set()
+
+    def on_dropped(self, member_id: int, message: PeerMessage) -> None:
+        self.dropped.append((member_id, message))
+        self._news.set()
+
+    async def until(self, condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
+        """Wait until `condition` holds, looking again whenever something was reported."""
+        async with asyncio.timeout(deadline_s):
+            while not condition():
+                self._news.clear()
+                await self._news.wait()
+
+    @property
+    def received(self) -> list[PeerMessage]:
+        return [message for _, _, message in self.messages]
+
+
+class Harness:
+    """Starts members of one twin and wires them to one another."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.rng = random.Random(7)
+        self.network = Network(asyncio.get_running_loop(), self.rng)
+        self.urls: dict[int, tuple[str, ...]] = {}
+        self.transports: list[Transport] = []
+
+    async def member(
+        self, member_id: int, boot_id: int, *, port: int = 0, cluster_id: int = CLUSTER_ID
+    ) -> tuple[Transport, Recorder]:
+        """Start a member that listens and, so far, dials nobody."""
+        recorder = Recorder(member_id, boot_id)
+        if cluster_id != CLUSTER_ID:
+            hello = recorder.hello
+            recorder.hello = Hello(
+                format_version=hello.format_version,
+                cluster_id=cluster_id,
+                member_id=member_id,
+                disk_id=hello.disk_id,
+                boot_id=boot_id,
+            )
+        transport: Transport
+        if self.kind == "memory":
+            transport = self.network.transport()
+            self.urls[member_id] = (f"http://127.0.0.1:{member_id}",)
+            await transport.start(recorder.hello, recorder)
+        else:
+            listener = GrpcTransport((f"http://127.0.0.1:{port}",), rng=self.rng)
+            transport = listener
+            await transport.start(recorder.hello, recorder)
+            self.urls[member_id] = (f"http://127.0.0.1:{listener.listen_ports[0]}",)
+        self.transports.append(transport)
+        return transport, recorder
+
+    async def again(self, member_id: int, boot_id: int) -> tuple[Transport, Recorder]:
+        """Start a member anew at the address of a closed predecessor."""
+        return await self.member(member_id, boot_id, port=int(self.urls[member_id][0].rsplit(":", 1)[1]))
+
+    async def pair(self) -> tuple[Transport, Recorder, Transport, Recorder]:
+        """Start members 1 and 2, boot ids 10 and 20, with both streams open."""
+        first, first_recorder = await self.member(1, 10)
+        second, second_recorder = await self.member(2, 20)
+        first.set_peer(2, self.urls[2])
+        second.set_peer(1, self.urls[1])
+        await first_recorder.until(lambda: 2 in first.connected_peers())
+        await second_recorder.until(lambda: 1 in second.connected_peers())
+        return first, first_recorder, second, second_recorder
+
+
+@pytest_asyncio.fixture(params=["memory", "grpc"])
+async def harness(request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
+    made = Harness(request.param)
+    yield made
+    for transport in made.transports:
+        await transport.close()
+
+
+@pytest_asyncio.fixture
+async def grpc_harness() -> AsyncIterator[Harness]:
+    made = Harness("grpc")
+    yield made
+    for transport in made.transports:
+        await transport.close()
+
+
+@pytest_asyncio.fixture
+async def memory_harness() -> AsyncIterator[Harness]:
+    made = Harness("memory")
+    yield made
+    for transport in made.transports:
+        await transport.close()

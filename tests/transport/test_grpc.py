@@ -1,0 +1,227 @@
+"""The gRPC twin where processes and sockets are real: kills, silence, resets, latency."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from raft.core.messages import Message, MessageType
+from raft.core.types import Entry, EntryKind
+from raft.transport import sockets
+from raft.transport.grpc_options import host_port
+from raft.transport.grpc_transport import GrpcTransport
+from raft.transport.protocol import Liveness
+from raft.transport.rules import BACKOFF_MAX_S, PROBE_TIMEOUT_S
+
+pytestmark = pytest.mark.asyncio
+
+Harness = Any  # the fixture's class; conftest modules cannot be imported by name
+
+HEARTBEAT = Message(MessageType.HEARTBEAT, to=2, from_=1, term=1)
+PEER_PROCESS = Path(__file__).with_name("peer_process.py")
+
+
+@pytest_asyncio.fixture
+async def remote(grpc_harness: Harness) -> AsyncIterator[tuple[Any, Any, asyncio.subprocess.Process]]:
+    """Member 1 here and member 2 in a process of its own, connected both ways."""
+    transport, recorder = await grpc_harness.member(1, 10)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(PEER_PROCESS),
+        grpc_harness.urls[1][0],
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    try:
+        assert process.stdout is not None
+        port = int(await asyncio.wait_for(process.stdout.readline(), 20))
+        transport.set_peer(2, (f"http://127.0.0.1:{port}",))
+        await recorder.until(lambda: bool(transport.connected_peers()) and bool(recorder.hellos))
+        yield transport, recorder, process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+async def test_the_end_of_a_process_is_seen_within_milliseconds(remote: Any, signal_number: int) -> None:
+    transport, recorder, process = remote
+    began = time.monotonic()
+    process.send_signal(signal_number)
+    await recorder.until(lambda: 2 in recorder.disconnected, 2.0)
+    seen_s = time.monotonic() - began
+    assert await transport.probe(2) is Liveness.DEAD
+    judged_s = time.monotonic() - began
+    assert seen_s < 0.2, f"the end was seen after {seen_s:.3f} s"
+    assert judged_s < 0.4, f"it was judged dead after {judged_s:.3f} s"
+    assert await asyncio.wait_for(process.wait(), 5) in (0, -signal.SIGKILL)
+
+
+async def test_a_stopped_process_is_unreachable_not_dead(remote: Any) -> None:
+    transport, recorder, process = remote
+    process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        assert await transport.probe(2) is Liveness.UNREACHABLE
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert PROBE_TIMEOUT_S * 0.9 < time.monotonic() - began < PROBE_TIMEOUT_S + 1.0
+    assert recorder.disconnected == []
+    assert await transport.probe(2) is Liveness.ALIVE
+
+
+async def test_a_lone_message_does_not_wait_for_a_timer(remote: Any) -> None:
+    transport, recorder, _ = remote
+    round_trips = []
+    for count in range(1, 101):
+        began = time.monotonic()
+        transport.send(2, HEARTBEAT)
+        await recorder.until(lambda count=count: len(recorder.messages) == count)
+        round_trips.append(time.monotonic() - began)
+    median_s = sorted(round_trips)[50]
+    assert median_s < 0.02, f"there and back took {median_s * 1000:.1f} ms"  # a loaded machine; 1 ms idle
+
+
+async def test_a_heartbeat_and_its_answer_measure_the_round_trip(grpc_harness: Harness) -> None:
+    first, recorder, second, other = await grpc_harness.pair()
+    assert first.statistics()[2].round_trip_s is None
+    other.on_each_message = lambda message: second.send(
+        1, Message(MessageType.HEARTBEAT_RESPONSE, to=1, from_=2, term=1)
+    )
+    first.send(2, HEARTBEAT)
+    await recorder.until(lambda: len(recorder.messages) == 1)
+    round_trip_s = first.statistics()[2].round_trip_s
+    assert round_trip_s is not None
+    assert 0.0 < round_trip_s < 5.0
+
+
+async def test_a_heartbeat_overtakes_bulk_that_is_already_flowing(grpc_harness: Harness) -> None:
+    first, _, _, other = await grpc_harness.pair()
+    bulk = [
+        Message(
+            MessageType.APPEND,
+            to=2,
+            from_=1,
+            index=index,
+            entries=(Entry(1, index, EntryKind.NORMAL, bytes(1 << 20)),),
+        )
+        for index in range(1, 33)
+    ]
+    for message in bulk:
+        assert first.send(2, message)
+    other.on_each_message = lambda message: len(other.messages) == 1 and first.send(2, HEARTBEAT)
+    await other.until(lambda: len(other.messages) == len(bulk) + 1)
+    assert other.received.index(HEARTBEAT) < len(bulk) * 3 // 4
+    assert [message for message in other.received if message is not HEARTBEAT and message.entries] == bulk
+
+
+async def test_probe_of_a_listener_that_never_answers_is_unreachable(grpc_harness: Harness) -> None:
+    transport, _ = await grpc_harness.member(1, 10)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        transport.set_peer(2, (f"http://127.0.0.1:{silent.getsockname()[1]}",))
+        assert await transport.probe(2) is Liveness.UNREACHABLE
+
+
+async def test_probe_of_a_listener_that_resets_is_dead(grpc_harness: Harness) -> None:
+    def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raw = writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    transport, _ = await grpc_harness.member(1, 10)
+    async with await asyncio.start_server(reset, "127.0.0.1", 0) as server:
+        transport.set_peer(2, (f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",))
+        began = time.monotonic()
+        assert await transport.probe(2) is Liveness.DEAD
+        assert time.monotonic() - began < PROBE_TIMEOUT_S
+
+
+async def test_a_peer_moved_to_another_address_is_found_there(grpc_harness: Harness) -> None:
+    transport, recorder = await grpc_harness.member(1, 10)
+    with socket.create_server(("127.0.0.1", 0)) as vacant:
+        unused = vacant.getsockname()[1]
+    transport.set_peer(2, (f"http://127.0.0.1:{unused}",))
+    await grpc_harness.member(2, 20)
+    transport.set_peer(2, grpc_harness.urls[2])
+    await recorder.until(lambda: recorder.connected == [2], BACKOFF_MAX_S + 5)
+
+
+async def test_the_wrong_member_behind_an_address_is_refused(grpc_harness: Harness) -> None:
+    transport, recorder = await grpc_harness.member(1, 10)
+    await grpc_harness.member(3, 30)
+    transport.set_peer(2, grpc_harness.urls[3])
+    await recorder.until(lambda: bool(recorder.answers))
+    assert recorder.answers[0][1].refusal == "is member 3, not 2"
+    assert recorder.connected == []
+
+
+async def test_a_taken_port_is_an_error_of_the_system(grpc_harness: Harness) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        complaint = f"cannot listen for peers on 127.0.0.1:{port}"
+        with pytest.raises(OSError, match=complaint):
+            await grpc_harness.member(1, 10, port=port)
+
+
+async def test_sever_leaves_a_stuck_loop_refusing_probes(remote: Any) -> None:
+    """While the loop is stuck nothing listens, so that survivors find the process dead, not silent."""
+    transport, recorder, _ = remote
+    port = transport.listen_ports[0]
+    transport.sever()
+    # this very loop has not run since: it is stuck, as far as the transport can tell
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=1)
+    await recorder.until(lambda: len(recorder.connected) == 2 and len(recorder.hellos) >= 2)
+    assert await transport.probe(2) is Liveness.ALIVE
+
+
+async def test_cutting_spares_the_sockets_of_strangers() -> None:
+    left, right = socket.socketpair()
+    with (
+        left,
+        right,
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_server(("127.0.0.1", 0)) as stranger,
+        socket.create_connection(server.getsockname()) as dialled,
+        socket.create_connection(stranger.getsockname()) as untouched,
+    ):
+        accepted, _ = server.accept()
+        with accepted:
+            assert sockets.cut(sockets.accepted_on(frozenset({server.getsockname()[1]}))) == 1
+            assert dialled.recv(1) == b""
+        untouched.sendall(b"x")
+        with stranger.accept()[0] as other:
+            assert other.recv(1) == b"x"
+        with socket.create_connection(server.getsockname()):
+            pass
+        assert sockets.cut(sockets.listening_on(frozenset({server.getsockname()[1]}))) == 1
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(server.getsockname())
+        left.sendall(b"y")
+        assert right.recv(1) == b"y"
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:2380", "https://a:1", "http://a", "http://:1", "", "http://a:99999"]
+)
+async def test_broken_peer_urls_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"peer URL|port|Port"):
+        host_port(url)
+
+
+async def test_a_peer_needs_a_url() -> None:
+    transport = GrpcTransport(("http://127.0.0.1:0",), rng=None)  # type: ignore[arg-type]  # never dials
+    with pytest.raises(ValueError, match="no peer URL"):
+        transport.set_peer(2, ())
