@@ -28,10 +28,12 @@ HEADER = "# Pinned development environment, written by tools/lock.py from pyproj
 def requirements() -> list[str]:
     """Every requirement of pyproject.toml: runtime, all extras, and the group `dev`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    found = list(project["project"]["dependencies"])
+    found: list[str] = list(project["project"]["dependencies"])
     for extra in project["project"]["optional-dependencies"].values():
         found += extra
-    return found + project["dependency-groups"]["dev"] + project["build-system"]["requires"]
+    found += project["dependency-groups"]["dev"]
+    found += project["build-system"]["requires"]
+    return found
 
 
 def canonical(name: str) -> str:
