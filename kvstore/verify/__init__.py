@@ -7,10 +7,11 @@ lines or from Porcupine's logs (`readers`). Every operation ends in one of three
 * `fail`: it certainly did not happen (or, for a compare-and-set, its comparison did not hold);
 * `info`: unknown; it may take effect at any later time, or never.
 
-Two families of checkers:
+Three families of checkers:
 
 * `linearizability`: a search for one legal order of register, map and mutex operations, depth
   first and breadth first in competition, split by key where keys are independent;
+* `witness`: for stores that number their writes, the order of the revisions, replayed and compared;
 * `list_append`: transactional anomalies as cycles between transactions, in the manner of Elle.
 
 A verdict is valid, invalid (with the operation that cannot be placed, or the cycle) or unknown
@@ -32,6 +33,7 @@ from kvstore.verify.linearizability import check_linearizability
 from kvstore.verify.list_append import check_list_append
 from kvstore.verify.models import MODELS, Model, Semantics
 from kvstore.verify.readers import read_history
+from kvstore.verify.witness import check_revisions
 
 __all__ = [
     "MODELS",
@@ -45,6 +47,7 @@ __all__ = [
     "VerdictKind",
     "check_linearizability",
     "check_list_append",
+    "check_revisions",
     "pair_events",
     "read_history",
 ]
