@@ -97,6 +97,10 @@ class LeaseNotFound(RequestError):
     code, text = Code.NOT_FOUND, "etcdserver: requested lease not found"
 
 
+class MemberNotFound(RequestError):
+    code, text = Code.NOT_FOUND, "etcdserver: member not found"
+
+
 class RequestTooLarge(RequestError):
     code, text = Code.INVALID_ARGUMENT, "etcdserver: request is too large"
 

@@ -1,1 +1,106 @@
-"""Contract to be written by this room."""
+"""The replicated state machine: a multi-version key-value store with etcd's semantics.
+
+Contract
+* Pure and deterministic: no clock, no chance, no input but commands. Two engines that applied the
+  same batches from the same log answer alike, byte for byte, and hold the same rows.
+* `check_*` before proposing, `encode` to propose, `Engine.apply` when committed, `Engine.range` and
+  `Engine.read_txn` to read. Reads see what is applied; that they may be served is the caller's
+  business.
+* Each command is atomic and has its own revision and outcome. A refused one changed nothing; its
+  outcome is the `KVError` itself. An exception out of `apply` means that this member no longer
+  knows the state: stop the process.
+* One revision counter for the whole store: 1 when empty, plus 1 for every command that changed at
+  least one key. History stays readable until a `Compact`.
+* `drain_changes` yields the rows that bring the durable image to the applied state; `load` and
+  `load_done` rebuild a fresh engine from those rows, ordered by row key.
+* Leases do not exist yet: a put that names one is refused with `LeaseNotFound`.
+* Memory is bounded by the quota: whoever proposes compares `logical_bytes + quota_cost_bytes(...)`
+  with it, and raises the NOSPACE alarm; while that stands, the engine refuses what would add.
+"""
+
+from kvstore.engine.commands import CommandError, decode, encode
+from kvstore.engine.machine import Engine, ImageError
+from kvstore.engine.requests import (
+    OPEN_END,
+    Alarm,
+    AlarmAction,
+    AlarmType,
+    Command,
+    Compact,
+    Compare,
+    CompareResult,
+    CompareTarget,
+    DeleteRange,
+    Operation,
+    Put,
+    Range,
+    SetMemberAttributes,
+    SortOrder,
+    SortTarget,
+    Txn,
+    is_read_only,
+    is_serializable,
+    quota_cost_bytes,
+)
+from kvstore.engine.results import (
+    AlarmMember,
+    AlarmResult,
+    CompactResult,
+    DeleteResult,
+    Event,
+    KeyValue,
+    Member,
+    MemberResult,
+    Outcome,
+    PutResult,
+    RangeResult,
+    RevisionEvents,
+    TxnResult,
+)
+from kvstore.engine.validate import TXN_OPERATIONS_MAX, check_delete, check_put, check_range, check_txn
+
+__all__ = [
+    "OPEN_END",
+    "TXN_OPERATIONS_MAX",
+    "Alarm",
+    "AlarmAction",
+    "AlarmMember",
+    "AlarmResult",
+    "AlarmType",
+    "Command",
+    "CommandError",
+    "Compact",
+    "CompactResult",
+    "Compare",
+    "CompareResult",
+    "CompareTarget",
+    "DeleteRange",
+    "DeleteResult",
+    "Engine",
+    "Event",
+    "ImageError",
+    "KeyValue",
+    "Member",
+    "MemberResult",
+    "Operation",
+    "Outcome",
+    "Put",
+    "PutResult",
+    "Range",
+    "RangeResult",
+    "RevisionEvents",
+    "SetMemberAttributes",
+    "SortOrder",
+    "SortTarget",
+    "Txn",
+    "TxnResult",
+    "check_delete",
+    "check_put",
+    "check_range",
+    "check_txn",
+    "decode",
+    "encode",
+    "is_read_only",
+    "is_serializable",
+    "quota_cost_bytes",
+]

@@ -1,0 +1,276 @@
+"""The machine the log drives: decodes commands, applies them, and keeps the image up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from struct import Struct
+
+from kvstore.engine.commands import PLAIN_PUT, PUT_HEAD, CommandError, decode
+from kvstore.engine.ranges import read_range
+from kvstore.engine.record import DATA_PREFIX, is_tombstone, mod_revision_of, to_key_value
+from kvstore.engine.requests import (
+    Alarm,
+    AlarmAction,
+    Command,
+    DeleteRange,
+    Put,
+    Range,
+    SetMemberAttributes,
+    Txn,
+    is_read_only,
+    quota_cost_bytes,
+)
+from kvstore.engine.results import (
+    AlarmMember,
+    AlarmResult,
+    CompactResult,
+    Event,
+    KeyValue,
+    Member,
+    MemberResult,
+    Outcome,
+    PutResult,
+    RangeResult,
+    RevisionEvents,
+    TxnResult,
+)
+from kvstore.engine.store import FIRST_REVISION, NEVER_COMPACTED, Change, Store
+from kvstore.engine.tables import ALARM_PREFIX, MEMBER_PREFIX, Tables
+from kvstore.engine.txn import delete, put, run_txn
+from kvstore.errors import Corrupt, KVError, LeaseNotFound, MemberNotFound, NoSpace
+
+SWEEP_PER_BATCH = 1000
+"""Compacted records dropped after each applied batch: about 2 ms of work. A batch seldom makes as
+many, so a compaction is worked off while the cluster is written to, without ever standing still."""
+
+IMAGE_VERSION = 1
+STATE_ROW = b"s"
+"""The one row of numbers: image version u8, revision i64, compact revision i64."""
+_STATE = Struct(">Bqq")
+
+_PUT_HEAD_BYTES = PUT_HEAD.size
+_unpack_put = PUT_HEAD.unpack_from
+
+
+class ImageError(Exception):
+    """The durable image was written by a version this one does not know."""
+
+
+class Engine:
+    """See the package's contract. Structurally a `raft.node.machine.Machine`."""
+
+    def __init__(self, *, members: Iterable[Member] = ()) -> None:
+        """`members` is the bootstrap membership, identical on all of them. It is stored like any
+        other state; an image that is loaded replaces it."""
+        self._store = Store()
+        self._tables = Tables(members)
+        self._saved_state = b""
+        """The state row as last drained or loaded; empty before the first."""
+        self._events: list[tuple[int, list[Change]]] = []
+        """Raw changes per revision since the last `take_events`, while observed."""
+
+    # -- applying --------------------------------------------------------------------------------
+
+    def apply(self, index: int, term: int, commands: Sequence[bytes], wanted: bool) -> Sequence[Outcome]:
+        """Apply a batch: one outcome per command in order, or none at all unless `wanted`.
+
+        A refused command's outcome is its KVError. Raises CommandError for bytes that are no
+        command: then this member cannot know the state any more and must stop.
+        """
+        outcomes: list[Outcome] = []
+        store = self._store
+        tables = self._tables
+        plain = not (store.observing or tables.no_space or tables.corrupt)
+        for data in commands:
+            if plain and data.startswith(PLAIN_PUT):
+                _, _, _, lease, length = _unpack_put(data)
+                if not lease:
+                    middle = _PUT_HEAD_BYTES + length
+                    if middle > len(data):
+                        raise CommandError("put cut short")
+                    store.put(data[_PUT_HEAD_BYTES:middle], data[middle:], 0)
+                    store.commit()
+                    if wanted:
+                        outcomes.append(PutResult(store.revision, None))
+                    continue
+            outcome = self._apply_command(decode(data))
+            if wanted:
+                outcomes.append(outcome)
+            plain = not (store.observing or tables.no_space or tables.corrupt)
+        if store.sweeping:
+            store.sweep(SWEEP_PER_BATCH)
+        return outcomes
+
+    def _apply_command(self, command: Command) -> Outcome:
+        store = self._store
+        try:
+            outcome = self._run_command(command)
+        except KVError as refusal:
+            assert store.visible_revision == store.revision, "a refused command changed something"
+            return refusal
+        if store.commit() and store.observing:
+            self._events.append((store.revision, store.changes))
+            store.changes = []
+        return outcome
+
+    def _run_command(self, command: Command) -> Outcome:
+        store = self._store
+        if isinstance(command, Alarm):
+            return self._apply_alarm(command)
+        if isinstance(command, SetMemberAttributes):
+            if not self._tables.set_attributes(*command):
+                raise MemberNotFound
+            return MemberResult(store.revision)
+        if self._tables.corrupt:
+            raise Corrupt
+        if self._tables.no_space and quota_cost_bytes(command):
+            raise NoSpace
+        if isinstance(command, Put):
+            if command.lease:
+                raise LeaseNotFound
+            return put(store, command)
+        if isinstance(command, DeleteRange):
+            return delete(store, command)
+        if isinstance(command, Txn):
+            return run_txn(store, command)
+        store.compact(command.revision)
+        # While space is short it must come back at once: writes, which would drive the sweep,
+        # are refused.
+        if command.physical or self._tables.no_space:
+            store.sweep(0)
+        return CompactResult(store.revision)
+
+    def _apply_alarm(self, command: Alarm) -> AlarmResult:
+        alarm = AlarmMember(command.member_id, command.alarm)
+        acted = False
+        if command.action == AlarmAction.ACTIVATE:
+            acted = self._tables.activate(alarm)
+        elif command.action == AlarmAction.DEACTIVATE:
+            acted = self._tables.deactivate(alarm)
+        elif command.action == AlarmAction.GET:
+            return AlarmResult(self._store.revision, self._tables.alarms(command.alarm))
+        return AlarmResult(self._store.revision, (alarm,) if acted else ())
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def range(self, request: Range) -> RangeResult:
+        """Raises FutureRevision, Compacted."""
+        return read_range(self._store, request)
+
+    def read_txn(self, txn: Txn) -> TxnResult:
+        """A transaction that cannot write (`is_read_only`). Raises FutureRevision, Compacted."""
+        assert is_read_only(txn), "a transaction that may write must go through the log"
+        return run_txn(self._store, txn)
+
+    @property
+    def revision(self) -> int:
+        return self._store.revision
+
+    @property
+    def compact_revision(self) -> int:
+        """-1 before the first compaction, as in etcd."""
+        return self._store.compact_revision
+
+    @property
+    def key_count(self) -> int:
+        return len(self._store.current)
+
+    @property
+    def logical_bytes(self) -> int:
+        """What the quota counts: all stored revisions, equal on all members at one log index."""
+        return self._store.logical_bytes
+
+    @property
+    def logical_bytes_in_use(self) -> int:
+        """The current revisions alone."""
+        return self._store.logical_bytes_in_use
+
+    def members(self) -> tuple[Member, ...]:
+        """Sorted by id."""
+        return self._tables.members()
+
+    def alarms(self) -> tuple[AlarmMember, ...]:
+        return self._tables.alarms()
+
+    def hash_kv(self, revision: int = 0) -> int:
+        """CRC-32 over the retained history up to `revision` (0: now); equal on all members.
+
+        Visits every key. Raises FutureRevision, Compacted.
+        """
+        return self._store.hash_retained(self._store.readable_revision(revision))
+
+    # -- events ----------------------------------------------------------------------------------
+
+    @property
+    def observe_events(self) -> bool:
+        """Whether `apply` keeps events for `take_events`. Whoever sets it must take them."""
+        return self._store.observing
+
+    @observe_events.setter
+    def observe_events(self, observing: bool) -> None:
+        self._store.observing = observing
+        self._store.changes = []
+        self._events = []
+
+    def take_events(self) -> list[RevisionEvents]:
+        """Events since the last call, whole revisions, with the pair before each change."""
+        events, self._events = self._events, []
+        return [
+            RevisionEvents(revision, [_to_event(*change) for change in changes])
+            for revision, changes in events
+        ]
+
+    # -- the durable image -----------------------------------------------------------------------
+
+    def drain_changes(self) -> list[tuple[bytes, bytes | None]]:
+        """Rows changed since the last drain, one per row key; None deletes."""
+        rows = self._store.drain_rows()
+        rows += self._tables.drain_rows()
+        state = self._state_row()
+        if state != self._saved_state:
+            self._saved_state = state
+            rows.append((STATE_ROW, state))
+        return rows
+
+    def pending_change_bytes(self) -> int:
+        """About the size of what `drain_changes` would return."""
+        return self._store.pending_change_bytes()
+
+    def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take rows of an image, in row key order, in any number of calls.
+
+        Only on a fresh engine. Raises ImageError for an image of another version.
+        """
+        assert self._store.revision == FIRST_REVISION, "only a fresh engine can load"
+        data_rows = (row for row in rows if row[0][:1] == DATA_PREFIX or self._load_other(*row))
+        self._store.load_rows(data_rows)
+
+    def load_done(self) -> None:
+        """The image is complete. Harmless after no rows at all."""
+        if not self._saved_state:
+            self._store.load_done(FIRST_REVISION, NEVER_COMPACTED)
+            return
+        _, revision, compact_revision = _STATE.unpack(self._saved_state)
+        self._store.load_done(revision, compact_revision)
+
+    def _load_other(self, row: bytes, value: bytes) -> bool:
+        """Take a row that is not a key's; always False, so that it can stand in a filter."""
+        if row == STATE_ROW:
+            if value[:1] != bytes((IMAGE_VERSION,)):
+                raise ImageError(f"state image of version {value[:1].hex()}, known is {IMAGE_VERSION}")
+            self._saved_state = value
+        elif row[:1] in (MEMBER_PREFIX, ALARM_PREFIX):
+            self._tables.load_row(row, value)
+        else:
+            raise ImageError(f"unknown row {row[:16]!r} in the state image")
+        return False
+
+    def _state_row(self) -> bytes:
+        return _STATE.pack(IMAGE_VERSION, self._store.revision, self._store.compact_revision)
+
+
+def _to_event(key: bytes, record: bytes, before: bytes | None) -> Event:
+    prev = None if before is None else to_key_value(key, before)
+    if is_tombstone(record):
+        return Event(True, KeyValue(key, 0, mod_revision_of(record), 0, b"", 0), prev)
+    return Event(False, to_key_value(key, record), prev)
