@@ -24,13 +24,13 @@ class MessageType(IntEnum):
     TIMEOUT_NOW = 10
     """The leader asks its chosen successor to campaign at once."""
     TRANSFER_LEADER = 11
-    """A follower passes on a request to hand leadership to `from_`."""
+    """A follower passes on a request to hand leadership to the member named by `context`."""
     READ_INDEX = 12
     """A follower asks for the commit index as of now; `context` is the follower's own id for it."""
     READ_INDEX_RESPONSE = 13
-    FORGET_LEADER = 14
+    """`index` is safe to read at, or with `reject` this member cannot prove any."""
     PROPOSE = 15
-    """Only the transcript harness forwards proposals inside the core; the product never does."""
+    """Only test harnesses forward proposals as messages; the core ignores them."""
 
 
 @dataclass(slots=True)
@@ -53,6 +53,8 @@ class Message:
     reject_hint: int = 0
     context: int = 0
     """Heartbeats and their answers: the read round they confirm, 0 for none, never reused.
-    READ_INDEX and its answer: the asking member's own request id.
-    VOTE and PRE_VOTE: 1 when the campaign was ordered by a leadership transfer."""
+    READ_INDEX and its answer: the asking member's own request id, never reused.
+    VOTE: 1 when the campaign was ordered by a leadership transfer.
+    APPEND: 1 on a commit notice (no entries), which wants no answer unless it does not fit.
+    TRANSFER_LEADER: the member that is to lead."""
     snapshot: SnapshotMeta | None = None

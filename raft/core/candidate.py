@@ -1,0 +1,32 @@
+"""A pre-candidate or candidate: count answers, and follow whoever turns out to lead this term."""
+
+from __future__ import annotations
+
+from raft.core import follower
+from raft.core.election import count_vote
+from raft.core.messages import Message, MessageType
+from raft.core.state import State
+from raft.core.transitions import become_follower
+from raft.core.types import Role
+
+
+def on_vote_response(s: State, m: Message) -> None:
+    """Count it if it answers the question being asked."""
+    wanted = MessageType.PRE_VOTE_RESPONSE if s.role is Role.PRE_CANDIDATE else MessageType.VOTE_RESPONSE
+    if m.type is wanted:
+        count_vote(s, m.from_, granted=not m.reject)
+
+
+def on_append(s: State, m: Message) -> None:
+    become_follower(s, s.term, m.from_)
+    follower.accept_append(s, m)
+
+
+def on_heartbeat(s: State, m: Message) -> None:
+    become_follower(s, s.term, m.from_)
+    follower.accept_heartbeat(s, m)
+
+
+def on_snapshot(s: State, m: Message) -> None:
+    become_follower(s, s.term, m.from_)
+    follower.accept_snapshot(s, m)

@@ -1,0 +1,98 @@
+"""Linearizable reads without the log: prove that this leader still leads, then read at its commit index.
+
+A round is one broadcast of heartbeats carrying the round's id. Its answers prove that at some moment
+after the round began no newer leader was elected, so the commit index taken when it began covers every
+write acknowledged before. Hence the one rule: *a read joins only a round that begins after the read
+arrived.* Ids come from a counter and are never reused, a retry included, so a late answer to an old
+round can confirm nothing newer (etcd #20418). An answer to round n proves all rounds up to n, since
+its heartbeat left after they began. (Thesis 6.4.)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from raft.core.quorum import joint_committed
+from raft.core.types import ConfState
+
+ROUNDS_OPEN_MAX = 4
+"""Rounds that may overlap: enough that a read need not first wait for the round before it to end,
+few enough that a busy leader's turns share rounds instead of each sending its own heartbeats."""
+
+
+class PendingRead(NamedTuple):
+    member: int
+    """Who asked; the leader itself for its own clients."""
+    context: int
+    """The asker's own id for it."""
+
+
+class Round(NamedTuple):
+    id: int
+    read_index: int
+    """The leader's commit index when the round began."""
+    reads: Sequence[PendingRead]
+
+
+class ReadRounds:
+    """A leader's reads, waiting for a round or in one. Empty on every other role."""
+
+    __slots__ = ("_acknowledged", "last_id", "pending", "rounds", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: list[PendingRead] = []
+        """Arrived, in no round yet."""
+        self.rounds: deque[Round] = deque()
+        """Begun, unconfirmed, in ascending order of id."""
+        self.last_id = 0
+        """Id of the newest round. Grows for the life of the process; a restart begins again at 0, but
+        then never leads the same term again, and answers carry the term."""
+        self._acknowledged: dict[int, int] = {}
+        """Highest round each member answered, in this leadership."""
+        self.pending = 0
+        """Reads in `waiting` and `rounds` together."""
+
+    def add(self, read: PendingRead) -> None:
+        self.waiting.append(read)
+        self.pending += 1
+
+    def can_begin(self) -> bool:
+        return bool(self.waiting) and len(self.rounds) < ROUNDS_OPEN_MAX
+
+    def begin(self, read_index: int) -> int:
+        """Open a round with every waiting read (none: a retry for the rounds already open); its id."""
+        self.last_id += 1
+        if self.waiting:
+            self.rounds.append(Round(self.last_id, read_index, self.waiting))
+            self.waiting = []
+        return self.last_id
+
+    def acknowledge(self, member: int, round_id: int) -> None:
+        """Note that the member answered this round's heartbeat in the present term."""
+        if round_id > self._acknowledged.get(member, 0):
+            self._acknowledged[member] = round_id
+
+    def take_confirmed(self, conf: ConfState, member_id: int) -> list[Round]:
+        """Rounds that a quorum has answered, self included, oldest first."""
+        if not self.rounds:
+            return []
+        self._acknowledged[member_id] = self.last_id
+        confirmed = joint_committed(conf.voters, conf.voters_outgoing, self._acknowledged)
+        done = []
+        while self.rounds and self.rounds[0].id <= confirmed:
+            finished = self.rounds.popleft()
+            self.pending -= len(finished.reads)
+            done.append(finished)
+        return done
+
+    def drop_all(self) -> list[PendingRead]:
+        """Give up every pending read (step-down); who is to be told."""
+        dropped = [read for opened in self.rounds for read in opened.reads]
+        dropped += self.waiting
+        self.rounds.clear()
+        self.waiting = []
+        self._acknowledged.clear()
+        self.pending = 0
+        return dropped
