@@ -7,13 +7,14 @@ import random
 import signal
 import sys
 
+from raft.core.messages import Message, MessageType
 from raft.transport.grpc_transport import GrpcTransport
 from raft.transport.protocol import Hello, HelloAnswer, PeerMessage
 from raft.transport.rules import HELLO_FORMAT_VERSION
 
 
 class Echo:
-    """Sends every message back to whoever sent it."""
+    """Greets whoever it reaches, and sends every message back to whoever sent it."""
 
     def __init__(self, transport: GrpcTransport, hello: Hello) -> None:
         self.transport = transport
@@ -29,7 +30,7 @@ class Echo:
         self.transport.send(member_id, message)
 
     def on_connected(self, member_id: int) -> None:
-        pass
+        self.transport.send(member_id, Message(MessageType.HEARTBEAT_RESPONSE, to=member_id, from_=2))
 
     def on_disconnected(self, member_id: int) -> None:
         pass

@@ -47,7 +47,8 @@ async def remote(grpc_harness: Harness) -> AsyncIterator[tuple[Any, Any, asyncio
         assert process.stdout is not None
         port = int(await asyncio.wait_for(process.stdout.readline(), 20))
         transport.set_peer(2, (f"http://127.0.0.1:{port}",))
-        await recorder.until(lambda: bool(transport.connected_peers()) and bool(recorder.hellos))
+        await recorder.until(lambda: bool(transport.connected_peers()) and bool(recorder.messages))
+        recorder.messages.clear()  # the greeting has proved the way back
         yield transport, recorder, process
     finally:
         if process.returncode is None:
