@@ -9,8 +9,9 @@ plain connection with an exchange of hellos: evidence, not a timer, tells a dead
 unreachable one.
 
 `memory` joins members of one loop through a network with faults, on virtual time if wanted;
-the gRPC twin (`grpc_transport`, loaded only by who
-needs it) speaks between processes. One conformance suite runs against both.
+the gRPC twin
+(`grpc_transport`, loaded only by who needs it) speaks between processes. One conformance suite
+runs against both.
 """
 
 from raft.transport.memory import LinkConditions, MemoryTransport, Network

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from bisect import bisect_left
 from collections import deque
 
 import grpc
@@ -28,6 +29,7 @@ from raft.transport.rules import (
     HELLO_TIMEOUT_S,
     MESSAGE_BYTES_MAX,
     PROBE_TIMEOUT_S,
+    ROUND_TRIP_BOUNDS_S,
     ROUND_TRIP_STALE_S,
     URGENT_BOUNDS,
     Backoff,
@@ -112,7 +114,8 @@ class GrpcLink:
         self._send_failures = 0
         self._heartbeat_sent_s = 0.0
         """Loop time of the oldest unanswered heartbeat written; 0.0 when every one is answered."""
-        self._round_trip_s: float | None = None
+        self._round_trip_seconds = 0.0
+        self._round_trip_buckets = [0] * (len(ROUND_TRIP_BOUNDS_S) + 1)
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name=f"peer link to {member_id:x}")
 
@@ -138,7 +141,9 @@ class GrpcLink:
 
     def heartbeat_answered(self) -> None:
         if self._heartbeat_sent_s:
-            self._round_trip_s = self._loop.time() - self._heartbeat_sent_s
+            took_s = self._loop.time() - self._heartbeat_sent_s
+            self._round_trip_seconds += took_s
+            self._round_trip_buckets[bisect_left(ROUND_TRIP_BOUNDS_S, took_s)] += 1
             self._heartbeat_sent_s = 0.0
 
     def statistics(self) -> PeerStatistics:
@@ -147,7 +152,8 @@ class GrpcLink:
             sent_bytes=self._sent_bytes,
             received_bytes=self.received_bytes,
             send_failures=self._send_failures,
-            round_trip_s=self._round_trip_s,
+            round_trip_seconds=self._round_trip_seconds,
+            round_trip_buckets=tuple(self._round_trip_buckets),
         )
 
     def close_nowait(self) -> None:

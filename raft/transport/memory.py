@@ -514,7 +514,6 @@ class MemoryTransport:
                 sent_bytes=link.sent_bytes,
                 received_bytes=link.received_bytes,
                 send_failures=link.send_failures,
-                round_trip_s=None,
             )
             for member_id, link in self._links.items()
         }

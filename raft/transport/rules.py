@@ -58,6 +58,9 @@ BACKOFF_FIRST_S = 0.02
 BACKOFF_MAX_S = 1.0
 """Longest wait: a returning peer that cannot dial us is found within about an election timeout."""
 
+ROUND_TRIP_BOUNDS_S = tuple(0.0001 * 2**step for step in range(16))
+"""Upper ends of the round-trip buckets: etcd's, so that dashboards made for it fit."""
+
 ROUND_TRIP_STALE_S = 2.0
 """A heartbeat unanswered for this long no longer measures a round trip; a later one does."""
 

@@ -97,15 +97,16 @@ async def test_a_lone_message_does_not_wait_for_a_timer(remote: Any) -> None:
 
 async def test_a_heartbeat_and_its_answer_measure_the_round_trip(grpc_harness: Harness) -> None:
     first, recorder, second, other = await grpc_harness.pair()
-    assert first.statistics()[2].round_trip_s is None
+    assert sum(first.statistics()[2].round_trip_buckets) == 0
     other.on_each_message = lambda message: second.send(
         1, Message(MessageType.HEARTBEAT_RESPONSE, to=1, from_=2, term=1)
     )
     first.send(2, HEARTBEAT)
     await recorder.until(lambda: len(recorder.messages) == 1)
-    round_trip_s = first.statistics()[2].round_trip_s
-    assert round_trip_s is not None
-    assert 0.0 < round_trip_s < 5.0
+    counted = first.statistics()[2]
+    assert 0.0 < counted.round_trip_seconds < 5.0
+    assert sum(counted.round_trip_buckets) == 1
+    assert len(counted.round_trip_buckets) == 17
 
 
 async def test_a_heartbeat_overtakes_bulk_that_is_already_flowing(grpc_harness: Harness) -> None:
