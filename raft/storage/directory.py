@@ -1,0 +1,195 @@
+"""A member's data directory: who may open it, what is checked, and in which order.
+
+<data-dir>/lock         exclusive lock, taken before anything else is opened
+<data-dir>/wal/         the log; the member exists from the moment its first segment has its name
+<data-dir>/state.db     the state file, which the log can always bring up to date
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from raft.core.types import ConfState
+from raft.storage.errors import Damaged, DirectoryEmpty, DirectoryForeign, DirectoryUnusable, LogFailed
+from raft.storage.files import FileSystem, Lock
+from raft.storage.protocol import Identity, Recovered, StateFile, StateMark
+from raft.storage.records import BootstrapItem
+from raft.storage.recovery import LogImage, read_log
+from raft.storage.statefile import open_sqlite_state
+from raft.storage.wal import SEGMENT_BYTES_DEFAULT, Log, create_log
+
+LOCK_NAME = "lock"
+LOG_NAME = "wal"
+STATE_NAME = "state.db"
+
+OpenState = Callable[[str, Identity], Awaitable[StateFile]]
+"""Opens or creates the state file at a path, for the member of that identity."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bootstrap:
+    """What a new member starts from; stored for ever and given back at every start."""
+
+    conf: ConfState
+    """Configuration at index 0: the initial voters, or empty for one who joins a running cluster."""
+    blob: bytes = b""
+    """Whatever the owner wants kept with it (names and addresses of the initial members)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class MemberDirectory:
+    """An open data directory. Close the writer (which owns `log`) and `state` before `release`."""
+
+    recovered: Recovered
+    bootstrap: Bootstrap
+    peer_disks: Mapping[int, int]
+    """Disk id of each peer as durably recorded, by member id."""
+    fresh: bool
+    """Created by this call."""
+    log: Log
+    state: StateFile
+    lock: Lock
+
+    def release(self) -> None:
+        """Let others open the directory."""
+        self.lock.release()
+
+
+def holds_member(files: FileSystem, path: str) -> bool:
+    """Whether a member was ever created in the data directory. Takes no lock, changes nothing."""
+    log = f"{path}/{LOG_NAME}"
+    return files.exists(log) and any(name.endswith(".wal") for name in files.list(log))
+
+
+async def open_member(
+    files: FileSystem,
+    path: str,
+    *,
+    cluster_id: int | None = None,
+    member_id: int | None = None,
+    bootstrap: Bootstrap | None = None,
+    open_state: OpenState = open_sqlite_state,
+    segment_bytes: int = SEGMENT_BYTES_DEFAULT,
+    new_disk_id: Callable[[], int] = lambda: secrets.randbits(64),
+) -> MemberDirectory:
+    """Open the member at `path`, or create it from `bootstrap` when there is none.
+
+    `cluster_id` and `member_id`, when given, must match what is stored; creation needs both.
+    `segment_bytes` counts for creation only. Blocks on the disk: call it before serving.
+
+    Raises DirectoryLocked, DirectoryUnusable, DirectoryForeign, DirectoryEmpty, FormatUnknown, Damaged,
+    LogFailed, StateFileFull or StateFileFailed.
+    """
+    try:
+        files.make_directory(path)
+        lock = files.lock(f"{path}/{LOCK_NAME}")
+    except OSError as error:
+        raise DirectoryUnusable(f"{path}: cannot use the data directory: {error}") from error
+    try:
+        return await _open_locked(
+            files, path, lock, cluster_id, member_id, bootstrap, open_state, segment_bytes, new_disk_id
+        )
+    except OSError as error:
+        lock.release()
+        raise DirectoryUnusable(f"{path}: cannot use the data directory: {error}") from error
+    except BaseException:
+        lock.release()
+        raise
+
+
+async def _open_locked(
+    files: FileSystem,
+    path: str,
+    lock: Lock,
+    cluster_id: int | None,
+    member_id: int | None,
+    bootstrap: Bootstrap | None,
+    open_state: OpenState,
+    segment_bytes: int,
+    new_disk_id: Callable[[], int],
+) -> MemberDirectory:
+    log_path = f"{path}/{LOG_NAME}"
+    state_path = f"{path}/{STATE_NAME}"
+    image = read_log(files, log_path)
+    fresh = image is None
+    if image is None:
+        if files.exists(state_path):
+            raise Damaged("the log is missing", log_path)
+        if bootstrap is None or cluster_id is None or member_id is None:
+            raise DirectoryEmpty(f"{path}: there is no member in this data directory")
+        identity = Identity(cluster_id=cluster_id, member_id=member_id, disk_id=new_disk_id())
+        _create(files, path, identity, bootstrap, segment_bytes)
+        image = read_log(files, log_path)
+        assert image is not None
+    _check_owner(path, image.identity, cluster_id, member_id)
+    if not files.exists(state_path) and image.snapshot.index > 0:
+        raise Damaged("the state file is missing and the log no longer begins at its first entry", state_path)
+    state = await open_state(state_path, image.identity)
+    try:
+        files.sync_directory(path)
+        _check_agreement(state_path, image, await state.mark())
+        recovered = Recovered(
+            identity=image.identity,
+            hard_state=image.hard_state,
+            snapshot=image.snapshot,
+            entries=image.entries,
+            cut=image.cut,
+            admitted=image.admitted,
+        )
+        log = Log(files, log_path, image)
+    except BaseException:
+        await state.close()
+        raise
+    return MemberDirectory(
+        recovered=recovered,
+        bootstrap=Bootstrap(conf=image.bootstrap.conf, blob=image.bootstrap.blob),
+        peer_disks=dict(image.peers),
+        fresh=fresh,
+        log=log,
+        state=state,
+        lock=lock,
+    )
+
+
+def _create(
+    files: FileSystem, path: str, identity: Identity, bootstrap: Bootstrap, segment_bytes: int
+) -> None:
+    log_path = f"{path}/{LOG_NAME}"
+    try:
+        files.make_directory(log_path)
+        files.sync_directory(os.path.dirname(path) or ".")
+        files.sync_directory(path)
+        create_log(files, log_path, identity, BootstrapItem(bootstrap.conf, bootstrap.blob), segment_bytes)
+    except OSError as error:
+        raise LogFailed(f"{path}: cannot create the log: {error}") from error
+
+
+def _check_owner(path: str, identity: Identity, cluster_id: int | None, member_id: int | None) -> None:
+    if cluster_id is not None and identity.cluster_id != cluster_id:
+        raise DirectoryForeign(
+            f"{path}: the data directory belongs to cluster {identity.cluster_id:x}, not to {cluster_id:x}"
+        )
+    if member_id is not None and identity.member_id != member_id:
+        raise DirectoryForeign(
+            f"{path}: the data directory belongs to member {identity.member_id:x}, not to {member_id:x}"
+        )
+
+
+def _check_agreement(state_path: str, image: LogImage, mark: StateMark) -> None:
+    """The state file must stand at an index that the log still holds, and at its term."""
+    base = image.snapshot
+    last_index = base.index + len(image.entries)
+    if mark.index > last_index:
+        raise Damaged(f"state file is at index {mark.index} but the log ends at {last_index}", state_path)
+    if mark.index < base.index:
+        raise Damaged(
+            f"state file is at index {mark.index} but the log begins after {base.index}", state_path
+        )
+    term = base.term if mark.index == base.index else image.entries[mark.index - base.index - 1].term
+    if mark.term != term:
+        raise Damaged(
+            f"state file has term {mark.term} at index {mark.index}, the log has {term}", state_path
+        )

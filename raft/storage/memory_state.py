@@ -1,0 +1,139 @@
+"""The synchronous twin of the state file, for simulation: same promises, kept on a `FileSystem`.
+
+One file of checksummed frames, one per commit, the whole image in memory. No call ever waits, so
+it runs on a virtual-time loop; on the crash-true file system it survives or loses exactly what a
+state file may.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import AsyncIterator, Sequence
+from struct import Struct
+
+from crc32c import crc32c
+
+from raft.core.types import ConfState
+from raft.storage.errors import StateFileFailed, StateFileFull
+from raft.storage.files import File, FileSystem
+from raft.storage.protocol import Identity, Row, StateMark
+from raft.storage.records import FORMAT_VERSION, decode_conf, encode_conf
+from raft.storage.statefile import check_identity, check_version, encode_identity
+
+_HEADER = Struct("<H24s")  # version, identity
+_FRAME = Struct("<II")  # length, CRC32C
+_MARK = Struct("<QQ")
+_ROW = Struct("<Ii")  # key length, value length or -1
+
+SCAN_ROWS = 2048
+
+
+class MemoryStateFile:
+    """Implements `StateFile`. Make one with `MemoryStateOpener`."""
+
+    def __init__(self, files: FileSystem, path: str, identity: Identity) -> None:
+        self._path = path
+        self._rows: dict[bytes, bytes] = {}
+        """The image at `_mark`."""
+        self._mark = StateMark(0, 0, ConfState())
+        head = _HEADER.pack(FORMAT_VERSION, encode_identity(identity))
+        try:
+            if files.exists(path):
+                self._file: File = files.open(path)
+            else:
+                unfinished = f"{path}.tmp"
+                if files.exists(unfinished):
+                    files.unlink(unfinished)
+                self._file = files.open(unfinished, create=True)
+                self._file.pwrite(head, 0)
+                self._file.sync()
+                files.rename(unfinished, path)
+            self._file.datasync()
+            data = self._file.pread(self._file.size(), 0)
+        except OSError as error:
+            raise _translate(path, error) from error
+        version, stored = _HEADER.unpack_from(data)
+        check_version(path, version)
+        check_identity(path, stored, identity)
+        self._end = self._replay(data)
+        """Where the next frame goes."""
+
+    def _replay(self, data: bytes) -> int:
+        offset = _HEADER.size
+        while offset + _FRAME.size <= len(data):
+            length, crc = _FRAME.unpack_from(data, offset)
+            body = data[offset + _FRAME.size : offset + _FRAME.size + length]
+            if length == 0 or len(body) < length or crc32c(body) != crc:
+                break  # a commit cut short by a crash: it never was
+            self._take(body)
+            offset += _FRAME.size + length
+        return offset
+
+    def _take(self, body: bytes) -> None:
+        index, term = _MARK.unpack_from(body)
+        conf, at = decode_conf(body, _MARK.size)
+        while at < len(body):
+            key_length, value_length = _ROW.unpack_from(body, at)
+            at += _ROW.size
+            key = body[at : at + key_length]
+            at += key_length
+            if value_length < 0:
+                self._rows.pop(key, None)
+            else:
+                self._rows[key] = body[at : at + value_length]
+                at += value_length
+        self._mark = StateMark(index, term, conf)
+
+    async def mark(self) -> StateMark:
+        """See StateFile."""
+        return self._mark
+
+    async def commit(self, mark: StateMark, rows: Sequence[Row]) -> None:
+        """See StateFile."""
+        if mark.index <= self._mark.index:
+            raise StateFileFailed(f"{self._path}: cannot go from index {self._mark.index} to {mark.index}")
+        parts = [_MARK.pack(mark.index, mark.term), encode_conf(mark.conf)]
+        for key, value in rows:
+            parts += (_ROW.pack(len(key), -1 if value is None else len(value)), key, value or b"")
+        body = b"".join(parts)
+        frame = _FRAME.pack(len(body), crc32c(body)) + body
+        try:
+            self._file.pwrite(frame, self._end)
+            self._file.datasync()
+        except OSError as error:
+            raise _translate(self._path, error) from error
+        self._take(body)
+        self._end += len(frame)
+
+    async def scan(self, low: bytes, high: bytes | None) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
+        """See StateFile."""
+        image = dict(self._rows)
+        keys = sorted(key for key in image if key >= low and (high is None or key < high))
+        for start in range(0, len(keys), SCAN_ROWS):
+            yield [(key, image[key]) for key in keys[start : start + SCAN_ROWS]]
+
+    def size_bytes(self) -> int:
+        """Of the frames, dead ones included."""
+        return self._end
+
+    async def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):  # nothing is promised by closing
+            self._file.close()
+
+
+def _translate(path: str, error: OSError) -> StateFileFull | StateFileFailed:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StateFileFull(f"{path}: disk full")
+    return StateFileFailed(f"{path}: {error}")
+
+
+class MemoryStateOpener:
+    """Opens twins of the state file on one file system; passed to `open_member` as `open_state`."""
+
+    def __init__(self, files: FileSystem) -> None:
+        self._files = files
+
+    async def __call__(self, path: str, identity: Identity) -> MemoryStateFile:
+        return MemoryStateFile(self._files, path, identity)
