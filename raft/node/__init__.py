@@ -1,1 +1,57 @@
-"""Contract to be written by this room."""
+"""A member of a cluster: the one loop that owns the consensus core, and what is promised around it.
+
+The promises, and where each is kept:
+
+* A command is settled exactly once: with its outcome, when it is applied *here*; with NotApplied, when
+  it certainly never will be; with OutcomeUnknown otherwise. It is never applied twice (`proposals`,
+  `forwarding`).
+* A read is settled when the local state holds everything that was acknowledged anywhere before the
+  read arrived (`reads`).
+* No promise leaves before the disk holds it; messages to others leave before our own sync (`node`).
+* A member with a fresh, foreign or cut disk makes no promises that an earlier disk might contradict
+  (`admission`).
+* A dead leader is replaced at once, a living one never for a lost connection (`failover`).
+* The state file follows behind the log (`write_behind`).
+
+The caller constructs a `Node` from an opened log, state file and transport, hands `Node.fail` to the
+log as what to do on a disk error, awaits `start`, and awaits `stop` in the end, which closes log and
+state file. All methods belong to one event loop; time is the loop's own, and chance comes from the
+generator given, so a virtual-time loop and a seed repeat a run.
+"""
+
+from raft.node.config import NodeConfig
+from raft.node.errors import (
+    NodeError,
+    NoLeader,
+    NotApplied,
+    OutcomeUnknown,
+    ReadTimedOut,
+    RequestTimedOut,
+    Stopped,
+    TooManyRequests,
+)
+from raft.node.machine import Machine
+from raft.node.node import Node, StateBeyondLog
+from raft.node.proposals import Settle
+from raft.node.reads import ReadSettle
+from raft.node.status import NodeEvent, NodeStatistics, NodeStatus
+
+__all__ = [
+    "Machine",
+    "NoLeader",
+    "Node",
+    "NodeConfig",
+    "NodeError",
+    "NodeEvent",
+    "NodeStatistics",
+    "NodeStatus",
+    "NotApplied",
+    "OutcomeUnknown",
+    "ReadSettle",
+    "ReadTimedOut",
+    "RequestTimedOut",
+    "Settle",
+    "StateBeyondLog",
+    "Stopped",
+    "TooManyRequests",
+]

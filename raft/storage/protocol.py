@@ -41,6 +41,8 @@ class Recovered:
     past `snapshot.index + len(entries)`."""
     admitted: bool
     """The fresh-disk check was once passed and recorded; False on a disk never admitted."""
+    peer_disks: tuple[tuple[int, int], ...] = ()
+    """(member, disk id) of every peer ever recorded, by member: who speaks from another disk is refused."""
 
 
 class WriterStatistics(NamedTuple):

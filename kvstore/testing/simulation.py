@@ -1,0 +1,248 @@
+"""Whole members on a virtual-time loop: real driver, real core, real log, twins of network and disk.
+
+Every choice (delays, what a crash loses, timers) comes from one seed, so a seed repeats a run.
+A crash is a power cut of one member: its process is gone in the middle of whatever it did, and of what
+it had not synced the disk keeps an arbitrary part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from raft.core.types import ConfState
+from raft.node import Machine, Node, NodeConfig, NodeError
+from raft.storage import Bootstrap, InlineLogWriter, MemoryFiles, MemoryStateOpener, open_member
+from raft.storage.protocol import Row
+from raft.transport.memory import MemoryTransport, Network
+
+logger = logging.getLogger(__name__)
+
+CLUSTER_ID = 0xC1
+SEGMENT_BYTES = 64 * 1024
+"""Small, so that segments change often, and cheap to hold in memory."""
+POLL_S = 0.005
+"""How often, in virtual time, a condition is looked at."""
+
+
+def seeded(seed: int) -> random.Random:
+    """A generator that repeats itself."""
+    return random.Random(seed)  # noqa: S311  # simulation must be repeatable, not unguessable
+
+
+class LedgerMachine:
+    """Remembers every command ever applied, in order. The outcome of a command is its position."""
+
+    def __init__(self) -> None:
+        self.applied: list[bytes] = []
+        self._saved = 0
+        """How many of `applied` have been drained for the state file."""
+        self._loading: dict[bytes, bytes] = {}
+
+    def apply(self, index: int, term: int, commands: Sequence[bytes], wanted: bool) -> Sequence[object]:
+        first = len(self.applied)
+        self.applied.extend(commands)
+        return range(first, first + len(commands)) if wanted else ()
+
+    def drain_changes(self) -> list[Row]:
+        rows: list[Row] = [
+            (position.to_bytes(8, "big"), self.applied[position])
+            for position in range(self._saved, len(self.applied))
+        ]
+        self._saved = len(self.applied)
+        return rows
+
+    def pending_change_bytes(self) -> int:
+        return sum(map(len, self.applied[self._saved :]))
+
+    def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        self._loading.update(rows)
+
+    def load_done(self) -> None:
+        self.applied = [self._loading[key] for key in sorted(self._loading)]
+        self._saved = len(self.applied)
+        self._loading = {}
+
+
+@dataclass(slots=True)
+class SimulatedMember:
+    """One member's disk, and its process while it runs."""
+
+    member_id: int
+    files: MemoryFiles
+    node: Node | None = None
+    """None while the process is down."""
+    machine: Machine | None = None
+    transport: MemoryTransport | None = None
+    writer: InlineLogWriter | None = None
+    failures: list[str] = field(default_factory=list)
+    """Reasons given to `fatal`, by all its processes."""
+
+    @property
+    def running(self) -> Node:
+        assert self.node is not None, f"member {self.member_id} is down"
+        return self.node
+
+
+class SimulatedCluster:
+    """Members 1 to `size` on one network. Create it inside a virtual-time loop, then `start_all`."""
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        size: int = 3,
+        machine: Callable[[], Machine] = LedgerMachine,
+        sync_works: bool = True,
+        config: Callable[[int], NodeConfig] = lambda member_id: NodeConfig(
+            member_id=member_id, cluster_id=CLUSTER_ID
+        ),
+    ) -> None:
+        """`sync_works=False` makes every sync a no-op: what a proof of durability must notice."""
+        self.rng = seeded(seed)
+        self.loop = asyncio.get_running_loop()
+        self.network = Network(
+            self.loop, seeded(self.rng.getrandbits(64)), delay_min_s=0.0002, delay_max_s=0.001
+        )
+        self._machine = machine
+        self._config = config
+        self._voters = tuple(range(1, size + 1))
+        self.members = {
+            member_id: SimulatedMember(member_id, MemoryFiles(sync_works=sync_works))
+            for member_id in self._voters
+        }
+
+    # ---- life
+
+    async def start_all(self) -> None:
+        for member_id in self._voters:
+            await self.start(member_id)
+
+    async def start(self, member_id: int) -> Node:
+        """Start a member's process on whatever its disk holds."""
+        member = self.members[member_id]
+        assert member.node is None
+        rng = seeded(self.rng.getrandbits(64))
+        directory = await open_member(
+            member.files,
+            "/data",
+            cluster_id=CLUSTER_ID,
+            member_id=member_id,
+            bootstrap=Bootstrap(conf=ConfState(voters=self._voters)),
+            open_state=MemoryStateOpener(member.files),
+            segment_bytes=SEGMENT_BYTES,
+            new_disk_id=lambda: rng.getrandbits(64),
+        )
+        node: Node | None = None
+
+        def fatal(reason: str) -> None:
+            if node is not None:
+                node.fail(reason)
+
+        member.writer = InlineLogWriter(directory.log, loop=self.loop, fatal=fatal)
+        member.machine = self._machine()
+        member.transport = self.network.transport()
+        for other in self._voters:
+            if other != member_id:
+                member.transport.set_peer(other, ())
+        node = member.node = Node(
+            config=self._config(member_id),
+            recovered=directory.recovered,
+            log=member.writer,
+            state=directory.state,
+            transport=member.transport,
+            machine=member.machine,
+            rng=rng,
+            boot_id=rng.getrandbits(64),
+            fatal=member.failures.append,
+        )
+        await node.start()
+        return node
+
+    async def stop(self, member_id: int) -> None:
+        """Stop a member in good order."""
+        member = self.members[member_id]
+        node, member.node = member.running, None
+        await node.stop()
+        member.files.restart()
+
+    def crash(self, member_id: int, *, power: bool = True) -> None:
+        """Kill a member's process; with `power`, also lose of its disk what was not synced."""
+        member = self.members[member_id]
+        node, member.node = member.running, None
+        self.network.crash(member_id)
+        if power:
+            member.files.crash(self.rng.randrange)
+        else:
+            member.files.restart()
+        node.fail("killed")
+
+    async def stop_all(self) -> None:
+        for member_id, member in self.members.items():
+            if member.node is not None:
+                await self.stop(member_id)
+
+    # ---- asking
+
+    @property
+    def running(self) -> list[Node]:
+        return [member.node for member in self.members.values() if member.node is not None]
+
+    def leader(self) -> Node | None:
+        """The leader a majority of all members follows, if there is one."""
+        for node in self.running:
+            if node.is_leader:
+                followers = [other for other in self.running if other.leader == node.member_id]
+                if len(followers) * 2 > len(self._voters) and all(f.term == node.term for f in followers):
+                    return node
+        return None
+
+    async def wait_for_leader(self, timeout_s: float = 10.0) -> Node:
+        await self.wait_until(lambda: self.leader() is not None, timeout_s, "a leader")
+        found = self.leader()
+        assert found is not None
+        return found
+
+    async def wait_until(
+        self, condition: Callable[[], bool], timeout_s: float = 10.0, what: str = "the condition"
+    ) -> None:
+        """Wait in virtual time; AssertionError when `what` has not come after `timeout_s`."""
+        end_s = self.loop.time() + timeout_s
+        while not condition():
+            if self.loop.time() >= end_s:
+                state = [(n.member_id, n.term, n.leader, n.applied) for n in self.running]
+                raise AssertionError(f"{what} did not come within {timeout_s} s of virtual time: {state}")
+            await asyncio.sleep(POLL_S)
+
+    def propose(self, member_id: int, command: bytes) -> asyncio.Future[object]:
+        """Propose through a member; the future has the outcome or raises the NodeError."""
+        future: asyncio.Future[object] = self.loop.create_future()
+
+        def settle(outcome: object, error: NodeError | None) -> None:
+            if future.cancelled():
+                return
+            if error is None:
+                future.set_result(outcome)
+            else:
+                future.set_exception(error)
+
+        self.members[member_id].running.propose(command, settle)
+        return future
+
+    def read_barrier(self, member_id: int) -> asyncio.Future[None]:
+        """Ask a member for a linearizable read."""
+        future: asyncio.Future[None] = self.loop.create_future()
+
+        def settle(error: NodeError | None) -> None:
+            if future.cancelled():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        self.members[member_id].running.read_barrier(settle)
+        return future

@@ -1,0 +1,212 @@
+"""Who may speak here, and whether this disk may speak at all.
+
+* Every hello is judged: format, cluster, a known member, and the disk the member was first met with.
+  That disk is recorded durably before any Raft message of the member reaches the core, so a member
+  that comes back on another disk, having forgotten its promises, is refused.
+* A *fresh* disk of our own may be the second one of this member. It takes no part until so many
+  others have said that they know no earlier disk of ours that a quorum which relied on an earlier
+  one would include one of them: n - quorum + 1, at most all others.
+* A disk whose log tail was *cut* may have lost a promise (`CutGuard`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from raft.core.messages import Message, MessageType
+from raft.core.ready import AppendWork
+from raft.core.types import ConfState, EntryId
+from raft.storage.protocol import LogWriter, Recovered
+from raft.transport.protocol import Hello, HelloAnswer
+
+logger = logging.getLogger(__name__)
+
+HELD_MESSAGES_MAX = 256
+"""Messages of one peer kept while its disk is being recorded, a matter of one sync."""
+
+
+class Admission:
+    """Judge of hellos, keeper of the peers' disks and processes."""
+
+    def __init__(
+        self,
+        *,
+        hello: Hello,
+        recovered: Recovered,
+        conf: ConfState,
+        log: LogWriter,
+        recorded: Callable[[int], None],
+        new_process: Callable[[int, int], None],
+    ) -> None:
+        self._hello = hello
+        self._log = log
+        self._recorded = recorded
+        """Called when a peer's disk has become durable."""
+        self._new_process = new_process
+        """Called with (member, boot id) when a member is met as another process than before."""
+        self._members = frozenset((*conf.voters, *conf.voters_outgoing, *conf.learners))
+        self._disks = dict(recovered.peer_disks)
+        """Member to the disk it was first met with, durable or being made so."""
+        self._recording: dict[int, None] = {}
+        """Members whose disk is not durable yet."""
+        self._boots: dict[int, int] = {}
+        """Member to its newest process, by its accepted hello."""
+        self._witnesses: dict[int, None] = {}
+        """Members who know no earlier disk of ours. Counts only while not admitted."""
+        voters = len(conf.voters)
+        quorum = voters // 2 + 1
+        self._witnesses_needed = min(voters - quorum + 1, voters - 1)
+        self._voters = conf.voters
+        self.admitted = recovered.admitted
+        """Whether this disk may vote and acknowledge. Never becomes False again."""
+        if not self.admitted and hello.member_id in conf.voters and self._witnesses_needed == 0:
+            self._admit()
+
+    def boot_id(self, member_id: int) -> int | None:
+        """The newest process of the member, None before its first hello."""
+        return self._boots.get(member_id)
+
+    def ready(self, member_id: int) -> bool:
+        """Whether messages of this member may reach the core."""
+        return member_id in self._disks and member_id not in self._recording
+
+    def recording(self, member_id: int) -> bool:
+        return member_id in self._recording
+
+    def on_hello(self, hello: Hello) -> HelloAnswer:
+        """Judge a peer that dialled us."""
+        earlier = self._disks.get(hello.member_id, hello.disk_id) != hello.disk_id
+        refusal = self._judge(hello)
+        if not refusal:
+            self._accept(hello)
+        return HelloAnswer(hello=self._hello, earlier_disk_known=earlier, refusal=refusal)
+
+    def on_answer(self, member_id: int, answer: HelloAnswer) -> None:
+        """Take the answer of a peer that we dialled."""
+        if answer.refusal:
+            logger.warning("member %x refuses this member: %s", member_id, answer.refusal)
+        refusal = self._judge(answer.hello)
+        if not refusal and answer.hello.member_id != member_id:
+            refusal = f"member {answer.hello.member_id:x} answers where member {member_id:x} should"
+        if refusal:
+            logger.warning("the answer of member %x is not accepted: %s", member_id, refusal)
+            return
+        self._accept(answer.hello)
+        if self.admitted or answer.refusal or member_id not in self._voters:
+            return
+        if answer.earlier_disk_known:
+            logger.error("member %x knows an earlier disk of this member: this one may not vote", member_id)
+            self._witnesses.pop(member_id, None)
+            return
+        self._witnesses[member_id] = None
+        if len(self._witnesses) >= self._witnesses_needed:
+            self._admit()
+
+    def _admit(self) -> None:
+        # Queued before any promise of ours, and the log keeps its order: no promise outlives the note.
+        self._log.record_admitted()
+        self.admitted = True
+
+    def _judge(self, hello: Hello) -> str:
+        ours = self._hello
+        if hello.format_version != ours.format_version:
+            return f"peer format version {hello.format_version} is not {ours.format_version}"
+        if hello.cluster_id != ours.cluster_id:
+            return f"cluster id mismatch: {hello.cluster_id:x} is not {ours.cluster_id:x}"
+        if hello.member_id not in self._members or hello.member_id == ours.member_id:
+            return f"member {hello.member_id:x} is not another member of this cluster"
+        if self._disks.get(hello.member_id, hello.disk_id) != hello.disk_id:
+            return f"member {hello.member_id:x} was known with another disk: it must rejoin as a new member"
+        return ""
+
+    def _accept(self, hello: Hello) -> None:
+        member_id = hello.member_id
+        earlier_boot_id = self._boots.get(member_id)
+        self._boots[member_id] = hello.boot_id
+        if earlier_boot_id not in (None, hello.boot_id):
+            self._new_process(member_id, hello.boot_id)
+        if member_id not in self._disks:
+            self._disks[member_id] = hello.disk_id
+            self._recording[member_id] = None
+
+            def done() -> None:
+                del self._recording[member_id]
+                self._recorded(member_id)
+
+            self._log.record_peer_disk(member_id, hello.disk_id, done)
+
+
+class CutGuard:
+    """Keeps a member whose torn tail was cut from harm, until a leader has confirmed its log.
+
+    What was cut may have been promised: the log may lack an entry, or the hard state a vote, that a
+    quorum counted on. So this member acknowledges nothing and helps nobody to win an election, while
+    it does take entries and refuse them; the first entries of a present leader that reach past the
+    cut, or the leader's own first one, prove that nothing committed is missing any more.
+
+    If a quorum is in that state no leader can arise that way. Then evidence replaces the leader: once
+    *every* other voter has shown its last entry, by asking for a vote from its present process, a
+    candidate whose log is at least as good as all of them lacks nothing that any of them holds, and
+    may have this member's help, or be this member.
+    """
+
+    def __init__(self, *, cut: bool, last: EntryId, member_id: int, voters: Iterable[int]) -> None:
+        self.active = cut
+        """Never becomes True again."""
+        self._last = last
+        """Our last entry after the cut."""
+        self._others = tuple(voter for voter in voters if voter != member_id)
+        self._claims: dict[int, tuple[int, EntryId]] = {}
+        """Voter to (its process, its last entry), as it said when it asked for a vote."""
+
+    def may_step(self, member_id: int, boot_id: int, message: Message) -> bool:
+        """Whether the core may see this message. Only called while active."""
+        kind = message.type
+        if kind is MessageType.VOTE or kind is MessageType.PRE_VOTE:
+            claim = EntryId(message.log_term, message.index)
+            self._claims[member_id] = (boot_id, claim)
+            return self._best(claim)
+        if kind is MessageType.VOTE_RESPONSE or kind is MessageType.PRE_VOTE_RESPONSE:
+            return self._best(self._last)
+        return kind is not MessageType.TIMEOUT_NOW
+
+    def process_changed(self, member_id: int, boot_id: int) -> None:
+        """A voter runs as another process, whose log may be shorter: its claim counts no more."""
+        claim = self._claims.get(member_id)
+        if claim is not None and claim[0] != boot_id:
+            del self._claims[member_id]
+
+    def on_durable(self, work: AppendWork) -> None:
+        """Look for the confirmation in append work that is durable now."""
+        for response in work.responses:
+            if response.type is not MessageType.APPEND_RESPONSE or response.reject:
+                continue
+            own_entry = work.entries and self._last.term < work.entries[-1].term == response.term
+            if own_entry or response.index > self._last.index:
+                self.release()
+
+    def release(self) -> None:
+        if self.active:
+            logger.info("the log is confirmed past its cut tail")
+            self.active = False
+            self._claims.clear()
+
+    @staticmethod
+    def outgoing(message: Message) -> Message | None:
+        """What may leave of a message while active: refusals yes, acknowledgements no."""
+        if message.type is MessageType.HEARTBEAT_RESPONSE:
+            # It keeps a paused leader sending, and confirms no read round.
+            return replace(message, context=0)
+        if message.type is MessageType.APPEND_RESPONSE and not message.reject:
+            return None
+        return message
+
+    def _best(self, claim: EntryId) -> bool:
+        claims = self._claims
+        return (
+            claim >= self._last
+            and all(other in claims for other in self._others)
+            and all(claim >= claims[other][1] for other in self._others)
+        )

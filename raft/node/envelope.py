@@ -1,0 +1,63 @@
+"""The bytes of one log entry: who sent the batch, which batch of theirs, and its commands.
+
+    version u8 | member u64 | boot u64 | counter u64 | count u32 | count x length u32 | commands
+
+All numbers are big-endian. Empty entry data is a leader's no-op and never an envelope. The lengths
+stand together so that a batch of any size is packed and unpacked by two calls.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+ENVELOPE_VERSION = 1
+
+_HEADER = struct.Struct(">BQQQI")
+
+ENVELOPE_HEADER_BYTES = _HEADER.size
+"""What a batch costs beside its commands and the 4 bytes of each length."""
+
+
+class EnvelopeError(ValueError):
+    """Entry data that is no envelope this code understands; the member must stop, not guess."""
+
+
+class Envelope(NamedTuple):
+    """One decoded batch."""
+
+    member_id: int
+    boot_id: int
+    """The process that made the batch: a replayed old batch settles nobody's request."""
+    counter: int
+    """Names the batch among those of its process; grows, and is never used twice."""
+    commands: Sequence[bytes]
+
+
+def encode_envelope(member_id: int, boot_id: int, counter: int, commands: Sequence[bytes]) -> bytes:
+    """Pack a batch of at least one command."""
+    count = len(commands)
+    header = _HEADER.pack(ENVELOPE_VERSION, member_id, boot_id, counter, count)
+    lengths = struct.pack(f">{count}I", *map(len, commands))
+    return b"".join((header, lengths, *commands))
+
+
+def decode_envelope(data: bytes) -> Envelope:
+    """Unpack a batch; raise EnvelopeError on anything but a whole envelope of a known version."""
+    if len(data) < _HEADER.size:
+        raise EnvelopeError(f"entry of {len(data)} bytes is shorter than an envelope header")
+    version, member_id, boot_id, counter, count = _HEADER.unpack_from(data)
+    if version != ENVELOPE_VERSION:
+        raise EnvelopeError(f"envelope version {version} is unknown; this code knows {ENVELOPE_VERSION}")
+    position = _HEADER.size + 4 * count
+    if len(data) < position:
+        raise EnvelopeError(f"envelope announces {count} commands and ends within their lengths")
+    commands = []
+    for length in struct.unpack_from(f">{count}I", data, _HEADER.size):
+        end = position + length
+        commands.append(data[position:end])
+        position = end
+    if position != len(data):
+        raise EnvelopeError(f"envelope of {len(data)} bytes announces {position}")
+    return Envelope(member_id, boot_id, counter, commands)

@@ -1,0 +1,99 @@
+"""The leader's side of forwarded batches: each taken once, in order, in one term only.
+
+The origin numbers its batches from 1 within a term, and sends again what it has not seen applied
+whenever its stream breaks or silence lasts. So the leader takes position `next` only: a lower one
+was taken before, a higher one follows a gap that the origin will fill.
+
+A batch meant for a term that this member does not lead is refused, and with it everything from
+there on: this member will never lead that term again, so a refusal cannot become untrue. What was
+appended is never named in a refusal. About a term led before the latest one nothing is remembered
+and nothing is said; the origin learns the fate when it applies a higher term. A refusal speaks for
+this process only, which is why the origin checks the boot id it comes from.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from raft.transport.protocol import ForwardedBatch, ForwardRefused
+
+WINDOWS_MAX = 1024
+"""Origins remembered in one term: members times their restarts in it. The oldest goes first; a
+process that many restarts ago sends nothing any more."""
+
+
+class _Window:
+    """What one process of one origin has sent for the term that is led."""
+
+    __slots__ = ("boot_id", "member_id", "next", "pending")
+
+    def __init__(self, member_id: int, boot_id: int) -> None:
+        self.member_id = member_id
+        self.boot_id = boot_id
+        self.next = 1
+        """The position expected next. Everything below is in the log, or in `pending`."""
+        self.pending: deque[ForwardedBatch] = deque()
+        """Taken in order, and not yet appended. Bounded by the origin's own window."""
+
+
+class Forwarding:
+    """All origins' windows of the latest term this process has led."""
+
+    def __init__(self) -> None:
+        self._term = 0
+        self._windows: dict[tuple[int, int], _Window] = {}
+        self._pending: deque[tuple[_Window, ForwardedBatch]] = deque()
+        """Every pending batch, in order of arrival; agrees with the windows' own queues."""
+
+    @property
+    def pending_count(self) -> int:
+        return len(self._pending)
+
+    def lead(self, term: int) -> None:
+        """This member leads `term` now."""
+        if term != self._term:
+            self._term = term
+            self._windows.clear()
+            self._pending.clear()
+
+    def on_batch(self, member_id: int, batch: ForwardedBatch, leading_term: int) -> ForwardRefused | None:
+        """Take a batch, or say from where on this origin is refused. `leading_term` is 0 for none."""
+        key = (member_id, batch.boot_id)
+        window = self._windows.get(key)
+        if leading_term != batch.term:
+            if batch.term < self._term:
+                return None
+            refused_from = window.next if window is not None and batch.term == self._term else 1
+            return ForwardRefused(batch.term, batch.boot_id, refused_from)
+        assert leading_term == self._term, "lead() comes before the first batch of a term"
+        if window is None:
+            if len(self._windows) >= WINDOWS_MAX:
+                del self._windows[next(iter(self._windows))]
+            window = self._windows[key] = _Window(member_id, batch.boot_id)
+        if batch.counter == window.next:
+            window.next += 1
+            window.pending.append(batch)
+            self._pending.append((window, batch))
+        return None
+
+    def pending(self) -> Sequence[bytes]:
+        """Entry data of every batch to append, in order."""
+        return [batch.data for _, batch in self._pending]
+
+    def appended(self) -> None:
+        """Everything `pending` named is in the core's log."""
+        for window, _ in self._pending:
+            window.pending.clear()
+        self._pending.clear()
+
+    def step_down(self) -> list[tuple[int, ForwardRefused]]:
+        """Leadership of the term is over: refuse what was not appended. Returns (member, refusal)."""
+        refusals = []
+        for window in self._windows.values():
+            if window.pending:
+                window.next = window.pending[0].counter
+                window.pending.clear()
+                refusals.append((window.member_id, ForwardRefused(self._term, window.boot_id, window.next)))
+        self._pending.clear()
+        return refusals

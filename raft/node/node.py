@@ -1,0 +1,720 @@
+"""One member: the loop callback that owns the core, and the order in which its effects happen.
+
+Theory of operation. Whatever happens (a message, a finished sync, a tick, a proposal, a read) is put
+into the inbox or a queue and wakes the owner, at most once per turn of the event loop. A *turn* drains
+the inbox, ticks if ticks are due, hands over what waits, and carries out the core's effects until
+there are none. So work is done per batch, and cost per operation falls as load grows. Nothing else
+touches the core.
+
+The order within one Ready is the promise of `raft.core.ready`: messages leave first, so that others
+write while we do; the append work goes to the log, and its responses leave when it is durable; what
+is committed and durable here is applied, in slices, so that heartbeats are never late.
+
+Ticks come after the inbox: a member that stood still must first hear what was said meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from raft.core import BootState, Config, ProposalDropped, RaftCore
+from raft.core.messages import Message, MessageType
+from raft.core.ready import AppendWork, ApplyWork, Ready
+from raft.core.types import ConfState, Entry, EntryId, EntryKind, Role
+from raft.node.admission import HELD_MESSAGES_MAX, Admission, CutGuard
+from raft.node.config import (
+    APPLY_SLICE_OPERATIONS_MAX,
+    APPLY_SLICE_S,
+    INBOX_MAX,
+    INBOX_PER_TURN_MAX,
+    RESEND_MS,
+    TICKS_PER_STALL_MAX,
+    TURN_ROUNDS_MAX,
+    NodeConfig,
+)
+from raft.node.envelope import decode_envelope
+from raft.node.errors import OutcomeUnknown, Stopped, TooManyRequests
+from raft.node.failover import Failover
+from raft.node.forwarding import Forwarding
+from raft.node.machine import Machine
+from raft.node.proposals import Batch, Proposals, Settle, settle_batch
+from raft.node.reads import Reads, ReadSettle
+from raft.node.status import NodeEvent, NodeStatistics, NodeStatus
+from raft.node.write_behind import WriteBehind
+from raft.storage.protocol import LogWriter, Recovered, StateFile, StateMark
+from raft.transport.protocol import (
+    ForwardedBatch,
+    ForwardRefused,
+    Hello,
+    HelloAnswer,
+    PeerMessage,
+    Transport,
+)
+from raft.transport.rules import HELLO_FORMAT_VERSION
+
+logger = logging.getLogger(__name__)
+
+_FromPeer = tuple[int, int, PeerMessage]
+"""Member, boot id of its process, message."""
+
+_InboxItem = _FromPeer | AppendWork | Callable[[], None]
+
+
+class StateBeyondLog(Exception):
+    """The state file and the log do not belong together; the text says how, in one line."""
+
+
+class Node:
+    """A member of the cluster, from `start` to `stop`. Implements `raft.transport.protocol.Receiver`.
+
+    Every method is called in the event loop that ran `start`.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: NodeConfig,
+        recovered: Recovered,
+        log: LogWriter,
+        state: StateFile,
+        transport: Transport,
+        machine: Machine,
+        rng: random.Random,
+        boot_id: int,
+        fatal: Callable[[str], None],
+    ) -> None:
+        """`boot_id`: 64 fresh random bits. `fatal(reason)` is called once, when the process must end."""
+        config.validate()
+        if recovered.identity.member_id != config.member_id:
+            raise ValueError("the data directory belongs to another member")
+        self._config = config
+        self._id = config.member_id
+        self._boot_id = boot_id
+        self._recovered = recovered
+        self._log = log
+        self._state = state
+        self._transport = transport
+        self._machine = machine
+        self._rng = rng
+        self._fatal = fatal
+        self._proposals = Proposals(config, boot_id)
+        self._forwarding = Forwarding()
+        self._reads = Reads(boot_id, config.gather_ms / 1000)
+        self._inbox: deque[_InboxItem] = deque()
+        """Whatever the core has to hear, in order of arrival. Bounded by INBOX_MAX for peer messages."""
+        self._held: dict[int, list[_FromPeer]] = {}
+        """Messages of members whose disk is being recorded. At most HELD_MESSAGES_MAX each."""
+        self._applying: deque[ApplyWork] = deque()
+        """Handed out by the core and not applied yet; the core bounds the bytes."""
+        self._applying_position = 0
+        """Entries of `_applying[0]` applied so far."""
+        self._applied = 0
+        self._applied_term = 0
+        """Index and term of the newest applied entry."""
+        self._entries_applied = 0
+        self._operations_applied = 0
+        self._turns = 0
+        self._leader_changes = 0
+        self._seen = NodeEvent(0, 0, Role.FOLLOWER)
+        """What subscribers were last told."""
+        self._listeners: list[Callable[[NodeEvent], None]] = []
+        self._turn_planned = False
+        self._ticks_due = 0
+        """Ticks to deliver in the next turn, at most TICKS_PER_STALL_MAX."""
+        self._tick_at_s = 0.0
+        """Loop time of the next tick."""
+        self._tick_timer: asyncio.TimerHandle | None = None
+        self._gather_timer: asyncio.TimerHandle | None = None
+        """Set while commands or reads gather behind earlier ones."""
+        self._send_blocked = False
+        """The stream to the leader took no batch; tried again at its next opening or the next tick."""
+        self._disk_stalled = False
+        """A sync has taken half the election timeout: no heartbeats, no campaign."""
+        self._ended = True
+        """Not started, stopping, or failed: nothing may be answered from here."""
+        self._stopped = False
+        """`stop` has begun."""
+        self._apply_budget = 0
+        """Commands that may still be applied in this turn."""
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Load the state image, join the peers, begin to tick.
+
+        Raises StateBeyondLog when log and state file do not belong together, and whatever the state
+        file, the machine and the transport raise.
+        """
+        self._loop = asyncio.get_running_loop()
+        mark = await self._load()
+        conf = mark.conf if mark.conf.voters else self._recovered.snapshot.conf
+        self._conf = conf
+        self._applied, self._applied_term = mark.index, mark.term
+        self._core = self._make_core(mark, conf)
+        self._write_behind = WriteBehind(
+            config=self._config,
+            machine=self._machine,
+            state=self._state,
+            durable=mark,
+            loop=self._loop,
+            mark=self._mark,
+            fatal=self.fail,
+        )
+        self._failover = Failover(
+            core=self._core,
+            transport=self._transport,
+            rng=self._rng,
+            loop=self._loop,
+            post=self._post,
+            may_campaign=self._may_campaign,
+        )
+        hello = Hello(
+            format_version=HELLO_FORMAT_VERSION,
+            cluster_id=self._config.cluster_id,
+            member_id=self._id,
+            disk_id=self._recovered.identity.disk_id,
+            boot_id=self._boot_id,
+        )
+        self._admission = Admission(
+            hello=hello,
+            recovered=self._recovered,
+            conf=conf,
+            log=self._log,
+            recorded=self._peer_recorded,
+            new_process=self._peer_restarted,
+        )
+        entries, base = self._recovered.entries, self._recovered.snapshot
+        last = EntryId(entries[-1].term, entries[-1].index) if entries else EntryId(base.term, base.index)
+        self._cut_guard = CutGuard(cut=self._recovered.cut, last=last, member_id=self._id, voters=conf.voters)
+        self._recovered = replace(self._recovered, entries=())  # the core holds them now
+        self._ended = False
+        await self._transport.start(hello, self)
+        # A random phase, so that members started together do not count their silence in step.
+        self._tick_at_s = self._loop.time() + self._rng.random() * self._tick_s
+        self._tick_timer = self._loop.call_at(self._tick_at_s, self._on_tick)
+        self._wake()
+
+    async def stop(self) -> None:
+        """Leave at once, so that the others elect at once; then settle, flush and close. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        failed = self._ended
+        if not failed:
+            self._end()
+        await self._transport.close()
+        await self._failover.close()
+        await self._write_behind.close(flush=not failed)
+        await self._state.close()
+        await self._log.close()
+
+    def fail(self, reason: str) -> None:
+        """Something happened after which nothing may be promised or answered: give up this process.
+
+        Also the inner step of the log's fatal hook. Every request is settled as unknown or stopped.
+        """
+        if self._ended:
+            return
+        logger.critical("member %x stops: %s", self._id, reason)
+        self._end()
+        self._transport.sever()
+        self._fatal(reason)
+
+    def _end(self) -> None:
+        self._ended = True
+        for timer in (self._tick_timer, self._gather_timer):
+            if timer is not None:
+                timer.cancel()
+        self._failover.cancel()
+        self._proposals.fail_all(Stopped("server stopped"), OutcomeUnknown("stopped; it may be applied"))
+        self._reads.fail_all(Stopped("server stopped"))
+
+    async def _load(self) -> StateMark:
+        base, entries = self._recovered.snapshot, self._recovered.entries
+        mark = await self._state.mark()
+        last = base.index + len(entries)
+        if not base.index <= mark.index <= last:
+            raise StateBeyondLog(
+                f"the state file stands at index {mark.index}, the log holds {base.index} to {last}: damage"
+            )
+        async for rows in self._state.scan(b"", None):
+            self._machine.load(rows)
+        self._machine.load_done()
+        return mark
+
+    def _make_core(self, mark: StateMark, conf: ConfState) -> RaftCore:
+        recovered = self._recovered
+        config = Config(
+            member_id=self._id, election_ticks=self._config.election_ticks, heartbeat_ticks=1
+        ).validate()
+        boot = BootState(
+            hard_state=recovered.hard_state,
+            snapshot=recovered.snapshot,
+            entries=recovered.entries,
+            applied=mark.index,
+            conf=conf,
+        )
+        return RaftCore(config, boot, self._rng)
+
+    # ------------------------------------------------------------------ asked from above
+
+    def propose(self, command: bytes, settle: Settle) -> None:
+        """Have `command` applied; `settle(outcome, error)` is called once. Never raises.
+
+        NotApplied errors are certain; OutcomeUnknown ones are not. Commands are applied in the order
+        of their proposal, except around those whose outcome is unknown.
+        """
+        if self._ended:
+            settle(None, Stopped("server stopped"))
+        elif self._write_behind.full:
+            settle(None, TooManyRequests("too much is applied that the state file does not hold yet"))
+        elif self._proposals.offer(command, settle, self._loop.time() + self._timeout_s):
+            self._wake()
+        else:
+            settle(None, TooManyRequests("too many requests"))
+
+    def read_barrier(self, settle: ReadSettle) -> None:
+        """Call `settle(None)` once the local state holds everything acknowledged before this call.
+
+        Otherwise `settle(error)`: ReadTimedOut, TooManyRequests or Stopped. Never raises.
+        """
+        if self._ended:
+            settle(Stopped("server stopped"))
+        elif self._reads.offer(settle, self._loop.time() + self._timeout_s):
+            self._wake()
+        else:
+            settle(TooManyRequests("too many requests"))
+
+    @property
+    def member_id(self) -> int:
+        return self._id
+
+    @property
+    def term(self) -> int:
+        return self._core.term
+
+    @property
+    def leader(self) -> int:
+        """The leader of the current term, 0 while none is known."""
+        return self._core.leader
+
+    @property
+    def is_leader(self) -> bool:
+        return self._core.role is Role.LEADER
+
+    @property
+    def applied(self) -> int:
+        return self._applied
+
+    def subscribe(self, listener: Callable[[NodeEvent], None]) -> None:
+        """Call `listener` in the loop whenever term, leader or role has changed."""
+        self._listeners.append(listener)
+
+    def status(self) -> NodeStatus:
+        """A consistent snapshot; costs tens of microseconds, not for hot paths."""
+        core = self._core.status()
+        proposals = self._proposals
+        return NodeStatus(
+            member_id=self._id,
+            term=core.term,
+            vote=core.vote,
+            leader=core.leader,
+            role=core.role,
+            commit=core.commit,
+            applied=self._applied,
+            last_index=core.last_index,
+            durable_index=self._write_behind.durable.index,
+            admitted=self._admission.admitted,
+            trusted=not self._cut_guard.active,
+            conf=core.conf,
+            matched={peer.member: peer.match for peer in core.peers},
+            waiting_operations=proposals.waiting_count,
+            in_flight_operations=proposals.flight_count,
+            undurable_bytes=self._write_behind.undurable_bytes,
+            statistics=NodeStatistics(
+                batches_proposed=proposals.batches,
+                operations_proposed=proposals.operations,
+                entries_applied=self._entries_applied,
+                operations_applied=self._operations_applied,
+                read_rounds=self._reads.rounds,
+                reads=self._reads.reads,
+                leader_changes=self._leader_changes,
+                state_commits=self._write_behind.commits,
+                turns=self._turns,
+            ),
+            writer=self._log.statistics(),
+            peers=self._transport.statistics(),
+        )
+
+    def on_disk_stalled(self) -> None:
+        """A sync hangs: be silent, so that others take over, and hand leadership on if that is possible."""
+        if self._disk_stalled or self._ended:
+            return
+        logger.warning("a log sync hangs; this member stops leading until it ends")
+        self._disk_stalled = True
+        if self.is_leader:
+            others = [peer for peer in self._core.status().peers if peer.member in self._conf.voters]
+            best = max(others, key=lambda peer: (peer.member != self._id, peer.match)).member
+            self._post(lambda: self._core.transfer_leader(best))
+
+    # ------------------------------------------------------------------ said by the transport
+
+    def on_hello(self, hello: Hello) -> HelloAnswer:
+        return self._admission.on_hello(hello)
+
+    def on_answer(self, member_id: int, answer: HelloAnswer) -> None:
+        if not self._ended:
+            self._admission.on_answer(member_id, answer)
+
+    def on_message(self, member_id: int, boot_id: int, message: PeerMessage) -> None:
+        if self._ended or not self._admission.admitted:
+            return
+        if not self._admission.ready(member_id):
+            held = self._held.setdefault(member_id, [])
+            if self._admission.recording(member_id) and len(held) < HELD_MESSAGES_MAX:
+                held.append((member_id, boot_id, message))
+        elif len(self._inbox) < INBOX_MAX:
+            self._inbox.append((member_id, boot_id, message))
+            self._wake()
+
+    def on_connected(self, member_id: int) -> None:
+        def connected() -> None:
+            if member_id == self._core.leader:
+                self._send_blocked = False
+                self._reads.restart()
+                self._send_again(self._loop.time())
+
+        self._post(connected)
+
+    def on_disconnected(self, member_id: int) -> None:
+        self._post(lambda: self._core.report_unreachable(member_id))
+        if not self._ended:
+            self._failover.stream_ended(member_id)
+
+    def on_dropped(self, member_id: int, message: PeerMessage) -> None:
+        if type(message) is Message and message.type is MessageType.APPEND:
+            self._post(lambda: self._core.report_unreachable(member_id))
+
+    def _peer_restarted(self, member_id: int, boot_id: int) -> None:
+        """The member runs as another process than before."""
+        self._cut_guard.process_changed(member_id, boot_id)
+        self._proposals.process_gone(member_id, boot_id)
+        self._failover.process_gone(member_id)
+        self._post(lambda: self._core.report_restarted(member_id))
+
+    def _peer_recorded(self, member_id: int) -> None:
+        for item in self._held.pop(member_id, ()):
+            self._inbox.append(item)
+        self._wake()
+
+    # ------------------------------------------------------------------ the turn
+
+    @property
+    def _tick_s(self) -> float:
+        return self._config.heartbeat_interval_ms / 1000
+
+    @property
+    def _timeout_s(self) -> float:
+        return self._config.request_timeout_ms / 1000
+
+    def _post(self, action: Callable[[], None]) -> None:
+        """Have `action` done by the owner."""
+        if not self._ended:
+            self._inbox.append(action)
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._turn_planned and not self._ended:
+            self._turn_planned = True
+            self._loop.call_soon(self._turn)
+
+    def _on_tick(self) -> None:
+        now_s = self._loop.time()
+        missed = 1 + int((now_s - self._tick_at_s) / self._tick_s)
+        self._ticks_due = min(self._ticks_due + missed, TICKS_PER_STALL_MAX)
+        self._tick_at_s += missed * self._tick_s
+        self._tick_timer = self._loop.call_at(self._tick_at_s, self._on_tick)
+        self._wake()
+
+    def _turn(self) -> None:
+        self._turn_planned = False
+        if self._ended:
+            return
+        self._turns += 1
+        try:
+            if not self._run_turn():
+                self._wake()
+        except Exception as error:  # a broken invariant: whatever this process would say next may be wrong
+            logger.exception("member %x cannot go on", self._id)
+            self.fail(f"internal error: {error!r}")
+
+    def _run_turn(self) -> bool:
+        """Do what there is to do; False when some of it is left for the next turn."""
+        core = self._core
+        budget_end_s = self._loop.time() + APPLY_SLICE_S
+        self._apply_budget = APPLY_SLICE_OPERATIONS_MAX
+        for _ in range(TURN_ROUNDS_MAX):
+            self._drain_inbox()
+            now_s = self._loop.time()
+            if self._ticks_due:
+                self._tick(now_s)
+            self._hand_over(now_s)
+            self._begin_reads(now_s)
+            ready = core.has_ready()
+            if ready:
+                self._execute(core.take_ready())
+            applied = self._apply_slice(budget_end_s)
+            if not ready and not self._inbox:
+                return applied
+        return False
+
+    def _drain_inbox(self) -> None:
+        inbox = self._inbox
+        for _ in range(min(len(inbox), INBOX_PER_TURN_MAX)):
+            item = inbox.popleft()
+            if type(item) is tuple:
+                self._from_peer(*item)
+            elif type(item) is AppendWork:
+                self._durable(item)
+            else:
+                assert callable(item)
+                item()
+
+    def _from_peer(self, member_id: int, boot_id: int, message: PeerMessage) -> None:
+        core = self._core
+        if type(message) is Message:
+            if message.from_ != member_id or message.to != self._id:
+                return
+            if self._cut_guard.active and not self._cut_guard.may_step(member_id, boot_id, message):
+                return
+            core.step(message)
+        elif type(message) is ForwardedBatch:
+            leading_term = 0
+            if core.role is Role.LEADER:
+                leading_term = core.term
+                self._forwarding.lead(leading_term)
+            refusal = self._forwarding.on_batch(member_id, message, leading_term)
+            if refusal is not None:
+                self._transport.send(member_id, refusal)
+        elif type(message) is ForwardRefused and message.boot_id == self._boot_id:
+            self._proposals.refused(message.term, member_id, boot_id, message.counter)
+
+    def _durable(self, work: AppendWork) -> None:
+        guard = self._cut_guard
+        if guard.active:
+            guard.on_durable(work)
+        self._send(work.responses)
+        self._core.on_append_done(work.token)
+
+    def _append_done(self, work: AppendWork) -> None:
+        self._inbox.append(work)
+        self._wake()
+
+    def _tick(self, now_s: float) -> None:
+        self._watch_disk()
+        ticks, self._ticks_due = self._ticks_due, 0
+        if self._admission.admitted and (not self._disk_stalled or self.is_leader):
+            for _ in range(ticks):
+                self._core.tick()
+        self._send_blocked = False
+        self._proposals.expire(now_s, self._core.leader)
+        self._reads.sweep(now_s)
+        if now_s >= self._proposals.handed_over_s + RESEND_MS / 1000:
+            self._send_again(now_s)
+        if self._write_behind.due(now_s):
+            self._write_behind.begin()
+
+    def _watch_disk(self) -> None:
+        limit_s = self._config.election_timeout_ms / 2000
+        if self._log.stalled_seconds() >= limit_s:
+            self.on_disk_stalled()
+        elif self._disk_stalled:
+            logger.warning("the log sync has ended")
+            self._disk_stalled = False
+
+    # ------------------------------------------------------------------ handing over
+
+    def _hand_over(self, now_s: float) -> None:
+        """Give waiting commands to whoever leads."""
+        core = self._core
+        leader = core.leader
+        if leader == self._id:
+            self._hand_over_here(now_s)
+        elif leader and self._proposals.waiting_count and not self._send_blocked:
+            boot_id = self._admission.boot_id(leader)
+            if boot_id is None or not self._proposals.open_window(core.term, leader, boot_id):
+                return
+            for batch in self._take_batches(now_s):
+                message = ForwardedBatch(core.term, self._boot_id, batch.position, batch.data)
+                if not self._transport.send(leader, message):
+                    self._proposals.take_back(batch)
+                    self._send_blocked = True
+                    return
+
+    def _hand_over_here(self, now_s: float) -> None:
+        """We lead: our own commands and the forwarded batches of the turn, in one proposal."""
+        core = self._core
+        if self._write_behind.full or self._disk_stalled:
+            return
+        datas = list(self._forwarding.pending())
+        batches: list[Batch] = []
+        if self._proposals.waiting_count and self._proposals.open_window(core.term, self._id, self._boot_id):
+            batches.extend(self._take_batches(now_s))
+            datas.extend(batch.data for batch in batches)
+        if not datas:
+            return
+        try:
+            core.propose(datas)
+        except ProposalDropped:
+            # Too much uncommitted, or leadership is being handed on: all of it waits where it was.
+            for batch in reversed(batches):
+                self._proposals.take_back(batch)
+        else:
+            self._forwarding.appended()
+
+    def _take_batches(self, now_s: float) -> Iterator[Batch]:
+        proposals = self._proposals
+        while proposals.waiting_count:
+            wait_s = proposals.gather_wait_s(now_s)
+            if wait_s > 0:
+                self._gather(wait_s)
+                return
+            batch = proposals.take_batch(now_s)
+            if batch is None:
+                return
+            yield batch
+
+    def _send_again(self, now_s: float) -> None:
+        """Send everything in flight to the leader once more; it takes each batch once."""
+        leader = self._core.leader
+        boot_id = self._admission.boot_id(leader)
+        if leader == self._id or boot_id is None:
+            return
+        for message in self._proposals.unapplied(self._core.term, leader, boot_id, now_s):
+            if not self._transport.send(leader, message):
+                return
+
+    def _begin_reads(self, now_s: float) -> None:
+        wait_s = self._reads.begin_wait_s(now_s)
+        if wait_s is None or not self._core.leader or self._disk_stalled:
+            return
+        if wait_s > 0:
+            self._gather(wait_s)
+        else:
+            self._core.read_index(self._reads.begin(now_s))
+
+    def _gather(self, wait_s: float) -> None:
+        """Come back when what gathers has gathered long enough; ticks look after longer waits."""
+        if self._gather_timer is None and wait_s <= self._config.gather_ms / 1000:
+            self._gather_timer = self._loop.call_later(wait_s, self._gathered)
+
+    def _gathered(self) -> None:
+        self._gather_timer = None
+        self._wake()
+
+    # ------------------------------------------------------------------ effects
+
+    def _execute(self, ready: Ready) -> None:
+        if ready.messages:
+            self._send(ready.messages)
+        if ready.append is not None:
+            self._log.submit(ready.append, self._append_done)
+        if ready.apply is not None:
+            self._applying.append(ready.apply)
+        for context, index in ready.read_states:
+            self._reads.confirmed(context, index, self._applied)
+        if ready.dropped_reads:
+            self._reads.dropped(ready.dropped_reads, self._loop.time())
+        self._observe()
+
+    def _send(self, messages: Sequence[Message]) -> None:
+        guarded = self._cut_guard.active
+        for message in messages:
+            if self._disk_stalled and message.type in _SILENT_WHILE_STALLED:
+                continue
+            leaving = self._cut_guard.outgoing(message) if guarded else message
+            if leaving is not None:
+                self._transport.send(message.to, leaving)
+
+    def _observe(self) -> None:
+        """Notice a change of term, leader or role, and tell everybody it matters to."""
+        core = self._core
+        seen = self._seen
+        if core.term == seen.term and core.leader == seen.leader and core.role is seen.role:
+            return
+        event = self._seen = NodeEvent(core.term, core.leader, core.role)
+        if (event.term, event.leader) != (seen.term, seen.leader):
+            self._reads.restart()
+            self._send_blocked = False
+        if event.role is Role.LEADER:
+            self._forwarding.lead(event.term)
+            self._cut_guard.release()
+        else:
+            for member_id, refusal in self._forwarding.step_down():
+                self._transport.send(member_id, refusal)
+        if event.leader:
+            self._leader_changes += event.leader != seen.leader
+            self._failover.cancel()
+        for listener in self._listeners:
+            listener(event)
+
+    def _may_campaign(self) -> bool:
+        return self._admission.admitted and not self._disk_stalled and not self._ended
+
+    # ------------------------------------------------------------------ applying
+
+    def _apply_slice(self, end_s: float) -> bool:
+        """Apply committed entries within the turn's budget; False when some are left."""
+        if not self._applying:
+            return True
+        while self._applying:
+            work = self._applying[0]
+            entries = work.entries
+            while self._applying_position < len(entries):
+                if self._apply_budget <= 0 or self._loop.time() > end_s:
+                    self._reads.applied(self._applied)
+                    return False
+                self._apply(entries[self._applying_position])
+                self._applying_position += 1
+            self._applying.popleft()
+            self._applying_position = 0
+            self._core.on_apply_done(entries[-1].index, work.nbytes)
+        self._reads.applied(self._applied)
+        if self._write_behind.due(self._loop.time()):
+            self._write_behind.begin()
+        return True
+
+    def _apply(self, entry: Entry) -> None:
+        term, index, kind, data = entry
+        assert index == self._applied + 1, "entries are applied in order, each once"
+        if kind is not EntryKind.NORMAL:
+            raise NotImplementedError("membership changes are not understood by this version")
+        if term > self._applied_term:
+            self._applied_term = term
+            self._proposals.term_applied(term)
+        self._applied = index
+        self._entries_applied += 1
+        self._write_behind.applied(len(data), self._loop.time())
+        if not data:
+            return
+        member_id, boot_id, counter, commands = decode_envelope(data)
+        batch = None
+        if boot_id == self._boot_id and member_id == self._id:
+            batch = self._proposals.applied(counter)
+        outcomes = self._machine.apply(index, term, commands, batch is not None)
+        self._operations_applied += len(commands)
+        self._apply_budget -= len(commands)
+        if batch is not None:
+            settle_batch(batch, outcomes)
+
+    def _mark(self) -> StateMark:
+        return StateMark(self._applied, self._applied_term, self._conf)
+
+
+_SILENT_WHILE_STALLED = frozenset((MessageType.APPEND, MessageType.HEARTBEAT))
+"""What makes followers believe in a leader."""

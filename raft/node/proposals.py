@@ -1,0 +1,270 @@
+"""Proposals of this member: gathering, handing over, settling, and the fate rule.
+
+A command is *waiting* until it is handed over as part of a batch, to our own core when we lead, to
+the leader of the current term otherwise. From then on it is *in flight* until its fate is known:
+
+* its batch is applied here: settled with its outcome;
+* an entry of a higher term is applied here first: the batch is certainly not in the log and never
+  will be, because terms never decrease along a log and a batch is appended in its own term only. It
+  waits again, in its old place;
+* the leader refused it (`ForwardRefused`): certainly never appended, it waits again;
+* its time is up: unknown, for that reader; the batch stays in flight, its fate is still to come;
+* a snapshot jumped over it: unknown.
+
+Nothing else ever puts a command back, so no command is applied twice.
+
+Order. Batches in flight all belong to one *window*: one term, one leader, one process of it. A new
+window opens only when nothing is in flight, so a later command cannot overtake an earlier one that
+is still undecided. Positions in a window count from 1 without gaps and the leader takes them in
+order, so our batches are applied in the order they were handed over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from raft.node.config import NodeConfig
+from raft.node.envelope import encode_envelope
+from raft.node.errors import NodeError, NoLeader, NotApplied, OutcomeUnknown, RequestTimedOut
+from raft.transport.protocol import ForwardedBatch
+
+logger = logging.getLogger(__name__)
+
+Settle = Callable[[object, NodeError | None], None]
+"""Receives (outcome, None) or (None, error), exactly once, in the loop."""
+
+Operation = tuple[bytes, Settle, float]
+"""A command, whom to tell, and the loop time at which to give up. A plain tuple: one per request."""
+
+
+class Batch:
+    """Commands handed over together, as one entry."""
+
+    __slots__ = ("counter", "data", "expired", "operations", "position")
+
+    def __init__(self, counter: int, position: int, data: bytes, operations: list[Operation]) -> None:
+        self.counter = counter
+        """Names the batch in its envelope; never used twice by this process."""
+        self.position = position
+        """Place in its window, from 1."""
+        self.data = data
+        self.operations = operations
+        self.expired = 0
+        """How many operations, from the first, were told that their time was up."""
+
+
+class Proposals:
+    """Everything this process has proposed and not yet settled. Rules: the head of this file."""
+
+    def __init__(self, config: NodeConfig, boot_id: int) -> None:
+        self._config = config
+        self._boot_id = boot_id
+        self._waiting: deque[Operation] = deque()
+        """Not handed over, or certainly not applied. Oldest first, so deadlines never decrease."""
+        self._waiting_bytes = 0
+        self._flight: deque[Batch] = deque()
+        """Handed over in the present window and undecided, in order of position."""
+        self._flight_bytes = 0
+        self._counter = 0
+        """Batches made so far."""
+        self._window: tuple[int, int, int] = (0, 0, 0)
+        """(term, leader, boot id of the leader's process) of everything in flight."""
+        self._window_closed = False
+        """The leader refused a batch or is no longer that process: hand over nothing more in it."""
+        self._position = 0
+        """Positions given out in this window."""
+        self.handed_over_s = 0.0
+        """Loop time of the latest batch or resend; paces gathering and sending again."""
+        self.batches = 0
+        self.operations = 0
+
+    # -- gathering
+
+    def offer(self, command: bytes, settle: Settle, deadline_s: float) -> bool:
+        """Queue a command; False when the queue is full."""
+        if (
+            len(self._waiting) >= self._config.operations_waiting_max
+            or self._waiting_bytes + len(command) > self._config.bytes_waiting_max
+        ):
+            return False
+        self._waiting.append((command, settle, deadline_s))
+        self._waiting_bytes += len(command)
+        return True
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def flight_count(self) -> int:
+        return sum(len(batch.operations) - batch.expired for batch in self._flight)
+
+    # -- handing over
+
+    def open_window(self, term: int, leader: int, leader_boot_id: int) -> bool:
+        """Whether a batch may be handed to this leader now, as far as order and fate go."""
+        window = (term, leader, leader_boot_id)
+        if window == self._window:
+            return not self._window_closed
+        if self._flight or term < self._window[0]:
+            return False
+        if term == self._window[0] and self._position:
+            return False  # positions of this term were given to another process: wait for the next term
+        self._window = window
+        self._window_closed = False
+        self._position = 0
+        return True
+
+    def gather_wait_s(self, now_s: float) -> float:
+        """How long the waiting commands should still gather; 0.0 when a batch should go now."""
+        if not self._flight:
+            return 0.0
+        if (
+            len(self._waiting) >= self._config.batch_operations_max
+            or self._waiting_bytes >= self._config.batch_bytes_max
+        ):
+            return 0.0
+        return max(0.0, self.handed_over_s + self._config.gather_ms / 1000 - now_s)
+
+    def take_batch(self, now_s: float) -> Batch | None:
+        """Hand over the next batch of the open window; None when nothing waits or the window is full."""
+        config = self._config
+        if (
+            not self._waiting
+            or len(self._flight) >= config.batches_in_flight_max
+            or self._flight_bytes >= config.bytes_in_flight_max
+        ):
+            return None
+        operations: list[Operation] = []
+        nbytes = 0
+        while self._waiting and len(operations) < config.batch_operations_max:
+            size = len(self._waiting[0][0])
+            if operations and nbytes + size > config.batch_bytes_max:
+                break
+            nbytes += size
+            operations.append(self._waiting.popleft())
+        self._waiting_bytes -= nbytes
+        self._counter += 1
+        self._position += 1
+        data = encode_envelope(config.member_id, self._boot_id, self._counter, [op[0] for op in operations])
+        batch = Batch(self._counter, self._position, data, operations)
+        self._flight.append(batch)
+        self._flight_bytes += len(data)
+        self.handed_over_s = now_s
+        self.batches += 1
+        self.operations += len(operations)
+        return batch
+
+    def take_back(self, batch: Batch) -> None:
+        """Undo the latest `take_batch`: nobody has seen it."""
+        assert self._flight
+        assert self._flight[-1] is batch
+        self._position -= 1
+        self.batches -= 1
+        self.operations -= len(batch.operations)
+        self._put_back(self._flight.pop())
+
+    def unapplied(
+        self, term: int, leader: int, leader_boot_id: int, now_s: float
+    ) -> Sequence[ForwardedBatch]:
+        """Everything in flight to this very process, in order, to be sent to it again."""
+        if (term, leader, leader_boot_id) != self._window or self._window_closed:
+            return ()
+        self.handed_over_s = now_s
+        return [ForwardedBatch(term, self._boot_id, batch.position, batch.data) for batch in self._flight]
+
+    # -- fates
+
+    def applied(self, counter: int) -> Batch | None:
+        """Our batch `counter` is being applied: return it for settling, None when nobody waits for it."""
+        if not self._flight or self._flight[0].counter != counter:
+            return None
+        batch = self._flight.popleft()
+        self._flight_bytes -= len(batch.data)
+        return batch
+
+    def term_applied(self, term: int) -> None:
+        """The first entry of `term` is applied: batches of lower terms never will be."""
+        if self._flight and self._window[0] < term:
+            while self._flight:
+                self._put_back(self._flight.pop())
+
+    def refused(self, term: int, leader: int, leader_boot_id: int, position: int) -> None:
+        """That leader never appended the batches from `position` on and never will in that term."""
+        if (term, leader, leader_boot_id) != self._window:
+            return
+        self._window_closed = True
+        while self._flight and self._flight[-1].position >= position:
+            self._put_back(self._flight.pop())
+
+    def process_gone(self, leader: int, leader_boot_id: int) -> None:
+        """This member now runs as `leader_boot_id`: an older process of it takes nothing more."""
+        _, window_leader, window_boot_id = self._window
+        if window_leader == leader and window_boot_id != leader_boot_id:
+            self._window_closed = True
+
+    def jumped(self) -> None:
+        """A snapshot replaced the state: what is in flight may be in it or not."""
+        error = OutcomeUnknown("a snapshot was installed over the undecided command")
+        while self._flight:
+            self._settle_error(self._flight.popleft(), error)
+        self._flight_bytes = 0
+
+    def expire(self, now_s: float, leader: int) -> None:
+        """Tell everybody whose time is up. Cheap when nobody's is."""
+        while self._waiting and self._waiting[0][2] <= now_s:
+            command, settle, _ = self._waiting.popleft()
+            self._waiting_bytes -= len(command)
+            if leader:
+                _tell(settle, NotApplied("timed out before the command could be handed to the leader"))
+            else:
+                _tell(settle, NoLeader("no leader"))
+        for batch in self._flight:
+            operations = batch.operations
+            while batch.expired < len(operations) and operations[batch.expired][2] <= now_s:
+                settle = operations[batch.expired][1]
+                batch.expired += 1
+                _tell(settle, RequestTimedOut("request timed out; it may be applied later"))
+
+    def fail_all(self, waiting: NodeError, flight: NodeError) -> None:
+        """The member stops: settle everything."""
+        while self._flight:
+            self._settle_error(self._flight.popleft(), flight)
+        self._flight_bytes = 0
+        while self._waiting:
+            _tell(self._waiting.popleft()[1], waiting)
+        self._waiting_bytes = 0
+
+    def _put_back(self, batch: Batch) -> None:
+        """The batch, newest of those in flight and already removed from them, waits again in its place."""
+        self._flight_bytes -= len(batch.data)
+        for index in range(len(batch.operations) - 1, batch.expired - 1, -1):
+            operation = batch.operations[index]
+            self._waiting.appendleft(operation)
+            self._waiting_bytes += len(operation[0])
+
+    @staticmethod
+    def _settle_error(batch: Batch, error: NodeError) -> None:
+        for _, settle, _ in batch.operations[batch.expired :]:
+            _tell(settle, error)
+
+
+def settle_batch(batch: Batch, outcomes: Sequence[object]) -> None:
+    """Give every reader of an applied batch its outcome."""
+    operations = batch.operations
+    assert len(outcomes) == len(operations), "the machine answers every command of a wanted batch"
+    start = batch.expired
+    for index in range(start, len(operations)):
+        try:
+            operations[index][1](outcomes[index], None)
+        except Exception:  # a reader's bug must not stop the member or starve its neighbours
+            logger.exception("a proposal's settle callback raised")
+
+
+def _tell(settle: Settle, error: NodeError) -> None:
+    try:
+        settle(None, error)
+    except Exception:  # as above
+        logger.exception("a proposal's settle callback raised")

@@ -1,0 +1,66 @@
+"""What a member tells about itself: frozen values, safe to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from raft.core.types import ConfState, Role
+from raft.storage.protocol import WriterStatistics
+from raft.transport.protocol import PeerStatistics
+
+
+class NodeEvent(NamedTuple):
+    """Leader, role or term changed; given to subscribers in the loop."""
+
+    term: int
+    leader: int
+    """Member id, or 0 while none is known."""
+    role: Role
+
+
+class NodeStatistics(NamedTuple):
+    """Counters since start."""
+
+    batches_proposed: int
+    """Batches of this member handed over, repeats after a change of leader included."""
+    operations_proposed: int
+    entries_applied: int
+    operations_applied: int
+    read_rounds: int
+    reads: int
+    leader_changes: int
+    """Times another leader became known."""
+    state_commits: int
+    turns: int
+    """Wakes of the owner; a measure of how much each one gathers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStatus:
+    """A moment in the life of a member."""
+
+    member_id: int
+    term: int
+    vote: int
+    leader: int
+    role: Role
+    commit: int
+    applied: int
+    last_index: int
+    durable_index: int
+    """How far the state file has come; never beyond `applied`."""
+    admitted: bool
+    """False on a fresh disk until enough other members have spoken; see `raft.node.admission`."""
+    trusted: bool
+    """False after a torn tail was cut, until a leader has confirmed the log."""
+    conf: ConfState
+    matched: Mapping[int, int]
+    """Leader only: highest index known durable on each member."""
+    waiting_operations: int
+    in_flight_operations: int
+    undurable_bytes: int
+    statistics: NodeStatistics
+    writer: WriterStatistics
+    peers: Mapping[int, PeerStatistics]

@@ -1,0 +1,113 @@
+"""Bringing the state file up to date behind the log, in large transactions off the request path.
+
+The image always equals the state at one applied index: the changes are drained between two entries.
+One commit is in flight at a time. A commit that met a full disk keeps its rows and tries again
+later, together with what came since; until then the log holds everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from raft.node.config import NodeConfig
+from raft.node.machine import Machine
+from raft.storage import StateFileFull
+from raft.storage.protocol import Row, StateFile, StateMark
+
+logger = logging.getLogger(__name__)
+
+
+class WriteBehind:
+    """How far the state file lags, and the task that shortens it."""
+
+    def __init__(
+        self,
+        *,
+        config: NodeConfig,
+        machine: Machine,
+        state: StateFile,
+        durable: StateMark,
+        loop: asyncio.AbstractEventLoop,
+        mark: Callable[[], StateMark],
+        fatal: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._machine = machine
+        self._state = state
+        self._loop = loop
+        self._mark = mark
+        """The applied index as a mark."""
+        self._fatal = fatal
+        self.durable = durable
+        """What the file holds. Invariant: durable.index <= applied index."""
+        self.undurable_bytes = 0
+        """Bytes of the applied entries that `durable` does not cover."""
+        self._oldest_s: float | None = None
+        """When the first entry after the last drain was applied; None when there is none."""
+        self._not_before_s = 0.0
+        """After a full disk: no commit before this time."""
+        self._kept: list[Row] = []
+        """Rows drained for a commit that failed; older than anything drained since."""
+        self._task: asyncio.Task[None] | None = None
+        """The commit in flight. Kept here, awaited by `close`."""
+        self.commits = 0
+
+    def applied(self, nbytes: int, now_s: float) -> None:
+        """An entry was applied."""
+        self.undurable_bytes += nbytes
+        if self._oldest_s is None:
+            self._oldest_s = now_s
+
+    def due(self, now_s: float) -> bool:
+        """Whether a commit should begin now."""
+        return (
+            self._oldest_s is not None
+            and self._task is None
+            and now_s >= self._not_before_s
+            and (
+                self.undurable_bytes >= self._config.write_behind_bytes
+                or now_s >= self._oldest_s + self._config.write_behind_ms / 1000
+            )
+        )
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is applied but not durable that proposals must be refused."""
+        return self.undurable_bytes >= self._config.undurable_bytes_max
+
+    def begin(self) -> None:
+        """Drain the changes and commit them in a task."""
+        self._task = self._loop.create_task(self._commit(), name="write behind")
+
+    async def close(self, *, flush: bool) -> None:
+        """Wait for the commit in flight; `flush` also brings the file up to the applied index, if it can."""
+        if self._task is not None:
+            await self._task
+        if flush and self._oldest_s is not None:
+            await self._commit()
+
+    async def _commit(self) -> None:
+        mark = self._mark()
+        nbytes = self.undurable_bytes
+        rows: Sequence[Row] = self._kept + self._machine.drain_changes()
+        oldest_s, self._oldest_s = self._oldest_s, None
+        try:
+            if mark.index > self.durable.index:
+                await self._state.commit(mark, rows)
+        except StateFileFull:
+            logger.warning("no space left for the state file; will try again")
+            self._kept = list(rows)
+            self._oldest_s = oldest_s
+            self._not_before_s = self._loop.time() + self._config.state_file_retry_ms / 1000
+            return
+        except Exception as error:  # noqa: BLE001  # whatever broke the image, answering on without it is worse
+            self._fatal(f"the state file cannot be written: {error}")
+            return
+        finally:
+            self._task = None
+        self._kept = []
+        self.durable = mark
+        self.undurable_bytes -= nbytes
+        self.commits += 1

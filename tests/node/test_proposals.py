@@ -1,0 +1,261 @@
+"""Windows, order and the fate rule, without a loop or a network."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from raft.node.config import NodeConfig
+from raft.node.envelope import decode_envelope
+from raft.node.errors import NodeError, NoLeader, NotApplied, OutcomeUnknown, RequestTimedOut, Stopped
+from raft.node.forwarding import Forwarding
+from raft.node.proposals import Batch, Proposals, settle_batch
+from raft.transport.protocol import ForwardedBatch
+
+BOOT = 77
+LEADER_BOOT = 88
+CONFIG = NodeConfig(member_id=1, cluster_id=9, batch_operations_max=4)
+
+
+class Client:
+    """Offers commands and keeps what they were told."""
+
+    def __init__(self, proposals: Proposals) -> None:
+        self.proposals = proposals
+        self.told: dict[bytes, list[object]] = {}
+
+    def offer(self, *commands: bytes, deadline_s: float = 7.0) -> None:
+        for command in commands:
+            self.told[command] = []
+
+            def settle(outcome: object, error: NodeError | None, command: bytes = command) -> None:
+                self.told[command].append(outcome if error is None else type(error))
+
+            assert self.proposals.offer(command, settle, deadline_s)
+
+
+def commands_of(batch: Batch) -> list[bytes]:
+    return list(decode_envelope(batch.data).commands)
+
+
+@pytest.fixture
+def proposals() -> Proposals:
+    return Proposals(CONFIG, BOOT)
+
+
+@pytest.fixture
+def client(proposals: Proposals) -> Client:
+    return Client(proposals)
+
+
+def take(proposals: Proposals) -> Batch:
+    batch = proposals.take_batch(0.0)
+    assert batch is not None
+    return batch
+
+
+def test_a_batch_settles_its_commands_with_their_outcomes(proposals: Proposals, client: Client) -> None:
+    client.offer(b"a", b"b")
+    assert proposals.open_window(5, 2, LEADER_BOOT)
+    batch = take(proposals)
+    assert commands_of(batch) == [b"a", b"b"]
+    assert (batch.position, decode_envelope(batch.data)[:2]) == (1, (1, BOOT))
+    found = proposals.applied(batch.counter)
+    assert found is batch
+    settle_batch(batch, ["A", "B"])
+    assert client.told == {b"a": ["A"], b"b": ["B"]}
+    assert proposals.applied(batch.counter) is None, "a batch is applied for its readers once"
+
+
+def test_one_readers_exception_does_not_starve_the_others(proposals: Proposals, client: Client) -> None:
+    def broken(outcome: object, error: NodeError | None) -> None:
+        raise RuntimeError("reader's bug")
+
+    proposals.offer(b"x", broken, 7.0)
+    client.offer(b"y")
+    proposals.open_window(5, 2, LEADER_BOOT)
+    batch = take(proposals)
+    proposals.applied(batch.counter)
+    settle_batch(batch, [1, 2])
+    assert client.told[b"y"] == [2]
+
+
+def test_commands_gather_behind_a_batch_in_flight(proposals: Proposals, client: Client) -> None:
+    client.offer(b"a")
+    proposals.open_window(5, 2, LEADER_BOOT)
+    assert proposals.gather_wait_s(0.0) == 0.0, "nothing in flight: a lone command goes at once"
+    take(proposals)
+    client.offer(b"b")
+    assert proposals.gather_wait_s(0.002) == pytest.approx(0.008)
+    assert proposals.gather_wait_s(0.011) == 0.0, "but not for ever"
+    client.offer(b"c", b"d", b"e")
+    assert proposals.gather_wait_s(0.002) == 0.0, "a full batch has nothing to gain"
+
+
+def test_first_entry_of_a_higher_term_frees_what_is_in_flight_in_order(
+    proposals: Proposals, client: Client
+) -> None:
+    client.offer(b"a", b"b", b"c", b"d", b"e")
+    proposals.open_window(5, 2, LEADER_BOOT)
+    first, second = take(proposals), take(proposals)
+    client.offer(b"f")
+    proposals.term_applied(5)
+    assert not proposals.open_window(6, 3, 99), "undecided commands of term 5 come first"
+    proposals.term_applied(6)
+    assert proposals.open_window(6, 3, 99)
+    again = [take(proposals), take(proposals)]
+    assert [commands_of(batch) for batch in again] == [[b"a", b"b", b"c", b"d"], [b"e", b"f"]]
+    assert [batch.position for batch in again] == [1, 2]
+    counters = {first.counter, second.counter, *(batch.counter for batch in again)}
+    assert len(counters) == 4, "a repeated batch has a name of its own"
+    assert proposals.applied(first.counter) is None
+    assert all(not told for told in client.told.values())
+
+
+def test_expired_commands_are_unknown_and_not_repeated(proposals: Proposals, client: Client) -> None:
+    client.offer(b"a", deadline_s=1.0)
+    client.offer(b"b", deadline_s=2.0)
+    proposals.open_window(5, 2, LEADER_BOOT)
+    take(proposals)
+    proposals.expire(1.0, leader=2)
+    assert client.told == {b"a": [RequestTimedOut], b"b": []}
+    proposals.term_applied(6)
+    proposals.open_window(6, 2, LEADER_BOOT)
+    again = take(proposals)
+    assert commands_of(again) == [b"b"]
+    proposals.applied(again.counter)
+    settle_batch(again, ["B"])
+    assert client.told == {b"a": [RequestTimedOut], b"b": ["B"]}
+
+
+def test_an_expired_command_that_is_applied_after_all_is_not_told_twice(
+    proposals: Proposals, client: Client
+) -> None:
+    client.offer(b"a", deadline_s=1.0)
+    client.offer(b"b", deadline_s=2.0)
+    proposals.open_window(5, 2, LEADER_BOOT)
+    batch = take(proposals)
+    proposals.expire(1.5, leader=2)
+    assert proposals.applied(batch.counter) is batch
+    settle_batch(batch, ["A", "B"])
+    assert client.told == {b"a": [RequestTimedOut], b"b": ["B"]}
+
+
+def test_waiting_commands_expire_as_certainly_not_applied(proposals: Proposals, client: Client) -> None:
+    client.offer(b"a", deadline_s=1.0)
+    client.offer(b"b", deadline_s=2.0)
+    proposals.expire(1.0, leader=0)
+    proposals.expire(2.0, leader=3)
+    assert client.told == {b"a": [NoLeader], b"b": [NotApplied]}
+
+
+def test_refusal_frees_from_its_position_on_and_closes_the_window(
+    proposals: Proposals, client: Client
+) -> None:
+    client.offer(*(bytes([number]) for number in range(12)))
+    proposals.open_window(5, 2, LEADER_BOOT)
+    batches = [take(proposals) for _ in range(3)]
+    proposals.refused(5, 2, LEADER_BOOT + 1, 1)
+    assert proposals.open_window(5, 2, LEADER_BOOT), "another process cannot speak for this one"
+    proposals.refused(5, 2, LEADER_BOOT, 2)
+    assert not proposals.open_window(5, 2, LEADER_BOOT)
+    assert proposals.waiting_count == 8
+    assert proposals.applied(batches[0].counter) is batches[0], "the first was appended and stays"
+    assert not proposals.open_window(5, 2, LEADER_BOOT), "a refusal holds for the whole term"
+    assert proposals.open_window(6, 3, 99)
+    assert commands_of(take(proposals)) == commands_of(batches[1])
+
+
+def test_nothing_is_sent_to_a_new_process_of_the_leader_in_the_same_term(
+    proposals: Proposals, client: Client
+) -> None:
+    client.offer(b"a")
+    proposals.open_window(5, 2, LEADER_BOOT)
+    take(proposals)
+    proposals.process_gone(2, LEADER_BOOT + 1)
+    assert not proposals.unapplied(5, 2, LEADER_BOOT, 0.0)
+    assert not proposals.open_window(5, 2, LEADER_BOOT + 1)
+
+
+def test_what_is_in_flight_is_sent_again_unchanged(proposals: Proposals, client: Client) -> None:
+    client.offer(*(bytes([number]) for number in range(8)))
+    proposals.open_window(5, 2, LEADER_BOOT)
+    batches = [take(proposals) for _ in range(2)]
+    again = proposals.unapplied(5, 2, LEADER_BOOT, 3.0)
+    assert [(m.counter, m.data) for m in again] == [(b.position, b.data) for b in batches]
+    assert proposals.handed_over_s == 3.0
+
+
+def test_snapshot_jump_and_stop(proposals: Proposals, client: Client) -> None:
+    client.offer(b"a")
+    proposals.open_window(5, 2, LEADER_BOOT)
+    take(proposals)
+    proposals.jumped()
+    client.offer(b"b")
+    take(proposals)
+    client.offer(b"c")
+    proposals.fail_all(Stopped("stopped"), OutcomeUnknown("stopped"))
+    assert client.told == {b"a": [OutcomeUnknown], b"b": [OutcomeUnknown], b"c": [Stopped]}
+
+
+def test_the_queue_is_bounded() -> None:
+    proposals = Proposals(replace(CONFIG, operations_waiting_max=2, bytes_waiting_max=10), BOOT)
+    assert proposals.offer(b"12345678", print, 1.0)
+    assert not proposals.offer(b"123", print, 1.0), "bytes"
+    assert proposals.offer(b"1", print, 1.0)
+    assert not proposals.offer(b"1", print, 1.0), "count"
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_leader_takes_each_batch_once_in_order_whatever_is_repeated(seed: int) -> None:
+    """Random repeats from any position, as after reconnects, never duplicate, skip or reorder."""
+    rng = random.Random(seed)
+    leader = Forwarding()
+    leader.lead(5)
+    batches = [ForwardedBatch(5, BOOT, position, bytes([position])) for position in range(1, 30)]
+    log: list[bytes] = []
+    sent = 0
+    while len(log) < len(batches):
+        start = rng.randrange(max(1, sent + 1))
+        end = min(len(batches), start + rng.randrange(1, 8))
+        sent = max(sent, end)
+        for batch in batches[start:end]:
+            assert leader.on_batch(2, batch, 5) is None
+        if rng.random() < 0.7:
+            log.extend(leader.pending())
+            leader.appended()
+        assert log == [batch.data for batch in batches[: len(log)]]
+
+
+def test_refusal_names_only_what_was_never_appended() -> None:
+    leader = Forwarding()
+    leader.lead(5)
+    for position in (1, 2):
+        leader.on_batch(2, ForwardedBatch(5, BOOT, position, b"x"), 5)
+    leader.appended()
+    leader.on_batch(2, ForwardedBatch(5, BOOT, 3, b"y"), 5)
+    [(member, refusal)] = leader.step_down()
+    assert (member, refusal.counter, refusal.term) == (2, 3, 5)
+    assert not leader.pending()
+    again = leader.on_batch(2, ForwardedBatch(5, BOOT, 1, b"x"), 0)
+    assert again is not None
+    assert again.counter == 3, "batches 1 and 2 are in the log"
+    stranger = leader.on_batch(3, ForwardedBatch(5, BOOT, 4, b"x"), 0)
+    assert stranger is not None
+    assert stranger.counter == 1, "of this origin nothing was appended"
+    leader.lead(9)
+    assert leader.on_batch(2, ForwardedBatch(5, BOOT, 1, b"x"), 9) is None, "too long ago to know"
+    never = leader.on_batch(2, ForwardedBatch(11, BOOT, 7, b"x"), 9)
+    assert never is not None
+    assert never.counter == 1
+
+
+def test_two_processes_of_one_origin_do_not_share_a_window() -> None:
+    leader = Forwarding()
+    leader.lead(5)
+    leader.on_batch(2, ForwardedBatch(5, BOOT, 1, b"old"), 5)
+    leader.on_batch(2, ForwardedBatch(5, BOOT + 1, 1, b"new"), 5)
+    leader.on_batch(2, ForwardedBatch(5, BOOT, 1, b"old"), 5)
+    assert leader.pending() == [b"old", b"new"]

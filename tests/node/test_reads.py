@@ -1,0 +1,105 @@
+"""Read rounds: who shares one, what a lost one means, and that no read is forgotten."""
+
+from __future__ import annotations
+
+from raft.node.errors import NodeError, ReadTimedOut, Stopped
+from raft.node.reads import Reads
+
+BOOT = 0xABCDEF
+
+
+class Reader:
+    def __init__(self, reads: Reads) -> None:
+        self.reads = reads
+        self.told: dict[str, object] = {}
+
+    def read(self, name: str, deadline_s: float = 7.0) -> None:
+        def settle(error: NodeError | None) -> None:
+            assert name not in self.told, "settled twice"
+            self.told[name] = "ok" if error is None else type(error)
+
+        assert self.reads.offer(settle, deadline_s)
+
+
+def make() -> tuple[Reads, Reader]:
+    reads = Reads(BOOT, gather_s=0.01)
+    return reads, Reader(reads)
+
+
+def test_reads_that_wait_share_a_round_and_later_ones_wait_for_the_next() -> None:
+    reads, reader = make()
+    reader.read("a")
+    reader.read("b")
+    assert reads.begin_wait_s(0.0) == 0.0
+    first = reads.begin(0.0)
+    reader.read("c")
+    assert reads.begin_wait_s(0.001) is not None
+    assert reads.begin_wait_s(0.001) != 0.0
+    reads.confirmed(first, 5, applied=5)
+    assert reader.told == {"a": "ok", "b": "ok"}, "c arrived after the round began"
+    assert reads.begin_wait_s(0.001) == 0.0
+    second = reads.begin(0.001)
+    assert second != first
+    reads.confirmed(second, 6, applied=5)
+    assert "c" not in reader.told
+    reads.applied(6)
+    assert reader.told["c"] == "ok"
+
+
+def test_a_slow_round_does_not_block_the_next_for_long() -> None:
+    reads, reader = make()
+    reader.read("a")
+    reads.begin(0.0)
+    reader.read("b")
+    assert reads.begin_wait_s(0.01) == 0.0
+
+
+def test_a_silent_round_is_begun_anew_and_its_late_answer_ignored() -> None:
+    reads, reader = make()
+    reader.read("a")
+    lost = reads.begin(0.0)
+    reads.sweep(0.4)
+    assert reads.begin_wait_s(0.4) is None
+    reads.sweep(0.5)
+    again = reads.begin(0.5)
+    assert again != lost
+    reads.confirmed(lost, 1, applied=9)
+    assert reader.told == {}
+    reads.confirmed(again, 1, applied=9)
+    assert reader.told == {"a": "ok"}
+
+
+def test_dropped_reads_are_held_back_until_another_leader_is_known() -> None:
+    reads, reader = make()
+    reader.read("a")
+    reads.dropped([reads.begin(0.0)], 0.0)
+    assert reads.begin_wait_s(0.1) != 0.0
+    reads.restart()
+    assert reads.begin_wait_s(0.1) == 0.0
+
+
+def test_time_is_up_wherever_a_read_waits() -> None:
+    reads, reader = make()
+    reader.read("applying", deadline_s=1.0)
+    reads.confirmed(reads.begin(0.0), 10, applied=3)
+    reader.read("round", deadline_s=1.1)
+    reads.begin(0.9)
+    reader.read("waiting", deadline_s=1.2)
+    reads.sweep(1.2)
+    assert reader.told == dict.fromkeys(("applying", "round", "waiting"), ReadTimedOut)
+
+
+def test_stop_settles_all() -> None:
+    reads, reader = make()
+    reader.read("a")
+    reads.confirmed(reads.begin(0.0), 10, applied=3)
+    reader.read("b")
+    reads.begin(0.0)
+    reader.read("c")
+    reads.fail_all(Stopped("stopped"))
+    assert reader.told == dict.fromkeys("abc", Stopped)
+
+
+def test_contexts_differ_between_processes() -> None:
+    assert Reads(1, 0.0).begin(0.0) != Reads(2, 0.0).begin(0.0)
+    assert Reads(2**64 - 1, 0.0).begin(0.0) < 2**63
