@@ -59,6 +59,7 @@ class Admission:
         quorum = voters // 2 + 1
         self._witnesses_needed = min(voters - quorum + 1, voters - 1)
         self._voters = conf.voters
+        self._cut = recovered.cut
         self.admitted = recovered.admitted
         """Whether this disk may vote and acknowledge. Never becomes False again."""
         if not self.admitted and hello.member_id in conf.voters and self._witnesses_needed == 0:
@@ -106,7 +107,9 @@ class Admission:
 
     def _admit(self) -> None:
         # Queued before any promise of ours, and the log keeps its order: no promise outlives the note.
-        self._log.record_admitted()
+        # The same note says that a cut is healed, so with a cut it waits for that (`CutGuard`).
+        if not self._cut:
+            self._log.record_admitted()
         self.admitted = True
 
     def _judge(self, hello: Hello) -> str:
@@ -152,12 +155,16 @@ class CutGuard:
     may have this member's help, or be this member.
     """
 
-    def __init__(self, *, cut: bool, last: EntryId, member_id: int, voters: Iterable[int]) -> None:
+    def __init__(
+        self, *, cut: bool, last: EntryId, member_id: int, voters: Iterable[int], released: Callable[[], None]
+    ) -> None:
         self.active = cut
         """Never becomes True again."""
         self._last = last
         """Our last entry after the cut."""
         self._others = tuple(voter for voter in voters if voter != member_id)
+        self._released = released
+        """Notes durably that the log is confirmed."""
         self._claims: dict[int, tuple[int, EntryId]] = {}
         """Voter to (its process, its last entry), as it said when it asked for a vote."""
 
@@ -192,6 +199,7 @@ class CutGuard:
             logger.info("the log is confirmed past its cut tail")
             self.active = False
             self._claims.clear()
+            self._released()
 
     @staticmethod
     def outgoing(message: Message) -> Message | None:

@@ -24,12 +24,11 @@ from dataclasses import replace
 
 from raft.core import BootState, Config, ProposalDropped, RaftCore
 from raft.core.messages import Message, MessageType
-from raft.core.ready import AppendWork, ApplyWork, Ready
-from raft.core.types import ConfState, Entry, EntryId, EntryKind, Role
+from raft.core.ready import AppendWork, Ready
+from raft.core.types import ConfState, EntryId, Role
 from raft.node.admission import HELD_MESSAGES_MAX, Admission, CutGuard
+from raft.node.applying import Applier
 from raft.node.config import (
-    APPLY_SLICE_OPERATIONS_MAX,
-    APPLY_SLICE_S,
     INBOX_MAX,
     INBOX_PER_TURN_MAX,
     RESEND_MS,
@@ -37,12 +36,11 @@ from raft.node.config import (
     TURN_ROUNDS_MAX,
     NodeConfig,
 )
-from raft.node.envelope import decode_envelope
 from raft.node.errors import OutcomeUnknown, Stopped, TooManyRequests
 from raft.node.failover import Failover
 from raft.node.forwarding import Forwarding
 from raft.node.machine import Machine
-from raft.node.proposals import Batch, Proposals, Settle, settle_batch
+from raft.node.proposals import Batch, Proposals, Settle
 from raft.node.reads import Reads, ReadSettle
 from raft.node.status import NodeEvent, NodeStatistics, NodeStatus
 from raft.node.write_behind import WriteBehind
@@ -109,15 +107,6 @@ class Node:
         """Whatever the core has to hear, in order of arrival. Bounded by INBOX_MAX for peer messages."""
         self._held: dict[int, list[_FromPeer]] = {}
         """Messages of members whose disk is being recorded. At most HELD_MESSAGES_MAX each."""
-        self._applying: deque[ApplyWork] = deque()
-        """Handed out by the core and not applied yet; the core bounds the bytes."""
-        self._applying_position = 0
-        """Entries of `_applying[0]` applied so far."""
-        self._applied = 0
-        self._applied_term = 0
-        """Index and term of the newest applied entry."""
-        self._entries_applied = 0
-        self._operations_applied = 0
         self._turns = 0
         self._leader_changes = 0
         self._seen = NodeEvent(0, 0, Role.FOLLOWER)
@@ -139,8 +128,6 @@ class Node:
         """Not started, stopping, or failed: nothing may be answered from here."""
         self._stopped = False
         """`stop` has begun."""
-        self._apply_budget = 0
-        """Commands that may still be applied in this turn."""
 
     # ------------------------------------------------------------------ life
 
@@ -154,7 +141,6 @@ class Node:
         mark = await self._load()
         conf = mark.conf if mark.conf.voters else self._recovered.snapshot.conf
         self._conf = conf
-        self._applied, self._applied_term = mark.index, mark.term
         self._core = self._make_core(mark, conf)
         self._write_behind = WriteBehind(
             config=self._config,
@@ -164,6 +150,16 @@ class Node:
             loop=self._loop,
             mark=self._mark,
             fatal=self.fail,
+        )
+        self._applier = Applier(
+            machine=self._machine,
+            proposals=self._proposals,
+            member_id=self._id,
+            boot_id=self._boot_id,
+            clock=self._loop.time,
+            start=mark,
+            on_entry=self._entry_applied,
+            on_work=self._core.on_apply_done,
         )
         self._failover = Failover(
             core=self._core,
@@ -190,7 +186,13 @@ class Node:
         )
         entries, base = self._recovered.entries, self._recovered.snapshot
         last = EntryId(entries[-1].term, entries[-1].index) if entries else EntryId(base.term, base.index)
-        self._cut_guard = CutGuard(cut=self._recovered.cut, last=last, member_id=self._id, voters=conf.voters)
+        self._cut_guard = CutGuard(
+            cut=self._recovered.cut,
+            last=last,
+            member_id=self._id,
+            voters=conf.voters,
+            released=self._log.record_admitted,
+        )
         self._recovered = replace(self._recovered, entries=())  # the core holds them now
         self._ended = False
         await self._transport.start(hello, self)
@@ -309,7 +311,7 @@ class Node:
 
     @property
     def applied(self) -> int:
-        return self._applied
+        return self._applier.applied
 
     def subscribe(self, listener: Callable[[NodeEvent], None]) -> None:
         """Call `listener` in the loop whenever term, leader or role has changed."""
@@ -326,7 +328,7 @@ class Node:
             leader=core.leader,
             role=core.role,
             commit=core.commit,
-            applied=self._applied,
+            applied=self._applier.applied,
             last_index=core.last_index,
             durable_index=self._write_behind.durable.index,
             admitted=self._admission.admitted,
@@ -339,8 +341,8 @@ class Node:
             statistics=NodeStatistics(
                 batches_proposed=proposals.batches,
                 operations_proposed=proposals.operations,
-                entries_applied=self._entries_applied,
-                operations_applied=self._operations_applied,
+                entries_applied=self._applier.entries,
+                operations_applied=self._applier.operations,
                 read_rounds=self._reads.rounds,
                 reads=self._reads.reads,
                 leader_changes=self._leader_changes,
@@ -456,8 +458,7 @@ class Node:
     def _run_turn(self) -> bool:
         """Do what there is to do; False when some of it is left for the next turn."""
         core = self._core
-        budget_end_s = self._loop.time() + APPLY_SLICE_S
-        self._apply_budget = APPLY_SLICE_OPERATIONS_MAX
+        self._applier.begin_turn()
         for _ in range(TURN_ROUNDS_MAX):
             self._drain_inbox()
             now_s = self._loop.time()
@@ -468,7 +469,7 @@ class Node:
             ready = core.has_ready()
             if ready:
                 self._execute(core.take_ready())
-            applied = self._apply_slice(budget_end_s)
+            applied = self._apply()
             if not ready and not self._inbox:
                 return applied
         return False
@@ -625,9 +626,9 @@ class Node:
         if ready.append is not None:
             self._log.submit(ready.append, self._append_done)
         if ready.apply is not None:
-            self._applying.append(ready.apply)
+            self._applier.add(ready.apply)
         for context, index in ready.read_states:
-            self._reads.confirmed(context, index, self._applied)
+            self._reads.confirmed(context, index, self._applier.applied)
         if ready.dropped_reads:
             self._reads.dropped(ready.dropped_reads, self._loop.time())
         self._observe()
@@ -666,54 +667,22 @@ class Node:
     def _may_campaign(self) -> bool:
         return self._admission.admitted and not self._disk_stalled and not self._ended
 
-    # ------------------------------------------------------------------ applying
+    def _entry_applied(self, nbytes: int) -> None:
+        self._write_behind.applied(nbytes, self._loop.time())
 
-    def _apply_slice(self, end_s: float) -> bool:
-        """Apply committed entries within the turn's budget; False when some are left."""
-        if not self._applying:
-            return True
-        while self._applying:
-            work = self._applying[0]
-            entries = work.entries
-            while self._applying_position < len(entries):
-                if self._apply_budget <= 0 or self._loop.time() > end_s:
-                    self._reads.applied(self._applied)
-                    return False
-                self._apply(entries[self._applying_position])
-                self._applying_position += 1
-            self._applying.popleft()
-            self._applying_position = 0
-            self._core.on_apply_done(entries[-1].index, work.nbytes)
-        self._reads.applied(self._applied)
-        if self._write_behind.due(self._loop.time()):
-            self._write_behind.begin()
-        return True
-
-    def _apply(self, entry: Entry) -> None:
-        term, index, kind, data = entry
-        assert index == self._applied + 1, "entries are applied in order, each once"
-        if kind is not EntryKind.NORMAL:
-            raise NotImplementedError("membership changes are not understood by this version")
-        if term > self._applied_term:
-            self._applied_term = term
-            self._proposals.term_applied(term)
-        self._applied = index
-        self._entries_applied += 1
-        self._write_behind.applied(len(data), self._loop.time())
-        if not data:
-            return
-        member_id, boot_id, counter, commands = decode_envelope(data)
-        batch = None
-        if boot_id == self._boot_id and member_id == self._id:
-            batch = self._proposals.applied(counter)
-        outcomes = self._machine.apply(index, term, commands, batch is not None)
-        self._operations_applied += len(commands)
-        self._apply_budget -= len(commands)
-        if batch is not None:
-            settle_batch(batch, outcomes)
+    def _apply(self) -> bool:
+        """Apply what this turn's slice allows; False when entries are left over."""
+        applier = self._applier
+        before = applier.applied
+        finished = applier.run()
+        if applier.applied != before:
+            self._reads.applied(applier.applied)
+            if self._write_behind.due(self._loop.time()):
+                self._write_behind.begin()
+        return finished
 
     def _mark(self) -> StateMark:
-        return StateMark(self._applied, self._applied_term, self._conf)
+        return StateMark(self._applier.applied, self._applier.applied_term, self._conf)
 
 
 _SILENT_WHILE_STALLED = frozenset((MessageType.APPEND, MessageType.HEARTBEAT))

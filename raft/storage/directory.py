@@ -138,6 +138,7 @@ async def _open_locked(
             entries=image.entries,
             cut=image.cut,
             admitted=image.admitted,
+            peer_disks=tuple(sorted(image.peers.items())),
         )
         log = Log(files, log_path, image)
     except BaseException:

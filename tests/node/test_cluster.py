@@ -22,7 +22,7 @@ def run(scenario: Scenario, *, seed: int = 1, size: int = 3) -> None:
         await cluster.stop_all()
         assert all(set(reasons) <= {"killed"} for reasons in failures.values()), failures
 
-    print(f"seed {seed}")  # noqa: T201  # shown with a failure, to repeat it
+    print(f"seed {seed}")  # shown with a failure, to repeat it
     run_virtual(main())
 
 

@@ -1,0 +1,103 @@
+"""Applying what is committed: in order, each entry once, in slices, settling our own batches.
+
+A slice is bounded in commands and in time, so that a backlog never delays a heartbeat for long.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from raft.core.ready import ApplyWork
+from raft.core.types import Entry, EntryKind
+from raft.node.config import APPLY_SLICE_OPERATIONS_MAX, APPLY_SLICE_S
+from raft.node.envelope import decode_envelope
+from raft.node.machine import Machine
+from raft.node.proposals import Proposals, settle_batch
+from raft.storage.protocol import StateMark
+
+
+class Applier:
+    """The state machine's side of one member."""
+
+    def __init__(
+        self,
+        *,
+        machine: Machine,
+        proposals: Proposals,
+        member_id: int,
+        boot_id: int,
+        clock: Callable[[], float],
+        start: StateMark,
+        on_entry: Callable[[int], None],
+        on_work: Callable[[int, int], None],
+    ) -> None:
+        self._machine = machine
+        self._proposals = proposals
+        self._member_id = member_id
+        self._boot_id = boot_id
+        self._clock = clock
+        """Loop time in seconds."""
+        self._on_entry = on_entry
+        """Called with the size of each entry applied."""
+        self._on_work = on_work
+        """Called with (last index, bytes) of each work applied to its end."""
+        self._works: deque[ApplyWork] = deque()
+        """Handed out by the core and not applied to the end; the core bounds the bytes."""
+        self._position = 0
+        """Entries of `_works[0]` applied so far."""
+        self.applied = start.index
+        self.applied_term = start.term
+        """Index and term of the newest applied entry. Never decrease."""
+        self.entries = 0
+        self.operations = 0
+        self._budget = 0
+        """Commands that may still be applied in this turn."""
+        self._end_s = 0.0
+        """When this turn's applying should end."""
+
+    def add(self, work: ApplyWork) -> None:
+        self._works.append(work)
+
+    def begin_turn(self) -> None:
+        """A new turn of the loop has a whole slice to spend."""
+        self._budget = APPLY_SLICE_OPERATIONS_MAX
+        self._end_s = self._clock() + APPLY_SLICE_S
+
+    def run(self) -> bool:
+        """Apply within what is left of the turn's slice; False when entries are left over."""
+        while self._works:
+            work = self._works[0]
+            entries = work.entries
+            while self._position < len(entries):
+                if self._budget <= 0 or self._clock() > self._end_s:
+                    return False
+                self._apply(entries[self._position])
+                self._position += 1
+            self._works.popleft()
+            self._position = 0
+            self._on_work(entries[-1].index, work.nbytes)
+        return True
+
+    def _apply(self, entry: Entry) -> None:
+        term, index, kind, data = entry
+        assert index == self.applied + 1, "entries are applied in order, each once"
+        if kind is not EntryKind.NORMAL:
+            raise NotImplementedError("membership changes are not understood by this version")
+        if term > self.applied_term:
+            self.applied_term = term
+            self._proposals.term_applied(term)
+        self.applied = index
+        self.entries += 1
+        self._on_entry(len(data))
+        if not data:
+            return
+        member_id, boot_id, counter, commands = decode_envelope(data)
+        batch = None
+        if boot_id == self._boot_id and member_id == self._member_id:
+            batch = self._proposals.applied(counter)
+        outcomes = self._machine.apply(index, term, commands, batch is not None)
+        self.operations += len(commands)
+        self._budget -= len(commands)
+        if batch is not None:
+            settle_batch(batch, outcomes)
