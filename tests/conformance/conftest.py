@@ -1,0 +1,49 @@
+"""One three-node cluster for all foreign clients; the same calls run against a real etcd as the control."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import clusters
+
+
+@pytest.fixture(scope="session", params=["ours", "etcd"])
+def cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[clusters.Cluster]:
+    """Three members; with `etcd` the calls themselves are judged, so that a failure has one cause."""
+    if request.param == "etcd" and clusters.find_etcd() is None:
+        pytest.skip(clusters.NO_ETCD)
+    make = clusters.ours if request.param == "ours" else clusters.etcd
+    with make(tmp_path_factory.mktemp(f"conformance-{request.param}")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def etcdctl() -> Path:
+    found = clusters.find_etcd("etcdctl")
+    if found is None:
+        pytest.skip(clusters.NO_ETCD)
+    return found
+
+
+def interpreter(variable: str, package: str) -> Path:
+    """The Python that has a foreign client, named by an environment variable; skips if there is none."""
+    named = os.environ.get(variable)
+    if not named:
+        pytest.skip(f"needs {variable}, an interpreter that can import {package}")
+    return Path(named)
+
+
+@pytest.fixture(scope="session")
+def aetcd_python() -> Path:
+    return interpreter("KVSTORE_AETCD_PYTHON", "aetcd")
+
+
+@pytest.fixture(scope="session")
+def etcd3_python() -> Path:
+    return interpreter("KVSTORE_ETCD3_PYTHON", "etcd3")
