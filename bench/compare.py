@@ -1,0 +1,187 @@
+"""`make bench`: this store beside a three-node etcd, same disk, same client, in alternation.
+
+Rounds go A B A B, because on a shared machine whole minutes drift; a ratio is formed within each round and
+the median of the ratios is reported. A measurement during which more than 5 % of the CPU was stolen by the
+host is repeated, at most twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench import clusters, machine
+
+WORKS = ("put", "get")
+IN_FLIGHT = (1, 16, 64, 256)
+STEAL_SHARE_MAX = 0.05
+REPEATS_MAX = 2
+START_SECONDS_MAX = 60.0
+NAMES = {"put": "put", "get": "linearizable get"}
+
+
+def measure(cluster: clusters.Cluster, spec: dict[str, Any]) -> dict[str, Any]:
+    """One run of the load on one cluster, with CPU per operation for every process."""
+    command = [sys.executable, "-m", "bench.load", json.dumps(spec)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=clusters.ROOT
+    ) as load:
+        assert load.stdin is not None
+        assert load.stdout is not None
+        try:
+            if load.stdout.readline().strip() != "ready":
+                raise clusters.ClusterError(f"the load did not start on {cluster.label}")
+            leader = cluster.leader()
+            pids = {"leader" if one is leader else one.name: one.pid for one in cluster.members}
+            steal = machine.StealMeter()
+            before = {name: machine.cpu_seconds(pid) for name, pid in pids.items()}
+            load.stdin.write("go\n")
+            load.stdin.flush()
+            result: dict[str, Any] = json.loads(load.stdout.readline())
+            used = {name: machine.cpu_seconds(pid) - before[name] for name, pid in pids.items()}
+        finally:
+            load.kill()
+    used["client"] = result.pop("client_cpu_s")
+    followers = [used.pop(name) for name in list(used) if name not in ("leader", "client")]
+    used["follower"] = statistics.mean(followers) if followers else 0.0
+    result["cpu_us_per_op"] = {name: 1e6 * cpu / max(1, result["operations"]) for name, cpu in used.items()}
+    result["steal"] = steal.share()
+    return result
+
+
+def measure_calmly(cluster: clusters.Cluster, spec: dict[str, Any]) -> dict[str, Any]:
+    """Measure again while the host steals too much; the calmest run counts."""
+    runs = [measure(cluster, spec)]
+    while runs[-1]["steal"] > STEAL_SHARE_MAX and len(runs) <= REPEATS_MAX:
+        runs.append(measure(cluster, spec))
+    return min(runs, key=lambda one: float(one["steal"]))
+
+
+def median(values: Iterable[float], digits: int = 2) -> float:
+    return round(statistics.median(values), digits)
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    processes = runs[0]["cpu_us_per_op"]
+    return {
+        "ops_per_s": median((run["ops_per_s"] for run in runs), 0),
+        "p50_ms": median(run["p50_ms"] for run in runs),
+        "p99_ms": median(run["p99_ms"] for run in runs),
+        "cpu_us_per_op": {
+            name: median((run["cpu_us_per_op"][name] for run in runs), 0) for name in processes
+        },
+        "errors": sum(run["errors"] for run in runs),
+    }
+
+
+def row(work: str, in_flight: int, mine: list[dict[str, Any]], peer: list[dict[str, Any]]) -> dict[str, Any]:
+    ratios = [one["ops_per_s"] / other["ops_per_s"] for one, other in zip(mine, peer, strict=True)]
+
+    def spread(runs: list[dict[str, Any]]) -> list[float]:
+        speeds = [run["ops_per_s"] for run in runs]
+        return [round(min(speeds)), round(max(speeds))]
+
+    return {
+        "work": NAMES[work],
+        "in_flight": in_flight,
+        "ours": summary(mine),
+        "peer": summary(peer),
+        "ratio": median(ratios),
+        "spread": {
+            "ratio": [round(min(ratios), 2), round(max(ratios), 2)],
+            "ours": spread(mine),
+            "peer": spread(peer),
+        },
+        "steal_max": round(max(run["steal"] for run in (*mine, *peer)), 3),
+    }
+
+
+SIDES = " ".join(f"| {name:>7} {'p50':>6} {'p99':>7}" for name in ("ours/s", "etcd/s"))
+HEADINGS = f"{'work':>16} {'in flight':>9} {SIDES} | ratio"
+
+
+def show(one: dict[str, Any]) -> str:
+    def side(name: str) -> str:
+        it = one[name]
+        return f"{it['ops_per_s']:7.0f} {it['p50_ms']:6.1f} {it['p99_ms']:7.1f}"
+
+    def cpu(name: str) -> str:
+        return ", ".join(f"{process} {used:.0f}" for process, used in one[name]["cpu_us_per_op"].items())
+
+    low, high = one["spread"]["ratio"]
+    head = f"{one['work']:>16} {one['in_flight']:>9} | {side('ours')} | {side('peer')} | "
+    errors = "".join(
+        f"; {one[name]['errors']} errors {name}" for name in ("ours", "peer") if one[name]["errors"]
+    )
+    return (
+        f"{head}{one['ratio']:.2f} [{low:.2f}..{high:.2f}] steal {one['steal_max']:.1%}{errors}\n"
+        f"{'':>27} CPU us/op: ours {cpu('ours')}; etcd {cpu('peer')}"
+    )
+
+
+def bench(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    uvloop = importlib.util.find_spec("uvloop") is not None
+    rows = []
+    with clusters.both(folder) as pair:
+        for index, work in enumerate(options.works):
+            for place, in_flight in enumerate(options.in_flight):
+                runs: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+                for number in range(options.rounds):
+                    for cluster, mine in zip(pair, runs, strict=True):
+                        endpoints = (
+                            [cluster.leader().endpoint]
+                            if options.endpoints == "leader"
+                            else cluster.endpoints
+                        )
+                        spec = {
+                            "endpoints": endpoints,
+                            "work": work,
+                            "in_flight": in_flight,
+                            "uvloop": uvloop,
+                        }
+                        first = index == place == number == 0
+                        mine.append(
+                            measure_calmly(cluster, {**spec, "seconds": options.seconds, "fill": first})
+                        )
+                rows.append(row(work, in_flight, *runs))
+                print(show(rows[-1]), flush=True)
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="per measurement")
+    parser.add_argument("--works", nargs="+", choices=WORKS, default=WORKS)
+    parser.add_argument("--in-flight", nargs="+", type=int, default=IN_FLIGHT)
+    parser.add_argument("--endpoints", choices=("leader", "all"), default="leader")
+    parser.add_argument(
+        "--folder", type=Path, help="where both clusters keep their data; default: a temporary folder"
+    )
+    parser.add_argument("--out", type=Path, default=Path("bench/results/latest.json"))
+    options = parser.parse_args()
+    print(f"{options.rounds} rounds of {options.seconds} s, 256 B values, endpoints: {options.endpoints}; ms")
+    print(HEADINGS)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder:
+        rows = bench(options, Path(folder))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    about = {"when": datetime.now(UTC).isoformat(timespec="seconds"), **machine.description()}
+    settings = {"rounds": options.rounds, "seconds": options.seconds, "endpoints": options.endpoints}
+    options.out.write_text(json.dumps(rows, indent=2) + "\n")
+    about_out = options.out.with_suffix(".about.json")
+    about_out.write_text(json.dumps({**about, **settings}, indent=2) + "\n")
+    print(f"rows in {options.out}, settings in {about_out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
