@@ -223,7 +223,7 @@ class Cluster:
             if time.monotonic() > deadline:
                 tails = "\n".join(f"--- {member.name}\n{member.tail()}" for member in self.running())
                 raise ClusterError(f"{self.label}: no common leader after {seconds} s\n{tails}")
-            _pause()
+            pause()
 
     def status(self, member: Member) -> rpc_pb2.StatusResponse | None:
         """The member's Status, or None if it does not answer within half a second."""
@@ -250,7 +250,7 @@ class Cluster:
                     found.append((status.raftTerm, member))
             if found:
                 return max(found, key=lambda pair: pair[0])[1]
-            _pause()
+            pause()
         raise ClusterError(f"{self.label}: no leader after {seconds} s")
 
     def kill(self) -> None:
@@ -261,9 +261,9 @@ class Cluster:
             member.kill()
 
 
-def _pause() -> None:
-    """One step of a poll; the caller holds the deadline."""
-    time.sleep(POLL_SECONDS)
+def pause(seconds: float = POLL_SECONDS) -> None:
+    """One step of a poll whose caller holds the deadline, or the time a fault is left standing."""
+    time.sleep(seconds)
 
 
 def ours(folder: Path, *, label: str = "ours", size: int = 3, flags: Sequence[str] = ()) -> Cluster:

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -174,11 +173,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder:
         rows = bench(options, Path(folder))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    about = {"when": datetime.now(UTC).isoformat(timespec="seconds"), **machine.description()}
     settings = {"rounds": options.rounds, "seconds": options.seconds, "endpoints": options.endpoints}
     options.out.write_text(json.dumps(rows, indent=2) + "\n")
     about_out = options.out.with_suffix(".about.json")
-    about_out.write_text(json.dumps({**about, **settings}, indent=2) + "\n")
+    about_out.write_text(json.dumps({**machine.description(), **settings}, indent=2) + "\n")
     print(f"rows in {options.out}, settings in {about_out}")
     return 0
 

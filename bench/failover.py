@@ -21,7 +21,7 @@ from typing import Any
 
 from bench import clusters
 from bench.proxy import Proxies
-from bench.writer import Writer, wait
+from bench.writer import Writer
 
 RATE = 200.0
 GAP_MEDIAN_MS_MAX = 300.0
@@ -88,9 +88,9 @@ def reset_links(make: Any, folder: Path, resets: int, rng: random.Random) -> dic
             while proxies.connections(index) < cluster.size - 1:
                 if time.monotonic() > deadline:
                     raise clusters.ClusterError(f"{leader.name}: peers did not connect again")
-                wait(0.005)
+                clusters.pause(0.005)
             done += proxies.reset_one(index, rng.randrange(cluster.size))
-            wait(SETTLE_SECONDS)
+            clusters.pause(SETTLE_SECONDS)
             terms.append(term_of(cluster, leader))
         writer.wait_acknowledged(time.monotonic(), int(RATE), READY_SECONDS_MAX)
         terms += [term_of(cluster, member) for member in cluster.members]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import clusters
-from bench.writer import Writer, wait
+from bench.writer import Writer
 
 RATE = 400.0  # writes per second: every group commit that a kill can cut holds some
 LOAD_SECONDS = (0.2, 1.5)  # how long a life lasts under load, drawn anew each round
@@ -27,7 +27,7 @@ def torture(cluster: clusters.Cluster, folder: Path, rounds: int, rng: random.Ra
     with Writer(cluster.endpoints, folder, rate=RATE) as writer:
         for number in range(rounds):
             writer.wait_acknowledged(time.monotonic(), FIRST_WRITES, READY_SECONDS_MAX)
-            wait(rng.uniform(*LOAD_SECONDS))
+            clusters.pause(rng.uniform(*LOAD_SECONDS))
             cluster.kill()
             killed = time.monotonic()
             for member in rng.sample(cluster.members, len(cluster.members)):

@@ -22,7 +22,7 @@ from typing import NamedTuple, Self, TextIO
 import grpc.aio
 
 from bench import rpc
-from bench.clusters import ROOT, ClusterError
+from bench.clusters import ROOT, ClusterError, pause
 from kvstore.wire import rpc_pb2
 
 REQUEST_SECONDS_MAX = 8.0  # longer than the servers' own 7 s, so that they decide
@@ -142,7 +142,7 @@ class Writer:
                 seen = {write.error for write in self.writes if write.sent >= after}
                 raise ClusterError(f"fewer than {count} writes acknowledged in {seconds} s; outcomes {seen}")
             self.process.poll()
-            wait(FLUSH_SECONDS)
+            pause(FLUSH_SECONDS)
             self.update()
 
     def finish(self) -> None:
@@ -178,11 +178,6 @@ class Writer:
                     f"{write.number}, acknowledged at {write.done:.3f}, reads back as {value!r}"
                 )
         return complaints
-
-
-def wait(seconds: float) -> None:
-    """One step of a poll, or the time a fault is left standing."""
-    time.sleep(seconds)
 
 
 if __name__ == "__main__":
