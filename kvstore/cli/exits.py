@@ -1,0 +1,47 @@
+"""Exit codes and the error that carries one."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import IO, Any
+
+import click
+
+
+class ExitCode(IntEnum):
+    """Of the client verbs: etcdctl's (`pkg/cobrautl`)."""
+
+    OK = 0
+    ERROR = 1
+    BAD_CONNECTION = 2
+    INVALID_INPUT = 3
+    BAD_FEATURE = 4
+    INTERRUPTED = 5
+    IO = 6
+    BAD_ARGUMENTS = 128
+
+
+class CommandError(click.ClickException):
+    """Ends a command with `Error: <text>` and an exit code."""
+
+    def __init__(self, code: ExitCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"Error: {self.message}", file=file, err=file is None)
+
+
+def bad_arguments(text: str) -> CommandError:
+    """The arguments do not fit the command."""
+    return CommandError(ExitCode.BAD_ARGUMENTS, text)
+
+
+def invalid_input(text: str) -> CommandError:
+    """What was read from standard input cannot be understood."""
+    return CommandError(ExitCode.INVALID_INPUT, text)
+
+
+def bad_feature(text: str) -> CommandError:
+    """Something is asked for that does not exist."""
+    return CommandError(ExitCode.BAD_FEATURE, text)

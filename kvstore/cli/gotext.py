@@ -1,0 +1,151 @@
+"""Values as Go reads and prints them, because scripts compare the output of etcdctl."""
+
+from __future__ import annotations
+
+import math
+import re
+
+_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_NANOSECONDS = {
+    "ns": 1,
+    "us": 1_000,
+    "µs": 1_000,
+    "μs": 1_000,
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "m": 60_000_000_000,
+    "h": 3_600_000_000_000,
+}
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+_ESCAPES = {
+    "\a": "\\a",
+    "\b": "\\b",
+    "\f": "\\f",
+    "\n": "\\n",
+    "\r": "\\r",
+    "\t": "\\t",
+    "\v": "\\v",
+    "\\": "\\\\",
+    '"': '\\"',
+}
+_UNESCAPES = {escaped[1]: plain for plain, escaped in _ESCAPES.items()}
+_SURROGATE_FIRST, _SURROGATE_LAST = 0xDC80, 0xDCFF  # where `surrogateescape` puts bytes that are not UTF-8
+
+
+def parse_int(text: str, base: int = 10) -> int:
+    """`strconv.ParseInt(text, base, 64)`; ValueError with Go's words."""
+    plain = re.fullmatch(r"[-+]?[0-9A-Za-z]+", text, re.ASCII)
+    try:
+        value = int(text, base) if plain else None
+    except ValueError:
+        value = None
+    if value is None:
+        raise ValueError(f"strconv.ParseInt: parsing {quote(text.encode())}: invalid syntax")
+    if not _INT64_MIN <= value <= _INT64_MAX:
+        raise ValueError(f"strconv.ParseInt: parsing {quote(text.encode())}: value out of range")
+    return value
+
+
+def parse_bool(text: str) -> bool:
+    """`strconv.ParseBool`; ValueError with Go's words."""
+    if text in {"1", "t", "T", "true", "TRUE", "True"}:
+        return True
+    if text in {"0", "f", "F", "false", "FALSE", "False"}:
+        return False
+    raise ValueError(f"strconv.ParseBool: parsing {quote(text.encode())}: invalid syntax")
+
+
+def parse_duration(text: str) -> float:
+    """`time.ParseDuration`, in seconds; ValueError with Go's words."""
+    sign = -1 if text.startswith("-") else 1
+    rest = text.lstrip("+-") if text[:1] in {"+", "-"} else text
+    if rest == "0":
+        return 0.0
+    parts = _DURATION_PART.findall(rest)
+    if not parts or "".join(number + unit for number, unit in parts) != rest:
+        raise ValueError(f"time: invalid duration {quote(text.encode())}")
+    return sign * sum(float(number) * _NANOSECONDS[unit] for number, unit in parts) / 1e9
+
+
+def format_duration(nanoseconds: int) -> str:
+    """`time.Duration.String` of a duration that is not negative: 1.5ms, 2m3.5s."""
+    if nanoseconds == 0:
+        return "0s"
+    for unit, size in (("ns", 1), ("µs", 1_000), ("ms", 1_000_000)):
+        if nanoseconds < min(size * 1000, 1_000_000_000):
+            return _decimal(nanoseconds, size) + unit
+    minutes, rest = divmod(nanoseconds, 60_000_000_000)
+    text = _decimal(rest, 1_000_000_000) + "s"
+    if minutes:
+        text = f"{minutes % 60}m{text}"
+    return f"{minutes // 60}h{text}" if minutes >= 60 else text
+
+
+def _decimal(value: int, size: int) -> str:
+    whole, rest = divmod(value, size)
+    digits = str(rest).rjust(len(str(size)) - 1, "0").rstrip("0")
+    return f"{whole}.{digits}" if digits else str(whole)
+
+
+def format_bytes(count: int) -> str:
+    """`humanize.Bytes`: 25 kB, 1.3 GB."""
+    if count < 10:
+        return f"{count} B"
+    units = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+    exponent = int(math.log(count, 1000) + 1e-12)
+    value = math.floor(count / 1000**exponent * 10 + 0.5) / 10
+    return f"{value:.1f} {units[exponent]}" if value < 10 else f"{value:.0f} {units[exponent]}"
+
+
+def quote(data: bytes) -> str:
+    """`%q`: Go's double-quoted form of a string of any bytes."""
+    return '"' + "".join(_escape(char) for char in data.decode("utf-8", "surrogateescape")) + '"'
+
+
+def _escape(char: str) -> str:
+    if char in _ESCAPES:
+        return _ESCAPES[char]
+    if char.isprintable():
+        return char
+    code = ord(char)
+    if _SURROGATE_FIRST <= code <= _SURROGATE_LAST:
+        return f"\\x{code & 0xFF:02x}"
+    if char < " " or char == "\x7f":
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if char <= "\uffff" else f"\\U{code:08x}"
+
+
+_UNQUOTE = re.compile(
+    r'\\(?:(?P<simple>[abfnrtv\\"])|x(?P<hex>[0-9A-Fa-f]{2})|(?P<octal>[0-3][0-7]{2})'
+    r"|u(?P<short>[0-9A-Fa-f]{4})|U(?P<long>[0-9A-Fa-f]{8})|(?P<bad>.?))"
+)
+
+
+def unquote(text: str) -> bytes:
+    """The bytes of a Go string in double quotes or backquotes; ValueError when it is none."""
+    if text[:1] == text[-1:] == "`" and len(text) > 1:
+        return text[1:-1].encode("utf-8", "surrogateescape")
+    if not (text[:1] == text[-1:] == '"' and len(text) > 1):
+        raise ValueError("invalid syntax")
+    found, position, inner = bytearray(), 0, text[1:-1]
+    for match in _UNQUOTE.finditer(inner):
+        found += inner[position : match.start()].encode("utf-8", "surrogateescape")
+        position = match.end()
+        kind, digits = match.lastgroup, match.group(match.lastgroup or 0)
+        if kind == "bad":
+            raise ValueError("invalid syntax")
+        if kind == "simple":
+            found += _UNESCAPES[digits].encode()
+        elif kind in {"hex", "octal"}:
+            found.append(int(digits, 16 if kind == "hex" else 8))
+        else:
+            found += _rune(int(digits, 16))
+    found += inner[position:].encode("utf-8", "surrogateescape")
+    return bytes(found)
+
+
+def _rune(code: int) -> bytes:
+    try:
+        return chr(code).encode()
+    except (ValueError, OverflowError):  # beyond Unicode, or half of a surrogate pair
+        raise ValueError("invalid syntax") from None

@@ -1,0 +1,39 @@
+"""Calls to a cluster over the etcd v3 API: endpoints, failover, typed errors.
+
+A tower of its own: it knows the wire messages and the errors, neither Raft nor the server, and works
+against etcd as well. What it promises:
+
+* A call ends in its reply or in one error of `kvstore.errors`, within its timeout.
+* An error is `OutcomeUnknown` unless it is certain that nothing was applied: the server said so, or
+  the request never left. Nothing unknown is ever sent again.
+* A read, and a write that certainly was not applied, moves on to the next endpoint.
+"""
+
+from kvstore.client.connection import Connection, TimedOut
+from kvstore.client.endpoints import Endpoint, EndpointError, parse_endpoints
+from kvstore.client.methods import (
+    ALARM,
+    DELETE_RANGE,
+    MEMBER_LIST,
+    PUT,
+    RANGE,
+    STATUS,
+    TXN,
+    Method,
+)
+
+__all__ = [
+    "ALARM",
+    "DELETE_RANGE",
+    "MEMBER_LIST",
+    "PUT",
+    "RANGE",
+    "STATUS",
+    "TXN",
+    "Connection",
+    "Endpoint",
+    "EndpointError",
+    "Method",
+    "TimedOut",
+    "parse_endpoints",
+]

@@ -1,0 +1,146 @@
+"""One client's connections, one per endpoint, and the calls over them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import grpc
+import grpc.aio
+
+from kvstore.client.endpoints import Endpoint
+from kvstore.client.methods import Method, Reply, Request
+from kvstore.client.outcomes import OUTCOME_TRAILER, error_from_status
+from kvstore.errors import Code, OutcomeUnknown, Unavailable
+
+RECONNECT_BACKOFF_MAX_MS = 100
+"""A member that restarts is found again within this; gRPC's own default is two minutes."""
+
+# Between two rounds over endpoints none of which can be reached or has a leader: long enough not to
+# burden a cluster that elects, short against an election.
+ROUND_PAUSE_S = 0.05
+
+# How often to look whether a connection stands. gRPC's own watch of a channel cannot be cancelled
+# without an event left behind for a loop that may be gone.
+CONNECTING_POLL_S = 0.004
+
+# A replaced member's address must be refused, not connected to for gRPC's default 20 s.
+CONNECT_TIMEOUT_MS = 2000
+
+_CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_MAX_MS // 2),
+    ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MAX_MS),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),  # gRPC's name for the connect timeout
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 0),  # whether to send again is decided here
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # one client's trouble is not another's
+)
+
+TIMED_OUT_TEXT = "context deadline exceeded"
+"""etcd's client says so when its own patience ends."""
+
+
+class TimedOut(Unavailable):
+    """No endpoint took the request in time; it was never sent, or only read."""
+
+    code, text = Code.DEADLINE_EXCEEDED, TIMED_OUT_TEXT
+
+
+class Connection:
+    """Connections to some endpoints of one cluster. Use it as `async with`; one event loop only."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], *, timeout_s: float) -> None:
+        """`timeout_s` bounds every call, connecting included."""
+        if not endpoints:
+            raise ValueError("at least one endpoint is needed")
+        self._endpoints = tuple(endpoints)
+        self._timeout_s = timeout_s
+        self._channels = [
+            grpc.aio.insecure_channel(endpoint.target, options=_CHANNEL_OPTIONS) for endpoint in endpoints
+        ]
+        # Index of the channel that served last: stays until it fails.
+        self._preferred = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End all connections; calls in flight fail."""
+        for channel in self._channels:
+            await channel.close(None)
+
+    async def call(self, method: Method[Request, Reply], request: Request) -> Reply:
+        """Make one call. Raises `kvstore.errors.KVError`: see the package's promises."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_s
+        last_error: Unavailable = TimedOut()
+        while loop.time() < deadline:
+            index = await self._ready_channel(deadline)
+            if index is None:
+                break
+            try:
+                return await self._send(self._channels[index], method, request, deadline)
+            except Unavailable as error:  # certainly not applied
+                if error.code is not Code.UNAVAILABLE:
+                    raise
+                last_error = error
+            self._preferred = (index + 1) % len(self._channels)
+            await asyncio.sleep(ROUND_PAUSE_S)
+        raise last_error
+
+    async def _ready_channel(self, deadline: float) -> int | None:
+        """The preferred channel if it is connected, else the first to connect; None at the deadline."""
+        loop = asyncio.get_running_loop()
+        order = [(self._preferred + step) % len(self._channels) for step in range(len(self._channels))]
+        while loop.time() < deadline:
+            for index in order:
+                state = self._channels[index].get_state(try_to_connect=True)
+                if state is grpc.ChannelConnectivity.READY:
+                    return index
+            await asyncio.sleep(CONNECTING_POLL_S)
+        return None
+
+    async def _send(
+        self,
+        channel: grpc.aio.Channel,
+        method: Method[Request, Reply],
+        request: Request,
+        deadline: float,
+    ) -> Reply:
+        stub = channel.unary_unary(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.reply.FromString,
+        )
+        patience_s = deadline - asyncio.get_running_loop().time()
+        try:
+            reply: Reply = await stub(request, timeout=patience_s)
+        except grpc.aio.AioRpcError as error:
+            code = Code(error.code().value[0])
+            outcome = next(
+                (value for key, value in error.trailing_metadata() if key == OUTCOME_TRAILER), None
+            )
+            if code is Code.DEADLINE_EXCEEDED and outcome is None:
+                if method.changes:
+                    timed_out: OutcomeUnknown | TimedOut = OutcomeUnknown(TIMED_OUT_TEXT)
+                    timed_out.code = code
+                else:
+                    timed_out = TimedOut()
+                raise timed_out from None
+            text = error.details() or ""
+            outcome_text = outcome.decode() if isinstance(outcome, bytes) else outcome
+            raise error_from_status(code, text, outcome_text, changes=method.changes) from None
+        return reply

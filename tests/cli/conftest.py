@@ -1,0 +1,125 @@
+"""A real etcd and etcdctl to compare with, when they are at hand, and our command in this process."""
+
+import contextlib
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kvstore.cli.main import run
+
+START_PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: bytes
+    err: bytes
+
+
+def _run_ours(args, stdin=b""):
+    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")
+    before = sys.stdin
+    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin), "utf-8", "surrogateescape")
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run(args)
+    finally:
+        sys.stdin = before
+    out.flush()
+    err.flush()
+    return Outcome(int(code), out.buffer.getvalue(), err.buffer.getvalue())
+
+
+@pytest.fixture
+def ours(monkeypatch):
+    """Runs our command in this process: `ours(["get", "a"], b"stdin") -> Outcome`."""
+    for name in list(os.environ):
+        if name.startswith("ETCD"):
+            monkeypatch.delenv(name)
+    return _run_ours
+
+
+@pytest.fixture(scope="session")
+def etcd_folder():
+    """The folder that holds etcd and etcdctl."""
+    folder = os.environ.get("KVSTORE_ETCD_BIN_DIR")
+    if folder is None:
+        found = shutil.which("etcdctl")
+        folder = str(Path(found).parent) if found else None
+    if folder is None or not (Path(folder) / "etcd").exists():
+        pytest.skip("no etcd at hand: name its folder in KVSTORE_ETCD_BIN_DIR")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def free_ports():
+    """`free_ports(n)` gives ports that were free a moment ago."""
+
+    def find(count):
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+            for one in sockets:
+                one.bind(("127.0.0.1", 0))
+            return [one.getsockname()[1] for one in sockets]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def etcdctl(etcd_folder):
+    """Runs the real etcdctl: `etcdctl(["get", "a"], b"stdin") -> Outcome`; without its log lines."""
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("ETCD")}
+
+    def run_theirs(args, stdin=b""):
+        done = subprocess.run(
+            [str(etcd_folder / "etcdctl"), *args],
+            input=stdin,
+            capture_output=True,
+            check=False,
+            env=environment,
+            timeout=START_PATIENCE_S,
+        )
+        errors = [line for line in done.stderr.splitlines(keepends=True) if not line.startswith(b'{"level"')]
+        return Outcome(done.returncode, done.stdout, b"".join(errors))
+
+    return run_theirs
+
+
+@pytest.fixture(scope="session")
+def start_etcd(etcd_folder):
+    """`with start_etcd(path, client_port, peer_port):` runs an etcd of its own."""
+
+    @contextlib.contextmanager
+    def start(path, client_port, peer_port):
+        client, peer = f"http://127.0.0.1:{client_port}", f"http://127.0.0.1:{peer_port}"
+        command = [
+            str(etcd_folder / "etcd"),
+            *("--name", "a", "--data-dir", str(path)),
+            *("--listen-client-urls", client, "--advertise-client-urls", client),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+            *("--initial-cluster", f"a={peer}", "--unsafe-no-fsync"),
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + START_PATIENCE_S
+            probe = [str(etcd_folder / "etcdctl"), f"--endpoints={client}", "get", "x"]
+            while subprocess.run(probe, capture_output=True, check=False).returncode:
+                assert time.monotonic() < deadline, "etcd does not start"
+                assert process.poll() is None, "etcd ended"
+            yield
+        finally:
+            process.terminate()
+            process.wait(START_PATIENCE_S)
+
+    return start
