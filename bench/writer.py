@@ -106,7 +106,7 @@ class Writer:
         """Every known outcome, in the order in which it became known."""
         self._offset = 0
         spec = {"endpoints": list(endpoints), "rate": rate, "prefix": prefix, "out": str(self.out)}
-        self.out.touch()
+        self.out.write_text("")
         command = [sys.executable, "-m", "bench.writer", json.dumps(spec)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT)
 
