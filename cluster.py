@@ -1,0 +1,9 @@
+"""The local cluster: `python cluster.py up --foreground`, then `python cluster.py kill leader`.
+
+A thin launcher over `kvstore.devcluster`, for a checkout; `kvstore cluster` is the same.
+"""
+
+from kvstore.devcluster.commands import cluster
+
+if __name__ == "__main__":
+    cluster(prog_name="cluster.py")

@@ -1,0 +1,213 @@
+"""The commands of a local cluster, mounted by `cluster.py` and as `kvstore cluster`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import click
+
+from kvstore.devcluster import control, session
+from kvstore.devcluster.display import banner, best_display, plain_table
+from kvstore.devcluster.plan import NODES_MAX, ClusterError, ClusterPlan, Running, load, prepare, save
+
+_FOLLOW_INTERVAL_S = 0.2
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class _OneLine(click.ClickException):
+    """A ClusterError as the command line shows it."""
+
+
+class _Command(click.Command):
+    """A command whose ClusterErrors end it with one line and exit code 1."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except ClusterError as error:
+            raise _OneLine(str(error)) from error
+
+
+class _Group(click.Group):
+    """The group: its commands share `_Command`, and the tour is loaded only when asked for."""
+
+    command_class = _Command
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), "demo"])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name == "demo":
+            command: click.Command = import_module("kvstore.devcluster.demo").demo
+            return command
+        return super().get_command(context, name)
+
+
+def _directory(function: _Function) -> _Function:
+    return click.option(
+        "--directory",
+        type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+        default=".cluster",
+        show_default=True,
+        help="State, data and logs of the cluster.",
+    )(function)
+
+
+_who = click.argument("node", metavar="N|leader")
+
+
+@click.group(cls=_Group)
+def cluster() -> None:
+    """Run a local cluster of real processes, and do faults to it."""
+
+
+@cluster.command()
+@click.option("--nodes", type=click.IntRange(1, NODES_MAX), help="Number of nodes (3 for a new cluster).")
+@click.option("--foreground", is_flag=True, help="Stay, show the cluster, stop it on Ctrl-C.")
+@click.option("--no-proxy", is_flag=True, help="Connect nodes directly; partitions are then impossible.")
+@click.option("--free-ports", is_flag=True, help="Give a new cluster free ports, not 2379, 22379, 32379.")
+@click.argument("server_arguments", nargs=-1, metavar="[-- SERVER FLAGS]")
+@_directory
+def up(
+    nodes: int | None,
+    foreground: bool,
+    no_proxy: bool,
+    free_ports: bool,
+    server_arguments: tuple[str, ...],
+    directory: Path,
+) -> None:
+    """Start the cluster; its data from earlier runs is kept."""
+    plan = prepare(
+        directory, nodes=nodes, free=free_ports, proxied=not no_proxy, server_arguments=server_arguments
+    )
+    if foreground:
+        asyncio.run(session.run(plan, best_display()))
+        return
+    with session.directory_lock(directory):
+        save(plan, Running())  # so that the supervisor finds the very ports chosen here
+    arguments = [f"--directory={directory}", *(["--no-proxy"] if no_proxy else []), "--", *server_arguments]
+    session.start_in_background(plan, arguments)
+    click.echo(banner(plan))
+
+
+@cluster.command()
+@_directory
+def status(directory: Path) -> None:
+    """Show every node: process, role, term, indices."""
+    rows = session.ask(directory, "status")
+    click.echo(plain_table([control.status_from(row) for row in rows]))
+
+
+@cluster.command()
+@_who
+@_directory
+def kill(node: str, directory: Path) -> None:
+    """Kill a node's process (SIGKILL)."""
+    click.echo(session.ask(directory, "kill", node))
+
+
+@cluster.command()
+@_who
+@_directory
+def pause(node: str, directory: Path) -> None:
+    """Stop a node's process where it stands (SIGSTOP)."""
+    click.echo(session.ask(directory, "pause", node))
+
+
+@cluster.command()
+@_who
+@_directory
+def resume(node: str, directory: Path) -> None:
+    """Let a paused node go on (SIGCONT)."""
+    click.echo(session.ask(directory, "resume", node))
+
+
+@cluster.command()
+@_who
+@_directory
+def restart(node: str, directory: Path) -> None:
+    """Start a node on its data, stopping it first if it runs."""
+    click.echo(session.ask(directory, "restart", node))
+
+
+@cluster.command()
+@click.argument("groups", metavar="A,B|C")
+@_directory
+def partition(groups: str, directory: Path) -> None:
+    """Split the network: only nodes of one group hear one another (quote the bar)."""
+    click.echo(session.ask(directory, "partition", groups))
+
+
+@cluster.command()
+@_who
+@_directory
+def isolate(node: str, directory: Path) -> None:
+    """Cut one node off from all others."""
+    click.echo(session.ask(directory, "isolate", node))
+
+
+@cluster.command()
+@_directory
+def heal(directory: Path) -> None:
+    """End the partition."""
+    click.echo(session.ask(directory, "heal"))
+
+
+@cluster.command()
+@click.argument("node", required=False, metavar="[N]")
+@click.option("-f", "--follow", is_flag=True, help="Go on printing what is logged.")
+@_directory
+def logs(node: str | None, follow: bool, directory: Path) -> None:
+    """Print the log of one node, or of all with their names in front."""
+    recorded = load(directory)
+    if recorded is None:
+        raise ClusterError(f"there is no cluster in {directory}")
+    plan, _ = recorded
+    numbers = [plan_number(plan, node)] if node else [member.number for member in plan.nodes]
+    with ExitStack() as files:
+        tails: list[tuple[str, IO[str]]] = []
+        for number in numbers:
+            path = plan.log_file(plan.node(number))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            file = files.enter_context(path.open(encoding="utf-8", errors="replace"))
+            tails.append((f"node{number} | " if len(numbers) > 1 else "", file))
+        while True:
+            for line in _new_lines(tails):
+                click.echo(line)
+            if not follow:
+                return
+            time.sleep(_FOLLOW_INTERVAL_S)
+
+
+def plan_number(plan: ClusterPlan, text: str) -> int:
+    """Return the number of the node named by `2` or `node2`."""
+    digits = text.removeprefix("node")
+    if not digits.isdigit():
+        raise ClusterError(f"{text!r} is no node's number")
+    return plan.node(int(digits)).number
+
+
+def _new_lines(tails: list[tuple[str, IO[str]]]) -> Iterator[str]:
+    for prefix, file in tails:
+        for line in file:
+            yield prefix + line.rstrip("\n")
+
+
+@cluster.command()
+@_directory
+def down(directory: Path) -> None:
+    """Stop every node and the supervisor; data is kept."""
+    orphans = session.down(directory)
+    click.echo(
+        f"cluster stopped; its supervisor was gone, {orphans} nodes were killed"
+        if orphans
+        else "cluster stopped"
+    )

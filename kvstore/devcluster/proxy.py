@@ -1,0 +1,260 @@
+"""A TCP proxy in front of one member's peer port, which can fall silent between two members.
+
+Theory of operation. `Partition` says which pairs of members hear one another; every proxy of a
+cluster shares it. A connection belongs to the pair (who dialled, whose port this is). While its
+pair is cut off, a connection is held: nothing is read from either side, so that bytes and ends
+alike stay in the kernel, nobody is told anything, and the senders' buffers fill as they do when a
+cable is pulled. A new connection is accepted and then held, before anything is dialled. Healing
+lets everything flow again, ends included.
+
+Outside a partition the proxy is transparent: an orderly end is passed on after the bytes before
+it, a reset as a reset, and a member that refuses connections resets those that dial it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable, Iterable
+
+from kvstore.devcluster.plan import HOST
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_ACCEPT_BACKLOG = 128
+"""Peers dial a handful of connections; this only has to outlast a pause of the supervisor."""
+
+WhoDials = Callable[[int, int], int | None]
+"""From (its port, our port) of an accepted connection to the number of the dialling member."""
+
+
+class Partition:
+    """Which members cannot hear one another, and who wants to know when that changes."""
+
+    def __init__(self) -> None:
+        self._cut: frozenset[frozenset[int]] = frozenset()
+        """Pairs that are cut off from one another, in both directions."""
+        self._proxies: list[PeerProxy] = []
+
+    @property
+    def active(self) -> bool:
+        return bool(self._cut)
+
+    def blocked(self, one: int | None, other: int) -> bool:
+        """Whether this pair is cut off; an unrecognised dialler is, during any partition."""
+        if one is None:
+            return self.active
+        return frozenset((one, other)) in self._cut
+
+    def set_groups(self, groups: Iterable[Iterable[int]]) -> None:
+        """Cut every pair of members of different groups, and no other."""
+        sides = [tuple(group) for group in groups]
+        self._cut = frozenset(
+            frozenset((one, other))
+            for place, side in enumerate(sides)
+            for others in sides[place + 1 :]
+            for one in side
+            for other in others
+        )
+        for proxy in self._proxies:
+            proxy.partition_changed()
+
+    def heal(self) -> None:
+        self.set_groups(())
+
+    def unreachable_from(self, number: int) -> list[int]:
+        """Return the members that cannot hear this one, sorted."""
+        return sorted(other for pair in self._cut if number in pair for other in pair if other != number)
+
+    def register(self, proxy: PeerProxy) -> None:
+        self._proxies.append(proxy)
+
+
+class PeerProxy:
+    """Listens where a member says it can be reached, and forwards to where it really listens."""
+
+    def __init__(
+        self, *, number: int, listen_port: int, target_port: int, partition: Partition, who_dials: WhoDials
+    ) -> None:
+        self.number = number
+        self.listen_port = listen_port
+        self.target_port = target_port
+        self.partition = partition
+        self.who_dials = who_dials
+        self._server: asyncio.Server | None = None
+        self._connections: dict[_Connection, None] = {}
+        """Every connection accepted and not ended, oldest first."""
+        partition.register(self)
+
+    async def start(self) -> None:
+        """Listen; raises OSError when the port is taken."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: _Connection(self).dialler, HOST, self.listen_port, backlog=_ACCEPT_BACKLOG
+        )
+        self.listen_port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.reset()
+        if self._server is not None:
+            await self._server.wait_closed()
+        for connection in list(self._connections):
+            await connection.wait_dialled()
+
+    def partition_changed(self) -> None:
+        for connection in list(self._connections):
+            connection.partition_changed()
+
+    def add(self, connection: _Connection) -> None:
+        self._connections[connection] = None
+
+    def remove(self, connection: _Connection) -> None:
+        self._connections.pop(connection, None)
+
+
+class _Connection:
+    """Two sides, the dialling member's and the dialled one's."""
+
+    def __init__(self, proxy: PeerProxy) -> None:
+        self._proxy = proxy
+        self.dialler = _Side(self)
+        self.target = _Side(self)
+        self._source: int | None = None
+        """Number of the dialling member; None when it is no member we know."""
+        self.held = False
+        """Whether the pair is cut off, so that neither side may be read or told anything."""
+        self._dialling: asyncio.Task[None] | None = None
+        """Connects to the target; None until the connection was first let through."""
+        self._ended = False
+
+    def accepted(self) -> None:
+        assert self.dialler.transport is not None
+        port = self.dialler.transport.get_extra_info("peername")[1]
+        self._source = self._proxy.who_dials(port, self._proxy.listen_port)
+        self._proxy.add(self)
+        self.dialler.transport.pause_reading()
+        self.partition_changed()
+
+    def partition_changed(self) -> None:
+        self.held = self._proxy.partition.blocked(self._source, self._proxy.number)
+        self.pass_ends_on()
+        if self._ended:
+            return
+        if not self.held and self._dialling is None:
+            self._dialling = asyncio.get_running_loop().create_task(self._dial())
+        self.dialler.adjust_reading()
+        self.target.adjust_reading()
+
+    async def _dial(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.create_connection(lambda: self.target, HOST, self._proxy.target_port)
+        except OSError:
+            self.reset()
+        else:
+            if self._ended:
+                self.target.reset()
+            self.dialler.adjust_reading()
+
+    async def wait_dialled(self) -> None:
+        """Wait until no attempt to dial is under way."""
+        if self._dialling is not None:
+            await asyncio.wait([self._dialling])
+
+    def opposite(self, side: _Side) -> _Side:
+        return self.target if side is self.dialler else self.dialler
+
+    def pass_ends_on(self) -> None:
+        """Where one side is gone, end the other likewise, unless nobody may be told now."""
+        if self.held:
+            return
+        for side in (self.dialler, self.target):
+            if side.gone:
+                other = self.opposite(side)
+                if side.error is None:
+                    other.close()
+                else:
+                    other.reset()
+        if self.dialler.gone and (self.target.gone or self.target.transport is None):
+            self._ended = True
+            self._proxy.remove(self)
+
+    def reset(self) -> None:
+        """End both sides at once, as a process that dies does."""
+        self._ended = True
+        self.dialler.reset()
+        self.target.reset()
+        self._proxy.remove(self)
+
+
+class _Side(asyncio.Protocol):
+    """One of the two TCP connections."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+        self.transport: asyncio.Transport | None = None
+        self._choked = False
+        """Its send buffer is full, so the opposite side must not be read."""
+        self._reading = True
+        self.gone = False
+        self.error: Exception | None = None
+        """Why it is gone; None while it is not, or when it ended in good order."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        if self._connection.dialler is self:
+            self._reading = False
+            self._connection.accepted()
+        else:
+            self.adjust_reading()
+
+    def data_received(self, data: bytes) -> None:
+        other = self._connection.opposite(self).transport
+        assert other is not None, "a side is read only while the other one is there"
+        other.write(data)
+
+    def eof_received(self) -> bool:
+        return False  # closes this side, and connection_lost passes the end on
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.gone = True
+        self.error = error
+        self._connection.pass_ends_on()
+
+    def pause_writing(self) -> None:
+        self._choked = True
+        self._connection.opposite(self).adjust_reading()
+
+    def resume_writing(self) -> None:
+        self._choked = False
+        self._connection.opposite(self).adjust_reading()
+
+    def adjust_reading(self) -> None:
+        """Read exactly while the pair may talk and the opposite side is there and can take more."""
+        if self.transport is None or self.gone or self.transport.is_closing():
+            return
+        other = self._connection.opposite(self)
+        wanted = not self._connection.held and other.transport is not None and not other._choked
+        if wanted and not self._reading:
+            self.transport.resume_reading()
+        elif not wanted and self._reading:
+            self.transport.pause_reading()
+        self._reading = wanted
+
+    def close(self) -> None:
+        """End after what was written has left."""
+        if self.transport is not None and not self.gone:
+            self.transport.close()
+
+    def reset(self) -> None:
+        """End at once; the kernel tells the far end that it was no orderly end."""
+        if self.transport is None or self.gone:
+            return
+        raw: socket.socket | None = self.transport.get_extra_info("socket")
+        if raw is not None and raw.fileno() >= 0:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.transport.abort()
