@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib import import_module
@@ -93,7 +92,7 @@ def up(
     with session.directory_lock(directory):
         save(plan, Running())  # so that the supervisor finds the very ports chosen here
     arguments = [f"--directory={directory}", *(["--no-proxy"] if no_proxy else []), "--", *server_arguments]
-    session.start_in_background(plan, arguments)
+    asyncio.run(session.start_in_background(plan, arguments))
     click.echo(banner(plan))
 
 
@@ -179,12 +178,7 @@ def logs(node: str | None, follow: bool, directory: Path) -> None:
             path.touch()
             file = files.enter_context(path.open(encoding="utf-8", errors="replace"))
             tails.append((f"node{number} | " if len(numbers) > 1 else "", file))
-        while True:
-            for line in _new_lines(tails):
-                click.echo(line)
-            if not follow:
-                return
-            time.sleep(_FOLLOW_INTERVAL_S)
+        asyncio.run(_print(tails, follow))
 
 
 def plan_number(plan: ClusterPlan, text: str) -> int:
@@ -193,6 +187,15 @@ def plan_number(plan: ClusterPlan, text: str) -> int:
     if not digits.isdigit():
         raise ClusterError(f"{text!r} is no node's number")
     return plan.node(int(digits)).number
+
+
+async def _print(tails: list[tuple[str, IO[str]]], follow: bool) -> None:
+    while True:
+        for line in _new_lines(tails):
+            click.echo(line)
+        if not follow:
+            return
+        await asyncio.sleep(_FOLLOW_INTERVAL_S)
 
 
 def _new_lines(tails: list[tuple[str, IO[str]]]) -> Iterator[str]:
@@ -205,7 +208,7 @@ def _new_lines(tails: list[tuple[str, IO[str]]]) -> Iterator[str]:
 @_directory
 def down(directory: Path) -> None:
     """Stop every node and the supervisor; data is kept."""
-    orphans = session.down(directory)
+    orphans = asyncio.run(session.down(directory))
     click.echo(
         f"cluster stopped; its supervisor was gone, {orphans} nodes were killed"
         if orphans

@@ -96,13 +96,13 @@ async def _come_up(supervisor: Supervisor) -> None:
     await supervisor.wait_ready()
 
 
-def start_in_background(plan: ClusterPlan, arguments: list[str]) -> None:
+async def start_in_background(plan: ClusterPlan, arguments: list[str]) -> None:
     """Start a supervisor of its own session and return once the cluster is up; ClusterError if it is not."""
     plan.check_ports()
     plan.directory.mkdir(parents=True, exist_ok=True)
     log = plan.directory / SUPERVISOR_LOG
     with log.open("wb") as file:
-        process = subprocess.Popen(  # noqa: S603  our own interpreter and module, no shell
+        process = subprocess.Popen(  # noqa: ASYNC220, S603  our own module, and it outlives this loop
             [sys.executable, "-m", "kvstore.devcluster", "up", "--foreground", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
@@ -119,7 +119,7 @@ def start_in_background(plan: ClusterPlan, arguments: list[str]) -> None:
         if process.poll() is not None:
             last = text.strip().splitlines()[-1:] or ["it said nothing"]
             raise ClusterError(last[0].removeprefix("Error: "))
-        time.sleep(_POLL_S)
+        await asyncio.sleep(_POLL_S)
     raise ClusterError(f"the cluster did not come up; see {log}")
 
 
@@ -136,14 +136,14 @@ def ask(directory: Path, verb: str, *arguments: str) -> Any:
         ) from None
 
 
-def down(directory: Path) -> int:
+async def down(directory: Path) -> int:
     """Stop the cluster in `directory` and wait for its end; return how many orphaned members were killed."""
     recorded = load(directory)
     if recorded is None or not recorded[1].control_port:
         raise ClusterError(f"no cluster runs in {directory}")
     plan, running = recorded
     try:
-        asyncio.run(control.ask(running, "down"))
+        await control.ask(running, "down")
     except OSError:
         killed = _kill_orphans(plan, running)
         save(plan, Running())
@@ -153,7 +153,7 @@ def down(directory: Path) -> int:
         recorded = load(directory)
         if recorded is None or not recorded[1].control_port:
             return 0
-        time.sleep(_POLL_S)
+        await asyncio.sleep(_POLL_S)
     raise ClusterError(f"the cluster did not stop within {DOWN_TIMEOUT_S:.0f} s")
 
 
