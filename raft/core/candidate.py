@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from raft.core import follower
 from raft.core.election import count_vote
+from raft.core.follower import accept_append, accept_heartbeat, accept_snapshot
 from raft.core.messages import Message, MessageType
 from raft.core.state import State
 from raft.core.transitions import become_follower
@@ -19,14 +19,14 @@ def on_vote_response(s: State, m: Message) -> None:
 
 def on_append(s: State, m: Message) -> None:
     become_follower(s, s.term, m.from_)
-    follower.accept_append(s, m)
+    accept_append(s, m)
 
 
 def on_heartbeat(s: State, m: Message) -> None:
     become_follower(s, s.term, m.from_)
-    follower.accept_heartbeat(s, m)
+    accept_heartbeat(s, m)
 
 
 def on_snapshot(s: State, m: Message) -> None:
     become_follower(s, s.term, m.from_)
-    follower.accept_snapshot(s, m)
+    accept_snapshot(s, m)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from raft.core import election
 from raft.core.confchange import members_of
+from raft.core.election import campaign
 from raft.core.messages import Message, MessageType
 from raft.core.ready import ReadState
 from raft.core.replication import QUIET
@@ -94,7 +94,7 @@ def accept_snapshot(s: State, m: Message) -> None:
 
 def on_timeout_now(s: State, m: Message) -> None:
     """The leader hands over: stand at once, without a pre-vote, which its followers would refuse."""
-    election.campaign(s, transfer=True)
+    campaign(s, transfer=True)
 
 
 def on_transfer_request(s: State, m: Message) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from raft.core.confchange import check_conf
 from raft.core.machine import RaftCore
+from raft.core.messages import MessageType
 from raft.core.progress import Progress, ProgressState
 from raft.core.state import State
 from raft.core.types import NO_NODE, Entry, Role
@@ -49,8 +50,9 @@ def check_state(core: RaftCore) -> None:
     _require(len(s.forwarded_reads) <= s.config.pending_reads_max, "forwarded reads are bounded")
     _require(all(response.to != s.id for response in s.responses), "no promise to oneself")
     for message in (*s.messages, *s.responses):
-        # A pre-vote asks about the term to come, and a granted one repeats it.
-        _require(message.term <= s.term + (message.type in (5, 6)), "no message from a later term", message)
+        # A pre-vote asks about the sender's next term, and a granted one repeats it.
+        asked = message.type in (MessageType.PRE_VOTE, MessageType.PRE_VOTE_RESPONSE)
+        _require(asked or message.term <= s.term, "no message from a later term", message)
     _check_leader(s) if s.role is Role.LEADER else _check_no_leader(s)
 
 

@@ -10,7 +10,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from raft.core import candidate, election, follower, leader
+import raft.core.candidate as candidate
+import raft.core.election as election
+import raft.core.follower as follower
+import raft.core.leader as leader
 from raft.core.confchange import ConfChange, apply_change
 from raft.core.config import BootState, Config
 from raft.core.errors import DropReason, ProposalDropped

@@ -175,8 +175,8 @@ class Progress:
             self.next = self.match + 1
             self.sent_commit = min(self.sent_commit, self.next - 1)
             return True
-        if self.next - 1 != rejected:
-            return False  # an answer to an earlier probe
+        if self.state is ProgressState.SNAPSHOT or self.next - 1 != rejected:
+            return False  # an answer to an earlier append or probe
         self.next = max(min(rejected, hint + 1), self.match + 1)
         self.sent_commit = min(self.sent_commit, self.next - 1)
         self.paused = False

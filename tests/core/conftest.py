@@ -4,9 +4,12 @@ checked after every step. Time, order and loss are the test's to choose; nothing
 
 from __future__ import annotations
 
+import os
 import random
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -392,3 +395,52 @@ def cluster() -> Callable[..., Network]:
 def empty_network() -> Callable[[int], Network]:
     """Builds networks to be peopled by hand."""
     return Network
+
+
+@dataclass
+class Directive:
+    """One block of a data-driven file: a command line, input lines and the expected output."""
+
+    line: int
+    command: str
+    args: dict[str, list[str]]
+    """`key=value` and `key=(v1,v2)`; a bare word stands as a key with an empty list."""
+    input: list[str]
+    expected: list[str]
+
+
+_ARGUMENT = re.compile(r"([^\s=]+)(?:=(\([^)]*\)|\S*))?")
+
+
+def parse_directives(text: str) -> list[Directive]:
+    """Blocks of etcd-io/raft's files: comments, a command, input, `----`, output to a blank line."""
+    blocks: list[Directive] = []
+    lines = iter(enumerate(text.splitlines(), 1))
+    for number, line in lines:
+        if not line.strip() or line.startswith("#"):
+            continue
+        command, _, rest = line.partition(" ")
+        args = {
+            key: [word for word in re.split(r"[,\s]+", (value or "").strip("()")) if word]
+            for key, value in _ARGUMENT.findall(rest)
+        }
+        block = Directive(number, command, args, [], [])
+        for _, following in lines:
+            if following == "----":
+                break
+            block.input.append(following)
+        for _, following in lines:
+            if not following:
+                break
+            block.expected.append(following)
+        blocks.append(block)
+    return blocks
+
+
+@pytest.fixture
+def directives() -> Callable[[str], list[Directive]]:
+    """Reads one file of the third-party test data; skips when it is not at hand."""
+    root = os.environ.get("KVSTORE_TESTDATA")
+    if not root:
+        pytest.skip("KVSTORE_TESTDATA names no folder of third-party test data")
+    return lambda name: parse_directives((Path(root) / name).read_text("utf-8"))
