@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raft.core.election import count_vote
+from raft.core.election import count_vote, learn_commit
 from raft.core.follower import accept_append, accept_heartbeat, accept_snapshot
 from raft.core.messages import Message, MessageType
 from raft.core.state import State
@@ -12,6 +12,7 @@ from raft.core.types import Role
 
 def on_vote_response(s: State, m: Message) -> None:
     """Count it if it answers the question being asked."""
+    learn_commit(s, m)
     wanted = MessageType.PRE_VOTE_RESPONSE if s.role is Role.PRE_CANDIDATE else MessageType.VOTE_RESPONSE
     if m.type is wanted:
         count_vote(s, m.from_, granted=not m.reject)

@@ -97,7 +97,8 @@ class BootState:
     applied: int
     """Durable index of the state machine's image."""
     conf: ConfState
-    """Active configuration as of `applied`."""
+    """Active configuration as of `applied`. A member that joins starts from the cluster's first
+    configuration, whose log it will be sent, or from a snapshot; never from an empty one and index 0."""
     distrust_past: int | None = None
     """Index of the last entry found when a torn tail was cut: entries past it may have been promised and
     lost. Until a leader's entries reach past it this member neither campaigns nor grants a vote, so a

@@ -73,10 +73,8 @@ def on_vote_request(s: State, m: Message) -> None:
         or (is_pre_vote and m.term > s.term)
     )
     granted = may_grant and s.distrust_past is None and s.log.is_current(m.index, m.log_term)
-    answer_type = MessageType.PRE_VOTE_RESPONSE if is_pre_vote else MessageType.VOTE_RESPONSE
     # A granted pre-vote names the term asked for, a refused one the present term.
-    answer = Message(answer_type, m.from_, s.id, m.term if granted else s.term, reject=not granted)
-    s.promise(answer)
+    _answer(s, m, m.term if granted else s.term, granted=granted)
     if granted and not is_pre_vote:
         s.election_elapsed = 0
         s.vote = m.from_
@@ -84,7 +82,36 @@ def on_vote_request(s: State, m: Message) -> None:
 
 def refuse_pre_vote(s: State, m: Message) -> None:
     """Answer a pre-vote of an earlier term, so that its sender learns the present one."""
-    s.promise(Message(MessageType.PRE_VOTE_RESPONSE, m.from_, s.id, s.term, reject=True))
+    _answer(s, m, s.term, granted=False)
+
+
+def _answer(s: State, m: Message, term: int, *, granted: bool) -> None:
+    is_pre_vote = m.type is MessageType.PRE_VOTE
+    answer_type = MessageType.PRE_VOTE_RESPONSE if is_pre_vote else MessageType.VOTE_RESPONSE
+    committed = s.log.committed
+    s.promise(
+        Message(
+            answer_type,
+            m.from_,
+            s.id,
+            term,
+            s.log.term_at(committed) or 0,
+            commit=committed,
+            reject=not granted,
+        )
+    )
+
+
+def learn_commit(s: State, m: Message) -> None:
+    """Take from a vote's answer what its sender knows committed, if the same entry is held here.
+
+    Changes of membership take effect when applied, so the only member that may lead in the new
+    configuration can be one that does not yet know it committed, and asks in the old one a member that
+    has left, whose longer log refuses it for ever. The refusal then carries what it lacks (etcd #12359;
+    raft-rs does the same).
+    """
+    if m.log_term and s.log.matches(m.commit, m.log_term):
+        s.log.commit_to(m.commit)
 
 
 def is_withheld(s: State, m: Message) -> bool:

@@ -181,7 +181,7 @@ def check_step(before: Observation, core: RaftCore, *, restarted: int = NO_NODE)
         for member, match in before.matches.items():
             kept = member == restarted or after.matches.get(member, match) >= match
             _require(kept, "match never decreases", member, match, after.matches)
-    if after.commit > before.commit and after.role is Role.LEADER:
+    if after.commit > before.commit and before.role is Role.LEADER and after.role is Role.LEADER:
         by_count = s.log.term_at(after.commit) == after.term
         _require(by_count, "a leader commits by count only entries of its term", after.commit)
 

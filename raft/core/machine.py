@@ -36,6 +36,8 @@ _FOLLOWER: Mapping[MessageType, Handler] = {
     _T.SNAPSHOT: follower.on_snapshot,
     _T.VOTE: election.on_vote_request,
     _T.PRE_VOTE: election.on_vote_request,
+    _T.VOTE_RESPONSE: election.learn_commit,
+    _T.PRE_VOTE_RESPONSE: election.learn_commit,
     _T.TIMEOUT_NOW: follower.on_timeout_now,
     _T.TRANSFER_LEADER: follower.on_transfer_request,
     _T.READ_INDEX: follower.refuse_read_index,

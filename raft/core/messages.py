@@ -39,6 +39,7 @@ class Message:
 
     Field use per type follows etcd-io/raft: `index`/`log_term` name the entry before `entries`
     (APPEND), the acknowledged index (APPEND_RESPONSE), or the candidate's last entry (VOTE).
+    VOTE_RESPONSE and PRE_VOTE_RESPONSE: `commit`/`log_term` name the newest entry the sender knows committed.
     """
 
     type: MessageType
