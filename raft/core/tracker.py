@@ -66,5 +66,5 @@ class Tracker:
         active = {}
         for member, progress in self.progress.items():
             active[member] = progress.recent_active or member == member_id
-            progress.recent_active = False
+            progress.recent_active = member == member_id
         return joint_vote(self.conf.voters, self.conf.voters_outgoing, active) is VoteResult.WON

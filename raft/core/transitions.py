@@ -52,6 +52,7 @@ def become_leader(s: State) -> None:
         progress.nudge_due = True
     own = s.tracker.progress[s.id]
     own.state = ProgressState.REPLICATE
+    own.recent_active = True
     own.match = log.stable
     own.next = max(own.next, own.match + 1)
     # A change proposed by an earlier leader may hide anywhere up to here.
