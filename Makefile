@@ -17,7 +17,7 @@ KILLS ?= 10
 CRASHES ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help env cluster demo test check fix bench bench-failover torture differential lock clean
+.PHONY: help env cluster demo test check fix bench profile bench-failover torture differential lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ fix: $(STAMP) ## the gate that writes: sort, format, regenerate
 
 bench: $(STAMP) ## side by side with etcd, same client, alternating; writes bench/results/latest.json
 	$(BIN)/python -m bench.compare --rounds $(ROUNDS) --seconds $(SECONDS)
+
+profile: $(STAMP) ## where the leader spends its time under load; writes bench/results/profile.txt
+	$(BIN)/python -m bench.profile
 
 bench-failover: $(STAMP) ## kill -9 of the leader under load: the gap in writes; writes bench/results/failover.json
 	$(BIN)/python -m bench.failover --kills $(KILLS)

@@ -151,7 +151,8 @@ class Cluster:
     members: list[Member] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        self.prepare()
+        if not self.members:
+            self.prepare()
         try:
             for member in self.members:
                 member.start()

@@ -266,7 +266,6 @@ CALL_BANS = {
     "datetime.now": "an injected clock",
     "datetime.datetime.now": "an injected clock",
     "datetime.utcnow": "an injected clock",
-    "time.sleep": "wait for a condition with a deadline",
     "random.random": "an injected random.Random",
     "random.randint": "an injected random.Random",
     "random.randrange": "an injected random.Random",
@@ -291,11 +290,15 @@ def leftover_marker() -> re.Pattern[str]:
 def ban_complaints(source: str, module: str) -> list[str]:
     found = []
     is_product = module.split(".")[0] in PRODUCT_FOLDERS
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    polls = {inner for loop in ast.walk(tree) if isinstance(loop, ast.While) for inner in ast.walk(loop)}
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             call = ast.unparse(node.func)
             if call in CALL_BANS and (module, call) not in CALL_EXEMPTIONS:
                 found.append(f"{module}:{node.lineno}: {call} is banned; use {CALL_BANS[call]}")
+            if call == "time.sleep" and node not in polls and (module, call) not in CALL_EXEMPTIONS:
+                found.append(f"{module}:{node.lineno}: a fixed sleep; poll a condition until a deadline")
             if call == "print" and is_product and not module.startswith(PRINTING_ROOMS):
                 found.append(f"{module}:{node.lineno}: print is banned outside the command line; use logging")
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
@@ -537,6 +540,7 @@ LENGTH_CONTROLS: list[Control] = [
 ]
 BAN_CONTROLS: list[Control] = [
     *[(ban_complaints, "raft.m", f"{call}()", call.replace(".", "_") + "()") for call in CALL_BANS],
+    (ban_complaints, "raft.m", "time.sleep(1)", "while not done(): time.sleep(0.01)"),
     (ban_complaints, "raft.m", "print(1)", "log.info(1)"),
     (ban_complaints, "raft.m", "asyncio.create_task(f())", "task = asyncio.create_task(f())"),
     (ban_complaints, "raft.m", "loop.create_task(f())", "group.create_task(f())"),

@@ -108,6 +108,11 @@ class PeerProxy:
         for connection in list(self._connections):
             connection.partition_changed()
 
+    @property
+    def connections(self) -> tuple[_Connection, ...]:
+        """Those accepted and not ended, oldest first."""
+        return tuple(self._connections)
+
     def add(self, connection: _Connection) -> None:
         self._connections[connection] = None
 
