@@ -59,12 +59,10 @@ def render() -> str:
             parts.append(f"\n### {group.value}\n\n| setting | default | meaning |\n|---|---|---|\n")
             parts.extend(f"| `{row.name}` | {_default(row)} | {_meaning(row)} |\n" for row in used)
     parts.append(
-        "\n## Refused\n\nKnown to etcd, and accepted at etcd's default only: ignoring them would be unsafe.\n\n"
+        "\n## Refused\n\nKnown to etcd. Only etcd's default is accepted: ignoring them is unsafe.\n\n"
     )
     parts.append(_short_table(Fate.REFUSED))
-    parts.append(
-        "\n## Ignored\n\nKnown to etcd, without meaning here. A value other than etcd's default is warned about.\n\n"
-    )
+    parts.append("\n## Ignored\n\nKnown to etcd. A value other than etcd's default is warned about.\n\n")
     parts.append(_short_table(Fate.IGNORED))
     return "".join(parts)
 

@@ -58,7 +58,7 @@ def parse_bool(text: str) -> bool:
 def parse_duration(text: str) -> float:
     """`time.ParseDuration`, in seconds; ValueError with Go's words."""
     sign = -1 if text.startswith("-") else 1
-    rest = text.lstrip("+-") if text[:1] in {"+", "-"} else text
+    rest = text[1:] if text[:1] in {"+", "-"} else text
     if rest == "0":
         return 0.0
     parts = _DURATION_PART.findall(rest)

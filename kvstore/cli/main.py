@@ -76,6 +76,7 @@ def completion(shell: str) -> None:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command and end the process with its exit code; a person sees lines, never a traceback."""
     arguments = list(sys.argv[1:] if args is None else args)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core writes its own lines otherwise
     try:
         code = run(arguments)
     except BrokenPipeError:  # whoever read the output has seen enough

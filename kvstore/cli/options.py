@@ -206,7 +206,9 @@ class Group(click.Group):
     command_class = Command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args:  # etcdctl prints its help and is content; click would be not
+        if (
+            not args and not ctx.resilient_parsing
+        ):  # etcdctl prints its help and is content; click would be not
             click.echo(ctx.get_help())
             ctx.exit(0)
         return super().parse_args(ctx, settle_switches(args, _switches(self)))

@@ -59,6 +59,9 @@ def etcd_folder():
         folder = str(Path(found).parent) if found else None
     if folder is None or not (Path(folder) / "etcd").exists():
         pytest.skip("no etcd at hand: name its folder in KVSTORE_ETCD_BIN_DIR")
+    version = subprocess.run([f"{folder}/etcdctl", "version"], capture_output=True, text=True, check=False)
+    if not version.stdout.startswith("etcdctl version: 3.5."):
+        pytest.skip(f"etcdctl 3.5 is wanted in KVSTORE_ETCD_BIN_DIR, {folder} has {version.stdout!r}")
     return Path(folder)
 
 
