@@ -118,6 +118,7 @@ class GrpcLink:
         self._round_trip_buckets = [0] * (len(ROUND_TRIP_BOUNDS_S) + 1)
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name=f"peer link to {member_id:x}")
+        self._task.add_done_callback(self._task_ended)
 
     @property
     def connected(self) -> bool:
@@ -166,8 +167,7 @@ class GrpcLink:
         return self._task.done()
 
     async def wait_closed(self) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await asyncio.wait([self._task])
 
     async def probe(self) -> Liveness:
         """Open one plain connection, exchange hellos, close it; every URL in turn, within PROBE_TIMEOUT_S."""
@@ -209,6 +209,12 @@ class GrpcLink:
                     raise
                 return None  # the peer's server is stopping
             return codec.decode_answer(data).hello.boot_id
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """A receiver that raises is a fault in the program; hand it to the loop's handler at once."""
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            context = {"message": f"{task.get_name()} failed", "exception": fault, "task": task}
+            self._loop.call_exception_handler(context)
 
     async def _run(self) -> None:
         while True:

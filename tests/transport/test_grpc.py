@@ -24,7 +24,8 @@ from raft.transport.grpc_transport import GrpcTransport
 from raft.transport.protocol import Liveness
 from raft.transport.rules import BACKOFF_MAX_S, PROBE_TIMEOUT_S
 
-pytestmark = pytest.mark.asyncio
+# They measure time and start processes, so they run beside no other such test.
+pytestmark = [pytest.mark.asyncio, pytest.mark.xdist_group("processes")]
 
 Harness = Any  # the fixture's class; conftest modules cannot be imported by name
 
@@ -127,6 +128,22 @@ async def test_a_heartbeat_overtakes_bulk_that_is_already_flowing(grpc_harness: 
     await other.until(lambda: len(other.messages) == len(bulk) + 1)
     assert other.received.index(HEARTBEAT) < len(bulk) * 3 // 4
     assert [message for message in other.received if message is not HEARTBEAT and message.entries] == bulk
+
+
+async def test_a_receiver_that_raises_is_reported_to_the_loop(grpc_harness: Harness) -> None:
+    first, recorder = await grpc_harness.member(1, 10)
+    await grpc_harness.member(2, 20)
+    faults: asyncio.Queue[BaseException] = asyncio.Queue()
+    asyncio.get_running_loop().set_exception_handler(
+        lambda loop, context: faults.put_nowait(context["exception"])
+    )
+
+    def broken(member_id: int) -> None:
+        raise ZeroDivisionError
+
+    recorder.on_connected = broken
+    first.set_peer(2, grpc_harness.urls[2])
+    assert isinstance(await asyncio.wait_for(faults.get(), 5), ZeroDivisionError)
 
 
 async def test_probe_of_a_listener_that_never_answers_is_unreachable(grpc_harness: Harness) -> None:
