@@ -15,7 +15,7 @@ from struct import Struct
 from crc32c import crc32c
 
 from raft.core.types import ConfState
-from raft.storage.errors import StateFileFailed, StateFileFull
+from raft.storage.errors import Damaged, StateFileFailed, StateFileFull
 from raft.storage.files import File, FileSystem
 from raft.storage.protocol import Identity, Row, StateMark
 from raft.storage.records import FORMAT_VERSION, decode_conf, encode_conf
@@ -37,6 +37,7 @@ class MemoryStateFile:
         self._rows: dict[bytes, bytes] = {}
         """The image at `_mark`."""
         self._mark = StateMark(0, 0, ConfState())
+        self._closed = False
         head = _HEADER.pack(FORMAT_VERSION, encode_identity(identity))
         try:
             if files.exists(path):
@@ -49,10 +50,13 @@ class MemoryStateFile:
                 self._file.pwrite(head, 0)
                 self._file.sync()
                 files.rename(unfinished, path)
+                files.sync_directory(path.rpartition("/")[0])
             self._file.datasync()
             data = self._file.pread(self._file.size(), 0)
         except OSError as error:
             raise _translate(path, error) from error
+        if len(data) < _HEADER.size:
+            raise Damaged("not a state file", path)
         version, stored = _HEADER.unpack_from(data)
         check_version(path, version)
         check_identity(path, stored, identity)
@@ -91,6 +95,8 @@ class MemoryStateFile:
 
     async def commit(self, mark: StateMark, rows: Sequence[Row]) -> None:
         """See StateFile."""
+        if self._closed:
+            raise StateFileFailed(f"{self._path}: the state file is closed")
         if mark.index <= self._mark.index:
             raise StateFileFailed(f"{self._path}: cannot go from index {self._mark.index} to {mark.index}")
         parts = [_MARK.pack(mark.index, mark.term), encode_conf(mark.conf)]
@@ -119,6 +125,7 @@ class MemoryStateFile:
 
     async def close(self) -> None:
         """Close the file."""
+        self._closed = True
         with contextlib.suppress(OSError):  # nothing is promised by closing
             self._file.close()
 

@@ -296,7 +296,8 @@ class ThreadedLogWriter(_WriterBase):
             while job is not None:
                 group.append(job)
                 self._stage(job)
-                if len(group) == GROUP_JOBS_MAX:
+                if len(group) == GROUP_JOBS_MAX or self._log.needs_maintenance:
+                    # After a rotation the next segment is prepared before more is taken on.
                     break
                 try:
                     job = self._queue.get_nowait()

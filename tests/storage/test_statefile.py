@@ -1,0 +1,205 @@
+"""An ordered map of bytes that always stands at exactly one log index, on SQLite and on the twin."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import pytest
+
+from raft.core.types import ConfState
+from raft.storage import MemoryFiles, StateFileFailed, StateFileFull, StateMark, statefile
+from raft.storage.memory import PowerCut, fail_at
+from raft.storage.memory_state import MemoryStateFile
+from raft.storage.protocol import Identity
+
+CONF = ConfState((1, 2, 3), (4,), (1, 2), (2,), True)
+IDENTITY = Identity(cluster_id=2**64 - 1, member_id=2**63, disk_id=5)
+
+
+async def open_state(disk: Any) -> Any:
+    disk.files.make_directory(disk.path)
+    path = f"{disk.path}/state.db"
+    if isinstance(disk.files, MemoryFiles):
+        return MemoryStateFile(disk.files, path, IDENTITY)
+    return await statefile.open_sqlite_state(path, IDENTITY)
+
+
+async def rows(state: Any, low: bytes = b"", high: bytes | None = None) -> list[tuple[bytes, bytes]]:
+    return [row async for chunk in state.scan(low, high) for row in chunk]
+
+
+@pytest.mark.asyncio
+async def test_rows_and_mark_move_together_and_are_found_again(disk: Any) -> None:
+    state = await open_state(disk)
+    assert await state.mark() == StateMark(0, 0, ConfState())
+    assert await rows(state) == []
+    await state.commit(StateMark(3, 1, CONF), [(b"b", b"2"), (b"a", b"1"), (b"\xff\0", b"\0"), (b"c", b"3")])
+    await state.commit(StateMark(9, 2, CONF), [(b"b", None), (b"none", None), (b"a", b""), (b"d", b"4")])
+    await state.close()
+    state = await open_state(disk)
+    assert await state.mark() == StateMark(9, 2, CONF)
+    assert await rows(state) == [(b"a", b""), (b"c", b"3"), (b"d", b"4"), (b"\xff\0", b"\0")]
+    assert await rows(state, b"b", b"d") == [(b"c", b"3")]
+    assert await rows(state, b"d", None) == [(b"d", b"4"), (b"\xff\0", b"\0")]
+    assert state.size_bytes() > 0
+    await state.close()
+
+
+@pytest.mark.asyncio
+async def test_the_last_change_of_a_key_in_one_commit_wins(disk: Any) -> None:
+    state = await open_state(disk)
+    changes = [(b"a", b"1"), (b"a", None), (b"b", None), (b"b", b"2"), (b"c", b"1"), (b"c", b"2")]
+    await state.commit(StateMark(1, 1, CONF), changes)
+    assert await rows(state) == [(b"b", b"2"), (b"c", b"2")]
+    await state.close()
+
+
+@pytest.mark.asyncio
+async def test_the_index_only_grows(disk: Any) -> None:
+    state = await open_state(disk)
+    await state.commit(StateMark(5, 1, CONF), [(b"a", b"1")])
+    for index in (5, 4):
+        with pytest.raises(StateFileFailed, match="cannot go from index 5"):
+            await state.commit(StateMark(index, 1, CONF), [(b"a", b"2")])
+    assert await rows(state) == [(b"a", b"1")]
+    await state.close()
+    with pytest.raises(StateFileFailed):
+        await state.commit(StateMark(6, 1, CONF), [])
+
+
+@pytest.mark.asyncio
+async def test_a_scan_comes_in_chunks_and_sees_one_index(disk: Any) -> None:
+    state = await open_state(disk)
+    image = [(b"%06d" % i, b"%d" % i) for i in range(5000)]
+    await state.commit(StateMark(1, 1, CONF), image)
+    chunks = []
+    async for chunk in state.scan(b"", None):
+        if not chunks:
+            await state.commit(StateMark(2, 1, CONF), [(key, None) for key, _ in image])
+        chunks.append(chunk)
+    assert [len(chunk) for chunk in chunks] == [2048, 2048, 904]
+    assert [row for chunk in chunks for row in chunk] == image
+    assert await rows(state) == []
+    await state.close()
+
+
+@pytest.mark.asyncio
+async def test_a_full_disk_changes_nothing_and_can_be_tried_again(disk: Any) -> None:
+    state = await open_state(disk)
+    await state.commit(StateMark(1, 1, CONF), [(b"a", b"1")])
+    big = [(b"%d" % i, bytes(1000)) for i in range(100)]
+    if isinstance(disk.files, MemoryFiles):
+        disk.files.fault = fail_at(0, errno.ENOSPC)
+    else:
+        await (await state._connect()).execute("PRAGMA max_page_count = 6")
+    with pytest.raises(StateFileFull, match="disk full"):
+        await state.commit(StateMark(2, 1, CONF), big)
+    if isinstance(disk.files, MemoryFiles):
+        disk.files.fault = None
+    assert await state.mark() == StateMark(1, 1, CONF)
+    assert await rows(state) == [(b"a", b"1")]
+    await state.commit(StateMark(3, 1, CONF), big)  # the limit belonged to the discarded connection
+    assert len(await rows(state)) == 101
+    await state.close()
+    state = await open_state(disk)
+    assert await state.mark() == StateMark(3, 1, CONF)
+    await state.close()
+
+
+@pytest.mark.asyncio
+async def test_every_crash_of_the_twin_leaves_one_commit_or_the_other(kit: Any) -> None:
+    rng = kit.seeded(3)
+    changes = [(b"k%d" % i, bytes([i]) * 900) for i in range(4)]
+    outcomes = set()
+    for call in range(1, 9):
+        for _ in range(40):
+            disk = kit.twin()
+            state = await open_state(disk)
+            await state.commit(StateMark(1, 1, CONF), changes[:2])
+            first = disk.files.calls
+            disk.files.fault = lambda n, op, path, at=first + call: PowerCut(op) if n >= at else None
+            acknowledged = 1
+            try:
+                await state.commit(StateMark(2, 1, CONF), [(b"k0", None), *changes[2:]])
+                acknowledged = 2
+                await state.commit(StateMark(3, 1, CONF), [(b"k1", None)])
+                acknowledged = 3
+            except PowerCut:
+                pass
+            disk.files.crash(rng.randrange)
+            state = await open_state(disk)
+            index = (await state.mark()).index
+            keys = [key for key, _ in await rows(state)]
+            assert keys == [[], [b"k0", b"k1"], [b"k1", b"k2", b"k3"], [b"k2", b"k3"]][index]
+            assert acknowledged <= index <= acknowledged + 1
+            outcomes.add((acknowledged, index))
+            await state.commit(StateMark(9, 1, CONF), [(b"more", b"")])
+    assert len(outcomes) >= 4
+
+
+@pytest.mark.asyncio
+async def test_durable_settings_are_in_force(tmp_path: Path) -> None:
+    path = str(tmp_path / "state.db")
+    state = await statefile.open_sqlite_state(path, IDENTITY)
+    connection = await state._connect()
+    values = {
+        name: await statefile._pragma(connection, name)
+        for name in ("journal_mode", "synchronous", "wal_autocheckpoint", "application_id", "user_version")
+    }
+    assert values == {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "wal_autocheckpoint": 0,
+        "application_id": statefile.APPLICATION_ID,
+        "user_version": 1,
+    }
+    await state.close()
+
+
+@pytest.mark.asyncio
+async def test_a_sqlite_that_refuses_durability_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = statefile._pragma
+
+    async def deaf(connection: aiosqlite.Connection, text: str) -> object:
+        return 1 if text == "synchronous" else await real(connection, text)
+
+    monkeypatch.setattr(statefile, "_pragma", deaf)
+    with pytest.raises(StateFileFailed, match="refuses durable settings"):
+        await statefile.open_sqlite_state(str(tmp_path / "state.db"), IDENTITY)
+
+
+@pytest.mark.asyncio
+async def test_the_journal_is_folded_in_deliberately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "state.db")
+    journal = tmp_path / "state.db-wal"
+    monkeypatch.setattr(statefile, "CHECKPOINT_BYTES", 1 << 20)
+    state = await statefile.open_sqlite_state(path, IDENTITY)
+    sizes = []
+    for index in range(1, 30):
+        await state.commit(StateMark(index, 1, CONF), [(b"%d" % i, b"%d" % index * 200) for i in range(200)])
+        sizes.append(journal.stat().st_size)
+    assert max(sizes) < 1 << 20
+    assert 0 in sizes
+    assert any(size > 100_000 for size in sizes)
+    await state.close()
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_commit_leaves_no_open_transaction(tmp_path: Path) -> None:
+    state = await statefile.open_sqlite_state(str(tmp_path / "state.db"), IDENTITY)
+    big = [(b"%d" % i, bytes(200)) for i in range(20_000)]
+    task = asyncio.create_task(state.commit(StateMark(1, 1, CONF), big))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await state.mark()).index == 0
+    await state.commit(StateMark(2, 1, CONF), [(b"a", b"1")])
+    assert await rows(state) == [(b"a", b"1")]
+    await state.close()
