@@ -34,7 +34,7 @@ class Bootstrap:
     """What a new member starts from; stored for ever and given back at every start."""
 
     conf: ConfState
-    """Configuration at index 0: the initial voters, or empty for one who joins a running cluster."""
+    """Configuration at index 0: the cluster's first voters, the same on every member."""
     blob: bytes = b""
     """Whatever the owner wants kept with it (names and addresses of the initial members)."""
 
