@@ -45,17 +45,22 @@ PLAIN_PUT = bytes((VERSION, KIND_PUT, 0))
 
 _PUT_BODY = Struct(">BqI")
 _DELETE_BODY = Struct(">BI")
-_RANGE_BODY = Struct(">BqqiiqqqqI")
+_RANGE_BODY = Struct(">BI")
+_RANGE_OPTIONS = Struct(">qqiiqqqq")
+"""Behind the body's head if `_OPTIONS` is set: limit, revision, order, target, the four bounds."""
 _TXN_BODY = Struct(">III")
 _ITEM = Struct(">BI")
-_COMPARE = Struct(">iiBqII")
+"""Before each operation of a transaction: its kind and length."""
+_COMPARE = Struct(">IiiBqI")
+"""Length of what follows these four bytes, target, result, tag, number, length of the key."""
 _COMPACT_BODY = Struct(">qB")
 _MEMBER_BODY = Struct(">QII")
 _ALARM_BODY = Struct(">iQi")
 _LENGTH = Struct(">I")
 
 _PREV_KV, _IGNORE_VALUE, _IGNORE_LEASE = 1, 2, 4
-_KEYS_ONLY, _COUNT_ONLY, _SERIALIZABLE = 1, 2, 4
+_KEYS_ONLY, _COUNT_ONLY, _SERIALIZABLE, _OPTIONS = 1, 2, 4, 8
+_NO_OPTIONS = (0, 0, 0, 0, 0, 0, 0, 0)
 _NUMBER, _BYTES = 0, 1
 
 TXN_DEPTH_MAX = 128
@@ -75,15 +80,19 @@ def encode(command: Command) -> bytes:
 
 def decode(data: bytes | memoryview) -> Command:
     """Raises CommandError."""
-    if len(data) < 2 or data[0] != VERSION:
+    data = bytes(data)
+    if len(data) < _BODY_OFFSET or data[0] != VERSION:
         raise CommandError(f"unknown command version {data[0] if data else None}")
     decoder = _DECODERS.get(data[1])
     if decoder is None:
         raise CommandError(f"unknown command kind {data[1]}")
     try:
-        return decoder(bytes(data[2:]))
+        return decoder(data, _BODY_OFFSET, len(data))
     except (struct_error, UnicodeDecodeError) as error:
         raise CommandError(f"broken command of kind {data[1]}: {error}") from error
+
+
+_BODY_OFFSET = 2
 
 
 def _encode_body(command: Command | Operation) -> tuple[int, bytes]:
@@ -105,70 +114,90 @@ def _encode_body(command: Command | Operation) -> tuple[int, bytes]:
     raise TypeError(f"not a command: {command!r}")
 
 
+# Every decoder takes the whole command and the bounds of its own part: no part is copied twice.
+
+
 def _encode_put(put: Put) -> bytes:
     key, value, lease, prev_kv, ignore_value, ignore_lease = put
-    flags = (
-        (_PREV_KV if prev_kv else 0)
-        | (_IGNORE_VALUE if ignore_value else 0)
-        | (_IGNORE_LEASE if ignore_lease else 0)
-    )
+    flags = prev_kv * _PREV_KV | ignore_value * _IGNORE_VALUE | ignore_lease * _IGNORE_LEASE
     return _PUT_BODY.pack(flags, lease, len(key)) + key + value
 
 
-def _decode_put(body: bytes) -> Put:
-    flags, lease, length = _PUT_BODY.unpack_from(body)
-    key, value = _split(body, _PUT_BODY.size, length)
+def _decode_put(data: bytes, offset: int, end: int) -> Put:
+    flags, lease, length = _PUT_BODY.unpack_from(data, offset)
+    offset += _PUT_BODY.size
+    middle = offset + length
+    if middle > end:
+        raise CommandError("put cut short")
+    key, value = data[offset:middle], data[middle:end]
+    if not flags:
+        return Put(key, value, lease)
     return Put(
-        key, value, lease, bool(flags & _PREV_KV), bool(flags & _IGNORE_VALUE), bool(flags & _IGNORE_LEASE)
+        key, value, lease, flags & _PREV_KV != 0, flags & _IGNORE_VALUE != 0, flags & _IGNORE_LEASE != 0
     )
 
 
-def _decode_delete(body: bytes) -> DeleteRange:
-    flags, length = _DELETE_BODY.unpack_from(body)
-    key, range_end = _split(body, _DELETE_BODY.size, length)
-    return DeleteRange(key, range_end, bool(flags))
+def _decode_delete(data: bytes, offset: int, end: int) -> DeleteRange:
+    flags, length = _DELETE_BODY.unpack_from(data, offset)
+    offset += _DELETE_BODY.size
+    middle = offset + length
+    if middle > end:
+        raise CommandError("deletion cut short")
+    return DeleteRange(data[offset:middle], data[middle:end], flags != 0)
 
 
 def _encode_range(request: Range) -> bytes:
-    flags = (
-        (_KEYS_ONLY if request.keys_only else 0)
-        | (_COUNT_ONLY if request.count_only else 0)
-        | (_SERIALIZABLE if request.serializable else 0)
-    )
-    head = _RANGE_BODY.pack(
-        flags,
-        request.limit,
-        request.revision,
-        request.sort_order,
-        request.sort_target,
-        request.min_mod_revision,
-        request.max_mod_revision,
-        request.min_create_revision,
-        request.max_create_revision,
-        len(request.key),
-    )
-    return head + request.key + request.range_end
+    (
+        key,
+        range_end,
+        limit,
+        revision,
+        order,
+        target,
+        keys_only,
+        count_only,
+        min_mod,
+        max_mod,
+        min_create,
+        max_create,
+        serializable,
+    ) = request
+    flags = keys_only * _KEYS_ONLY | count_only * _COUNT_ONLY | serializable * _SERIALIZABLE
+    options = (limit, revision, order, target, min_mod, max_mod, min_create, max_create)
+    if options == _NO_OPTIONS:
+        return _RANGE_BODY.pack(flags, len(key)) + key + range_end
+    head = _RANGE_BODY.pack(flags | _OPTIONS, len(key)) + _RANGE_OPTIONS.pack(*options)
+    return head + key + range_end
 
 
-def _decode_range(body: bytes) -> Range:
-    flags, limit, revision, order, target, min_mod, max_mod, min_create, max_create, length = (
-        _RANGE_BODY.unpack_from(body)
-    )
-    key, range_end = _split(body, _RANGE_BODY.size, length)
-    keys_only, count_only, serializable = (
-        bool(flags & bit) for bit in (_KEYS_ONLY, _COUNT_ONLY, _SERIALIZABLE)
-    )
-    bounds = min_mod, max_mod, min_create, max_create
-    return Range(key, range_end, limit, revision, order, target, keys_only, count_only, *bounds, serializable)
+def _decode_range(data: bytes, offset: int, end: int) -> Range:
+    flags, length = _RANGE_BODY.unpack_from(data, offset)
+    offset += _RANGE_BODY.size
+    options = _NO_OPTIONS
+    if flags & _OPTIONS:
+        options = _RANGE_OPTIONS.unpack_from(data, offset)
+        offset += _RANGE_OPTIONS.size
+    middle = offset + length
+    if middle > end:
+        raise CommandError("range cut short")
+    key, range_end = data[offset:middle], data[middle:end]
+    if not flags:
+        return Range(key, range_end)
+    keys_only, count_only = flags & _KEYS_ONLY != 0, flags & _COUNT_ONLY != 0
+    bounds = options[4:]
+    serializable = flags & _SERIALIZABLE != 0
+    return Range(key, range_end, *options[:4], keys_only, count_only, *bounds, serializable)
 
 
 def _encode_txn(txn: Txn) -> bytes:
-    parts = [_TXN_BODY.pack(len(txn.compares), len(txn.success), len(txn.failure))]
-    for compare in txn.compares:
-        body = _encode_compare(compare)
-        parts.append(_LENGTH.pack(len(body)))
-        parts.append(body)
-    for operation in (*txn.success, *txn.failure):
+    compares, success, failure = txn
+    parts = [_TXN_BODY.pack(len(compares), len(success), len(failure))]
+    for key, target, result, operand, range_end in compares:
+        tag, number, value = (_BYTES, 0, operand) if isinstance(operand, bytes) else (_NUMBER, operand, b"")
+        length = _COMPARE.size + len(key) + len(range_end) + len(value)
+        parts.append(_COMPARE.pack(length, target, result, tag, number, len(key)))
+        parts.append(key + _LENGTH.pack(len(range_end)) + range_end + value)
+    for operation in (*success, *failure):
         if operation is None:
             raise TypeError("an empty operation cannot be proposed")
         kind, body = _encode_body(operation)
@@ -177,56 +206,53 @@ def _encode_txn(txn: Txn) -> bytes:
     return b"".join(parts)
 
 
-def _decode_txn(body: bytes, depth: int = 0) -> Txn:
+def _decode_txn(data: bytes, offset: int, end: int, depth: int = 0) -> Txn:
     if depth > TXN_DEPTH_MAX:
         raise CommandError("transaction nested too deep")
-    compare_count, success_count, failure_count = _TXN_BODY.unpack_from(body)
-    offset = _TXN_BODY.size
+    compare_count, success_count, failure_count = _TXN_BODY.unpack_from(data, offset)
+    offset += _TXN_BODY.size
     compares = []
     for _ in range(compare_count):
-        (length,) = _LENGTH.unpack_from(body, offset)
-        offset += _LENGTH.size
-        compares.append(_decode_compare(_cut(body, offset, length)))
-        offset += length
+        (length,) = _LENGTH.unpack_from(data, offset)
+        compares.append(_decode_compare(data, offset, _bounded(offset + _LENGTH.size + length, end)))
+        offset += _LENGTH.size + length
     operations: list[Operation] = []
     for _ in range(success_count + failure_count):
-        kind, length = _ITEM.unpack_from(body, offset)
+        kind, length = _ITEM.unpack_from(data, offset)
         offset += _ITEM.size
-        operations.append(_decode_operation(kind, _cut(body, offset, length), depth))
-        offset += length
-    if offset != len(body):
-        raise CommandError(f"{len(body) - offset} bytes after a transaction")
+        stop = offset + length
+        if stop > end:
+            raise CommandError("operation cut short")
+        if kind == KIND_PUT:
+            operations.append(_decode_put(data, offset, stop))
+        elif kind == KIND_RANGE:
+            operations.append(_decode_range(data, offset, stop))
+        elif kind == KIND_DELETE_RANGE:
+            operations.append(_decode_delete(data, offset, stop))
+        elif kind == KIND_TXN:
+            operations.append(_decode_txn(data, offset, stop, depth + 1))
+        else:
+            raise CommandError(f"unknown operation kind {kind}")
+        offset = stop
+    if offset != end:
+        raise CommandError(f"{end - offset} bytes after a transaction")
     return Txn(tuple(compares), tuple(operations[:success_count]), tuple(operations[success_count:]))
 
 
-def _decode_operation(kind: int, body: bytes, depth: int) -> Operation:
-    if kind == KIND_PUT:
-        return _decode_put(body)
-    if kind == KIND_RANGE:
-        return _decode_range(body)
-    if kind == KIND_DELETE_RANGE:
-        return _decode_delete(body)
-    if kind == KIND_TXN:
-        return _decode_txn(body, depth + 1)
-    raise CommandError(f"unknown operation kind {kind}")
+def _decode_compare(data: bytes, offset: int, end: int) -> Compare:
+    _, target, result, tag, number, length = _COMPARE.unpack_from(data, offset)
+    offset += _COMPARE.size
+    key_end = _bounded(offset + length, end)
+    (length,) = _LENGTH.unpack_from(data, key_end)
+    low = key_end + _LENGTH.size
+    high = _bounded(low + length, end)
+    operand = data[high:end] if tag == _BYTES else number
+    return Compare(data[offset:key_end], target, result, operand, data[low:high])
 
 
-def _encode_compare(compare: Compare) -> bytes:
-    key, target, result, operand, range_end = compare
-    tag, number, tail = (_BYTES, 0, operand) if isinstance(operand, bytes) else (_NUMBER, operand, b"")
-    return _COMPARE.pack(target, result, tag, number, len(key), len(range_end)) + key + range_end + tail
-
-
-def _decode_compare(body: bytes) -> Compare:
-    target, result, tag, number, key_length, end_length = _COMPARE.unpack_from(body)
-    key, rest = _split(body, _COMPARE.size, key_length)
-    range_end, tail = _split(rest, 0, end_length)
-    return Compare(key, target, result, tail if tag == _BYTES else number, range_end)
-
-
-def _decode_compact(body: bytes) -> Compact:
-    revision, physical = _COMPACT_BODY.unpack(body)
-    return Compact(revision, bool(physical))
+def _decode_compact(data: bytes, offset: int, end: int) -> Compact:
+    revision, physical = _COMPACT_BODY.unpack(data[offset:end])
+    return Compact(revision, physical != 0)
 
 
 def _encode_member(request: SetMemberAttributes) -> bytes:
@@ -239,39 +265,31 @@ def _encode_member(request: SetMemberAttributes) -> bytes:
     return b"".join(parts)
 
 
-def _decode_member(body: bytes) -> SetMemberAttributes:
-    member_id, length, url_count = _MEMBER_BODY.unpack_from(body)
-    offset = _MEMBER_BODY.size
-    name = _cut(body, offset, length).decode()
-    offset += length
+def _decode_member(data: bytes, offset: int, end: int) -> SetMemberAttributes:
+    member_id, length, url_count = _MEMBER_BODY.unpack_from(data, offset)
+    offset += _MEMBER_BODY.size
+    stop = _bounded(offset + length, end)
+    name = data[offset:stop].decode()
     urls = []
     for _ in range(url_count):
-        (length,) = _LENGTH.unpack_from(body, offset)
-        offset += _LENGTH.size
-        urls.append(_cut(body, offset, length).decode())
-        offset += length
+        (length,) = _LENGTH.unpack_from(data, stop)
+        offset = stop + _LENGTH.size
+        stop = _bounded(offset + length, end)
+        urls.append(data[offset:stop].decode())
     return SetMemberAttributes(member_id, name, tuple(urls))
 
 
-def _decode_alarm(body: bytes) -> Alarm:
-    return Alarm(*_ALARM_BODY.unpack(body))
+def _decode_alarm(data: bytes, offset: int, end: int) -> Alarm:
+    return Alarm(*_ALARM_BODY.unpack(data[offset:end]))
 
 
-def _split(body: bytes, offset: int, length: int) -> tuple[bytes, bytes]:
-    middle = offset + length
-    if middle > len(body):
+def _bounded(stop: int, end: int) -> int:
+    if stop > end:
         raise CommandError("command cut short")
-    return body[offset:middle], body[middle:]
+    return stop
 
 
-def _cut(body: bytes, offset: int, length: int) -> bytes:
-    end = offset + length
-    if end > len(body):
-        raise CommandError("command cut short")
-    return body[offset:end]
-
-
-_DECODERS: dict[int, Callable[[bytes], Command]] = {
+_DECODERS: dict[int, Callable[[bytes, int, int], Command]] = {
     KIND_PUT: _decode_put,
     KIND_DELETE_RANGE: _decode_delete,
     KIND_TXN: _decode_txn,

@@ -19,9 +19,18 @@ _SORT_KEYS: dict[int, Callable[[KeyValue], Any]] = {
     SortTarget.VALUE: lambda kv: kv.value,
 }
 
+_OPTIONS = slice(Range._fields.index("limit"), Range._fields.index("serializable"))
+_NO_OPTIONS = Range(b"")[_OPTIONS]
+"""A plain get, by far the most frequent range, is answered without looking at each option."""
+
 
 def read_range(store: Store, request: Range) -> RangeResult:
     """Raises FutureRevision, Compacted, and InvalidSortOption if that was not checked before."""
+    if not request.range_end and request[_OPTIONS] == _NO_OPTIONS:
+        record = store.current.get(request.key)
+        if record is None:
+            return RangeResult(store.visible_revision, [], False, 0)
+        return RangeResult(store.visible_revision, [to_key_value(request.key, record)], False, 1)
     revision = store.readable_revision(request.revision)
     current = store.visible_revision
     if request.count_only:

@@ -80,7 +80,8 @@ class Store:
         """Keys whose history begins with a tombstone exactly at `compact_revision`: a watch that
         starts there must still see the deletion. The next compaction drops it."""
         self._tombstones_expired: deque[bytes] = deque()
-        """Those of earlier compactions, sorted by key, still to be dropped."""
+        """Those of earlier compactions, sorted by key, still to be dropped. They go before anything
+        else, so while there are any, this compaction has kept none yet."""
 
         self._written_bytes = 0
         """Bytes of all rows ever stored (or loaded); `_written_bytes - _dropped_bytes` are held."""
@@ -145,15 +146,19 @@ class Store:
         """Delete in the revision being made; returns the keys and their records before."""
         if not range_end:
             old = self.current.get(key)
-            deleted = [] if old is None else [(key, old)]
+            if old is None:
+                return []
+            deleted = [(key, old)]
+            self.live.remove(key)
+            self.dead.add(key)
         else:
             low, high = self.slice_of(self.live, key, range_end)
-            deleted = [(each, self.current[each]) for each in self.live[low:high]]
+            if low == high:
+                return []
+            keys = self.live[low:high]
+            deleted = [(each, self.current[each]) for each in keys]
             del self.live[low:high]
-        if not deleted:
-            return deleted
-        if not range_end:
-            self.live.remove(key)
+            self.dead.update(keys)
         main = self.revision + 1
         for each, old in deleted:
             tombstone = make_tombstone(main, self._sub)
@@ -166,7 +171,6 @@ class Store:
             self._unsaved_records.append(tombstone)
             if self.observing:
                 self.changes.append((each, tombstone, old))
-        self.dead.update([each for each, _ in deleted])
         return deleted
 
     def commit(self) -> bool:
@@ -267,7 +271,8 @@ class Store:
             raise FutureRevision
         self.compact_revision = revision
         if self._tombstones_kept:
-            self._tombstones_expired = deque(sorted([*self._tombstones_expired, *self._tombstones_kept]))
+            assert not self._tombstones_expired, "tombstones were kept before the expired ones had gone"
+            self._tombstones_expired.extend(sorted(self._tombstones_kept))
             self._tombstones_kept = []
 
     @property
@@ -310,7 +315,7 @@ class Store:
             record = records[position]
             if is_tombstone(record):
                 after = records[position + 1] if position + 1 < len(records) else self.current.get(key)
-                if not count and self._is_retained(record, after):
+                if self._is_retained(record, after):
                     self._tombstones_kept.append(key)
                     break
             elif count:
