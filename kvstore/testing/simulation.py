@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from raft.core.types import ConfState
 from raft.node import Machine, Node, NodeConfig, NodeError
 from raft.storage import Bootstrap, InlineLogWriter, MemoryFiles, MemoryStateOpener, open_member
+from raft.storage.memory import MemoryFile, MemoryLock, PowerCut
 from raft.storage.protocol import Row
 from raft.transport.memory import MemoryTransport, Network
 
@@ -67,6 +68,43 @@ class LedgerMachine:
         self._loading = {}
 
 
+class _ProcessFiles:
+    """The file system as one process sees it: once that process is gone, it can touch nothing."""
+
+    def __init__(self, files: MemoryFiles) -> None:
+        self._files = files
+        self._life = files.life
+
+    def _alive(self) -> MemoryFiles:
+        if self._files.life != self._life:
+            raise PowerCut("this process is gone")
+        return self._files
+
+    def open(self, path: str, *, create: bool = False) -> MemoryFile:
+        return self._alive().open(path, create=create)
+
+    def exists(self, path: str) -> bool:
+        return self._alive().exists(path)
+
+    def list(self, directory: str) -> list[str]:
+        return self._alive().list(directory)
+
+    def make_directory(self, path: str) -> None:
+        self._alive().make_directory(path)
+
+    def rename(self, source: str, target: str) -> None:
+        self._alive().rename(source, target)
+
+    def unlink(self, path: str) -> None:
+        self._alive().unlink(path)
+
+    def sync_directory(self, path: str) -> None:
+        self._alive().sync_directory(path)
+
+    def lock(self, path: str) -> MemoryLock:
+        return self._alive().lock(path)
+
+
 @dataclass(slots=True)
 class SimulatedMember:
     """One member's disk, and its process while it runs."""
@@ -96,24 +134,29 @@ class SimulatedCluster:
         seed: int,
         size: int = 3,
         machine: Callable[[], Machine] = LedgerMachine,
-        sync_works: bool = True,
         config: Callable[[int], NodeConfig] = lambda member_id: NodeConfig(
             member_id=member_id, cluster_id=CLUSTER_ID
         ),
     ) -> None:
-        """`sync_works=False` makes every sync a no-op: what a proof of durability must notice."""
         self.rng = seeded(seed)
         self.loop = asyncio.get_running_loop()
         self.network = Network(
             self.loop, seeded(self.rng.getrandbits(64)), delay_min_s=0.0002, delay_max_s=0.001
         )
+        self.loop.set_exception_handler(self._on_stray_exception)
+        self.stray: list[BaseException] = []
+        """Exceptions that nobody caught in the loop, besides those of processes that are gone."""
         self._machine = machine
         self._config = config
         self._voters = tuple(range(1, size + 1))
-        self.members = {
-            member_id: SimulatedMember(member_id, MemoryFiles(sync_works=sync_works))
-            for member_id in self._voters
-        }
+        self.members = {member_id: SimulatedMember(member_id, MemoryFiles()) for member_id in self._voters}
+
+    def _on_stray_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        error = context.get("exception")
+        if isinstance(error, PowerCut):
+            return  # a timer of a dead process met the disk of the next one
+        self.stray.append(error if isinstance(error, BaseException) else RuntimeError(context["message"]))
+        loop.default_exception_handler(context)
 
     # ---- life
 
@@ -126,13 +169,14 @@ class SimulatedCluster:
         member = self.members[member_id]
         assert member.node is None
         rng = seeded(self.rng.getrandbits(64))
+        files = _ProcessFiles(member.files)
         directory = await open_member(
-            member.files,
+            files,
             "/data",
             cluster_id=CLUSTER_ID,
             member_id=member_id,
             bootstrap=Bootstrap(conf=ConfState(voters=self._voters)),
-            open_state=MemoryStateOpener(member.files),
+            open_state=MemoryStateOpener(files),
             segment_bytes=SEGMENT_BYTES,
             new_disk_id=lambda: rng.getrandbits(64),
         )
@@ -169,21 +213,28 @@ class SimulatedCluster:
         await node.stop()
         member.files.restart()
 
-    def crash(self, member_id: int, *, power: bool = True) -> None:
-        """Kill a member's process; with `power`, also lose of its disk what was not synced."""
+    def crash(
+        self, member_id: int, *, power: bool = True, choose: Callable[[int], int] | None = None
+    ) -> None:
+        """Kill a member's process; with `power`, its disk also loses what it had not synced.
+
+        `choose` decides how much of it, as in `MemoryFiles.crash`; by default chance does.
+        """
         member = self.members[member_id]
         node, member.node = member.running, None
         self.network.crash(member_id)
         if power:
-            member.files.crash(self.rng.randrange)
+            member.files.crash(choose or self.rng.randrange)
         else:
             member.files.restart()
         node.fail("killed")
 
     async def stop_all(self) -> None:
+        """Stop every running member; AssertionError if anything was thrown that nobody caught."""
         for member_id, member in self.members.items():
             if member.node is not None:
                 await self.stop(member_id)
+        assert not self.stray, self.stray
 
     # ---- asking
 
