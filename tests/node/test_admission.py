@@ -1,0 +1,227 @@
+"""Fresh disks, foreign disks and cut disks make no promises they might break."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from itertools import count
+
+import pytest
+
+from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
+from raft.core.messages import Message, MessageType
+from raft.core.ready import AppendToken, AppendWork
+from raft.core.types import Entry, EntryId, EntryKind
+from raft.node.admission import CutGuard
+from raft.storage import MemoryFiles
+from raft.storage.memory import PowerCut
+from raft.transport.protocol import Hello
+
+Scenario = Callable[[SimulatedCluster], Awaitable[None]]
+
+
+def run(scenario: Scenario, *, size: int = 3) -> None:
+    async def main() -> None:
+        cluster = SimulatedCluster(seed=1, size=size)
+        await scenario(cluster)
+        await cluster.stop_all()
+
+    run_virtual(main())
+
+
+def ledger(cluster: SimulatedCluster, member_id: int) -> list[bytes]:
+    machine = cluster.members[member_id].machine
+    assert isinstance(machine, LedgerMachine)
+    return machine.applied
+
+
+def test_fresh_disks_take_part_only_when_enough_others_have_spoken() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        await cluster.start(1)
+        await cluster.start(2)
+        await asyncio.sleep(10)
+        assert [node.status().admitted for node in cluster.running] == [False, False]
+        assert {node.term for node in cluster.running} == {0}, "nobody has even campaigned"
+        await cluster.start(3)
+        await cluster.wait_for_leader()
+        assert all(node.status().admitted for node in cluster.running)
+        for member in (1, 2, 3):
+            await cluster.stop(member)
+        await cluster.start(2)
+        await cluster.start(3)
+        await cluster.wait_for_leader()
+
+    run(scenario)
+
+
+def test_a_single_member_admits_itself() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        await cluster.start(1)
+        await cluster.propose(1, b"alone")
+        assert cluster.members[1].running.status().admitted
+
+    run(scenario, size=1)
+
+
+def test_a_member_that_lost_its_disk_is_refused_and_cannot_vote_away_what_it_promised() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        await cluster.start_all()
+        leader = await cluster.wait_for_leader()
+        wiped = 1 + leader.member_id % 3
+        third = 1 + wiped % 3
+        cluster.crash(third)
+        await cluster.propose(leader.member_id, b"only on two disks")
+        cluster.crash(leader.member_id)
+        cluster.crash(wiped)
+        cluster.members[wiped].files = MemoryFiles()
+        await cluster.start(wiped)
+        await cluster.start(third)
+        await asyncio.sleep(20)
+        assert not cluster.members[wiped].running.status().admitted
+        assert all(not node.is_leader for node in cluster.running), "the write would be lost"
+        await cluster.start(leader.member_id)
+        await cluster.wait_for_leader()
+        await cluster.read_barrier(third)
+        assert ledger(cluster, third) == [b"only on two disks"]
+        assert not cluster.members[wiped].running.status().admitted
+        assert ledger(cluster, wiped) == []
+
+    run(scenario)
+
+
+def test_a_peers_disk_is_remembered_across_restarts() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        await cluster.start_all()
+        await cluster.wait_for_leader()
+        cluster.crash(1)
+        node = await cluster.start(1)
+        peer = cluster.members[2].running
+        hello = Hello(
+            format_version=1,
+            cluster_id=peer._config.cluster_id,
+            member_id=2,
+            disk_id=peer._recovered.identity.disk_id,
+            boot_id=5,
+        )
+        assert node.on_hello(replace(hello, boot_id=peer._boot_id)).refusal == ""
+        other_disk = node.on_hello(replace(hello, disk_id=hello.disk_id ^ 1))
+        assert "another disk" in other_disk.refusal
+        assert other_disk.earlier_disk_known
+        assert "cluster" in node.on_hello(replace(hello, cluster_id=1)).refusal
+        assert "format" in node.on_hello(replace(hello, format_version=2)).refusal
+        assert "not another member" in node.on_hello(replace(hello, member_id=9)).refusal
+        assert "not another member" in node.on_hello(replace(hello, member_id=1)).refusal
+
+    run(scenario)
+
+
+# ---------------------------------------------------------------------- torn tails
+
+LAST = EntryId(4, 10)
+
+
+def message(kind: MessageType, *, term: int = 5, last: EntryId = LAST, **fields: object) -> Message:
+    made = Message(kind, 1, 2, term, log_term=last.term, index=last.index)
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.fixture
+def guard() -> CutGuard:
+    return CutGuard(cut=True, last=LAST, member_id=1, voters=(1, 2, 3), released=lambda: None)
+
+
+def test_a_cut_member_helps_nobody_until_every_other_has_shown_its_last_entry(guard: CutGuard) -> None:
+    better, worse = EntryId(4, 12), EntryId(4, 11)
+    assert not guard.may_step(2, 20, message(MessageType.PRE_VOTE, last=worse))
+    assert not guard.may_step(2, 20, message(MessageType.VOTE_RESPONSE)), "nor itself"
+    assert guard.may_step(3, 30, message(MessageType.PRE_VOTE, last=better)), "the best of all"
+    assert not guard.may_step(2, 20, message(MessageType.VOTE, last=worse))
+    assert not guard.may_step(3, 30, message(MessageType.VOTE_RESPONSE))
+    guard.process_changed(2, 21)
+    assert not guard.may_step(3, 30, message(MessageType.PRE_VOTE, last=better)), "2 may hold less now"
+    assert not guard.may_step(2, 21, message(MessageType.TIMEOUT_NOW))
+    assert guard.may_step(2, 21, message(MessageType.APPEND))
+
+
+def test_a_cut_member_with_the_best_log_may_lead(guard: CutGuard) -> None:
+    guard.may_step(2, 20, message(MessageType.PRE_VOTE, last=EntryId(3, 90)))
+    guard.may_step(3, 30, message(MessageType.PRE_VOTE, last=EntryId(4, 10)))
+    assert guard.may_step(2, 20, message(MessageType.PRE_VOTE_RESPONSE))
+
+
+def work(index: int, entry_term: int, *, reject: bool = False, term: int = 5) -> AppendWork:
+    entries = [Entry(entry_term, index, EntryKind.NORMAL, b"")] if entry_term else []
+    response = message(MessageType.APPEND_RESPONSE, term=term, reject=reject)
+    response.index = index
+    return AppendWork(AppendToken(term, 1, index, entry_term), entries, responses=[response])
+
+
+@pytest.mark.parametrize(
+    ("done", "released"),
+    [
+        (work(10, 0), False),
+        (work(11, 0, reject=True), False),
+        (work(11, 4), True),
+        (work(9, 5), True),
+        (work(9, 3), False),
+    ],
+    ids=["at the cut", "refused", "past the cut", "a leader's own entry", "an older entry"],
+)
+def test_what_confirms_a_cut_log(done: AppendWork, released: bool, guard: CutGuard) -> None:
+    guard.on_durable(done)
+    assert guard.active is not released
+
+
+def test_a_cut_member_acknowledges_nothing(guard: CutGuard) -> None:
+    assert guard.outgoing(message(MessageType.APPEND_RESPONSE)) is None
+    refusal = message(MessageType.APPEND_RESPONSE, reject=True)
+    assert guard.outgoing(refusal) is refusal
+    beat = guard.outgoing(message(MessageType.HEARTBEAT_RESPONSE, context=77))
+    assert beat is not None
+    assert beat.context == 0, "no read round is confirmed"
+
+
+def test_a_member_with_a_cut_tail_rejoins_and_all_three_recover_together() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        await cluster.start_all()
+        await cluster.wait_for_leader()
+        await cluster.propose(1, b"before")
+        for cut in ([2], [1, 2, 3]):
+            leader = (await cluster.wait_for_leader()).member_id
+            written = []
+            # Followers first: a leader that stops takes its unsent messages with it.
+            for member_id in sorted(cut, key=lambda member_id: member_id == leader):
+                cluster.members[member_id].files.fault = cut_before_sync
+                written.append(cluster.propose(leader, b"." * 3000))
+                await asyncio.sleep(0.02)
+            for member_id in cluster.members:
+                cluster.crash(member_id, choose=every_other())
+            await asyncio.gather(*written, return_exceptions=True)
+            await cluster.start_all()
+            assert [m for m, member in cluster.members.items() if not member.running.status().trusted] == cut
+            await cluster.wait_for_leader(30)
+            await cluster.propose(3, b"after %d" % len(cut))
+            await cluster.wait_until(lambda: all(node.status().trusted for node in cluster.running))
+            for member in cluster.members:
+                await cluster.read_barrier(member)
+                assert ledger(cluster, member)[0] == b"before"
+        for member in cluster.members:
+            await cluster.stop(member)
+        await cluster.start_all()
+        assert all(node.status().trusted for node in cluster.running), "noted durably"
+
+    run(scenario)
+
+
+def cut_before_sync(call: int, operation: str, path: str) -> PowerCut | None:
+    """The record is written, and the power goes before it is durable."""
+    return PowerCut() if operation == "datasync" else None
+
+
+def every_other() -> Callable[[int], int]:
+    """Of the sectors that were on their way, every second one arrives."""
+    calls = count()
+    return lambda n: next(calls) % 2

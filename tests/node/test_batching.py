@@ -1,0 +1,240 @@
+"""Batching is real: operations per entry, syncs per entry, turns per batch, all counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
+from kvstore.testing.simulation import CLUSTER_ID
+from raft.node import NodeConfig, NotApplied, TooManyRequests
+from raft.node.applying import Applier
+from raft.node.config import APPLY_SLICE_OPERATIONS_MAX
+
+Scenario = Callable[[SimulatedCluster], Awaitable[None]]
+
+
+def run(scenario: Scenario, config: Callable[[int], NodeConfig] | None = None) -> None:
+    async def main() -> None:
+        cluster = SimulatedCluster(seed=1, **({"config": config} if config else {}))
+        await cluster.start_all()
+        await cluster.wait_for_leader()
+        await cluster.propose(1, b"warm")
+        await scenario(cluster)
+        await cluster.stop_all()
+
+    run_virtual(main())
+
+
+def ledger(cluster: SimulatedCluster, member_id: int) -> list[bytes]:
+    machine = cluster.members[member_id].machine
+    assert isinstance(machine, LedgerMachine)
+    return machine.applied
+
+
+async def write(cluster: SimulatedCluster, writers: int, each: int, members: list[int]) -> None:
+    """`writers` clients in closed loops, spread over `members`."""
+
+    async def writer(number: int) -> None:
+        for n in range(each):
+            await cluster.propose(members[number % len(members)], b"%d.%d" % (number, n))
+
+    await asyncio.gather(*(writer(number) for number in range(writers)))
+
+
+@pytest.mark.parametrize("through", ["leader", "follower", "all"])
+def test_64_writers_make_at_least_8_operations_an_entry_and_one_sync_each(through: str) -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = cluster.leader()
+        assert leader is not None
+        others = [member for member in cluster.members if member != leader.member_id]
+        members = {"leader": [leader.member_id], "follower": others[:1], "all": list(cluster.members)}[
+            through
+        ]
+        before = {node.member_id: node.status() for node in cluster.running}
+        await write(cluster, 64, 50, members)
+        await cluster.wait_until(lambda: all(n.applied == leader.applied for n in cluster.running))
+        for node in cluster.running:
+            status, earlier = node.status(), before[node.member_id]
+            entries = status.statistics.entries_applied - earlier.statistics.entries_applied
+            operations = status.statistics.operations_applied - earlier.statistics.operations_applied
+            syncs = status.writer.syncs - earlier.writer.syncs
+            print(through, node.member_id, operations, entries, syncs, operations / entries)
+            assert operations == 64 * 50
+            assert operations >= 8 * entries
+            assert syncs <= entries
+
+    run(scenario)
+
+
+def test_a_lone_writer_waits_for_nobody() -> None:
+    """One command in flight: a round trip to a follower and no gathering."""
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = cluster.leader()
+        assert leader is not None
+        begun_s = cluster.loop.time()
+        for n in range(50):
+            await cluster.propose(leader.member_id, b"%d" % n)
+        assert (cluster.loop.time() - begun_s) / 50 < 0.0025
+
+    run(scenario)
+
+
+def test_no_task_is_made_per_operation() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        made = 0
+
+        def count(
+            loop: asyncio.AbstractEventLoop, coroutine: object, **kwargs: object
+        ) -> asyncio.Task[object]:
+            nonlocal made
+            made += 1
+            return asyncio.Task(coroutine, loop=loop, **kwargs)  # type: ignore[arg-type]  # passed through
+
+        settled: list[object] = []
+        cluster.loop.set_task_factory(count)
+        for n in range(3000):
+            cluster.members[1 + n % 3].running.propose(
+                b"%d" % n, lambda outcome, error: settled.append(outcome)
+            )
+        await cluster.wait_until(lambda: len(settled) == 3000)
+        cluster.loop.set_task_factory(None)
+        assert made < 10, "write-behind commits only"
+
+    run(scenario)
+
+
+def test_a_slow_round_trip_is_filled_with_batches() -> None:
+    """Where the network is slower than the gathering time, several batches are in flight."""
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        for source in cluster.members:
+            for target in cluster.members:
+                if source != target:
+                    conditions = cluster.network.conditions(source, target)
+                    conditions.delay_min_s = conditions.delay_max_s = 0.05
+        leader = cluster.leader()
+        assert leader is not None
+        begun_s = cluster.loop.time()
+        futures = []
+        for n in range(20):
+            futures.append(cluster.propose(leader.member_id, b"%d" % n))
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*futures)
+        assert cluster.loop.time() - begun_s < 0.2 + 0.1 + 0.03, "the last one took one round trip"
+
+    run(scenario)
+
+
+def test_batches_are_bounded_in_count_and_bytes() -> None:
+    config = lambda member: NodeConfig(  # noqa: E731  # one expression, used once
+        member_id=member, cluster_id=CLUSTER_ID, batch_operations_max=10, batch_bytes_max=1000
+    )
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        node = cluster.members[1].running
+        before = node.status().statistics
+        await asyncio.gather(*(cluster.propose(1, b"x" * 400) for _ in range(20)))
+        await asyncio.gather(*(cluster.propose(1, b"y") for _ in range(100)))
+        await cluster.propose(1, b"z" * 5000)
+        after = node.status().statistics
+        assert after.operations_proposed - before.operations_proposed == 121
+        assert after.batches_proposed - before.batches_proposed >= 10 + 10 + 1
+
+    run(scenario, config)
+
+
+def test_full_queues_refuse_at_once() -> None:
+    config = lambda member: NodeConfig(  # noqa: E731  # one expression, used once
+        member_id=member, cluster_id=CLUSTER_ID, operations_waiting_max=50
+    )
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = cluster.leader()
+        assert leader is not None
+        follower = 1 + leader.member_id % 3
+        cluster.network.isolate(follower)
+        await cluster.wait_until(lambda: cluster.members[follower].running.leader == 0)
+        results = await asyncio.gather(
+            *(cluster.propose(follower, b"%d" % n) for n in range(80)), return_exceptions=True
+        )
+        assert sum(type(result) is TooManyRequests for result in results) == 30
+        assert all(isinstance(result, NotApplied) for result in results)
+        cluster.network.heal()
+        await cluster.wait_for_leader()
+
+    run(scenario, config)
+
+
+def test_proposals_are_refused_while_the_state_file_lags_too_far() -> None:
+    config = lambda member: NodeConfig(  # noqa: E731  # one expression, used once
+        member_id=member,
+        cluster_id=CLUSTER_ID,
+        write_behind_bytes=2000,
+        undurable_bytes_max=5000,
+        state_file_retry_ms=1000,
+    )
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = cluster.leader()
+        assert leader is not None
+        member = cluster.members[leader.member_id]
+        full = True
+
+        def no_space(call: int, operation: str, path: str) -> OSError | None:
+            return OSError(28, "no space left", path) if full and "state.db" in path else None
+
+        member.files.fault = no_space
+        refused = 0
+        written = []
+        for n in range(60):
+            command = b"%03d" % n + b"." * 200
+            try:
+                await cluster.propose(leader.member_id, command)
+            except TooManyRequests:
+                refused += 1
+            else:
+                written.append(command)
+        assert refused > 20
+        assert leader.status().durable_index < leader.applied
+        await cluster.read_barrier(leader.member_id)
+        full = False
+        await cluster.wait_until(lambda: leader.status().durable_index == leader.applied)
+        await cluster.propose(leader.member_id, b"again")
+        await cluster.wait_until(lambda: leader.status().durable_index == leader.applied)
+        cluster.crash(leader.member_id)
+        again = await cluster.start(leader.member_id)
+        assert again.applied == leader.applied, "rows of the failed commits are in the file"
+        assert ledger(cluster, leader.member_id) == [b"warm", *written, b"again"]
+
+    run(scenario, config)
+
+
+def test_a_backlog_is_applied_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much is committed at once, the loop gets its turn after a bounded number of commands."""
+    slices: list[int] = []
+    genuine = Applier.run
+
+    def measured(self: Applier) -> bool:
+        before = self.operations
+        finished = genuine(self)
+        slices.append(self.operations - before)
+        return finished
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = cluster.leader()
+        assert leader is not None
+        behind = 1 + leader.member_id % 3
+        cluster.crash(behind)
+        await write(cluster, 200, 40, [leader.member_id])
+        monkeypatch.setattr(Applier, "run", measured)
+        node = await cluster.start(behind)
+        await cluster.wait_until(lambda: node.applied == leader.applied)
+        assert sum(slices) >= 8000
+        assert max(slices) <= APPLY_SLICE_OPERATIONS_MAX + node._config.batch_operations_max
+        assert max(slices) > 200, "there was a backlog"
+
+    run(scenario)

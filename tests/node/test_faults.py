@@ -1,0 +1,478 @@
+"""Leaders killed, cut off, reset and silenced: who is told what, and how soon another leads."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
+from raft.core.machine import RaftCore
+from raft.core.ready import ReadState
+from raft.core.types import Role
+from raft.node import NodeError, NotApplied, OutcomeUnknown, ReadTimedOut
+from raft.node.failover import Failover
+from raft.transport.protocol import ForwardedBatch
+
+Scenario = Callable[[SimulatedCluster], Awaitable[None]]
+
+
+def run(scenario: Scenario, *, seed: int = 1, size: int = 3) -> None:
+    async def main() -> None:
+        cluster = SimulatedCluster(seed=seed, size=size)
+        await cluster.start_all()
+        await cluster.wait_for_leader()
+        await scenario(cluster)
+        await cluster.stop_all()
+
+    print(f"seed {seed}")
+    run_virtual(main())
+
+
+def ledger(cluster: SimulatedCluster, member_id: int) -> list[bytes]:
+    machine = cluster.members[member_id].machine
+    assert isinstance(machine, LedgerMachine)
+    return machine.applied
+
+
+def leader_id(cluster: SimulatedCluster) -> int:
+    leader = cluster.leader()
+    assert leader is not None
+    return leader.member_id
+
+
+class Load:
+    """Clients that write unique commands one after the other, and remember what they were told."""
+
+    loads = 0
+    """Loads made so far: keeps the commands of several apart."""
+
+    def __init__(self, cluster: SimulatedCluster, *, clients: int = 12, pause_s: float = 0.0) -> None:
+        self.cluster = cluster
+        self.pause_s = pause_s
+        """Between an answer and the next command of one client."""
+        Load.loads += 1
+        self.name = Load.loads
+        self.acknowledged: set[bytes] = set()
+        self.unknown: set[bytes] = set()
+        self.refused: set[bytes] = set()
+        self.proposed = 0
+        self.answered_s: list[float] = []
+        """Loop time of every acknowledgement."""
+        self._stopping = False
+        self._tasks = [cluster.loop.create_task(self._client(n)) for n in range(clients)]
+
+    async def _client(self, number: int) -> None:
+        members = list(self.cluster.members)
+        while not self._stopping:
+            member_id = members[number % len(members)]
+            if self.cluster.members[member_id].node is None:
+                number += 1
+                await asyncio.sleep(0.01)
+                continue
+            self.proposed += 1
+            command = b"%d/%d" % (self.name, self.proposed)
+            try:
+                await self.cluster.propose(member_id, command)
+            except OutcomeUnknown:
+                self.unknown.add(command)
+            except NotApplied:
+                self.refused.add(command)
+                await asyncio.sleep(0.01)
+            else:
+                self.acknowledged.add(command)
+                self.answered_s.append(self.cluster.loop.time())
+                if self.pause_s:
+                    await asyncio.sleep(self.pause_s)
+
+    async def finish(self) -> None:
+        """Let what is in flight be answered, then check every answer against every member's history."""
+        self._stopping = True
+        await asyncio.gather(*self._tasks)
+        order: list[bytes] = []
+        for node in self.cluster.running:
+            await self.cluster.read_barrier(node.member_id)
+            applied = ledger(self.cluster, node.member_id)
+            twice = [command for command, count in Counter(applied).items() if count > 1]
+            assert not twice, f"applied twice: {twice[:5]}"
+            assert self.acknowledged <= set(applied), "an acknowledged command is gone"
+            assert not self.refused & set(applied), "a command said to be not applied was applied"
+            shorter = min(len(order), len(applied))
+            assert order[:shorter] == applied[:shorter]
+            order = max(order, applied, key=len)
+
+    def gap_after_s(self, moment_s: float) -> float:
+        """From `moment_s` to the first acknowledgement that is not an answer already on its way."""
+        return min(when for when in self.answered_s if when > moment_s + 0.003) - moment_s
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_killing_leaders_under_load_loses_and_repeats_nothing(seed: int) -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        rng = random.Random(seed)
+        load = Load(cluster, pause_s=0.005)
+        for _ in range(6):
+            await asyncio.sleep(rng.uniform(0.02, 0.3))
+            dead = (await cluster.wait_for_leader()).member_id
+            cluster.crash(dead, power=rng.random() < 0.5)
+            if rng.random() < 0.5:
+                await asyncio.sleep(rng.uniform(0.0, 0.5))
+            else:
+                await cluster.wait_for_leader()
+            await cluster.start(dead)
+        await cluster.wait_for_leader()
+        await load.finish()
+        assert len(load.acknowledged) > 500
+
+    run(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_partitions_resets_and_kills_under_load_lose_and_repeat_nothing(seed: int) -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        rng = random.Random(seed)
+        load = Load(cluster, pause_s=0.02)
+        members = list(cluster.members)
+        for _ in range(10):
+            await asyncio.sleep(rng.uniform(0.0, 1.5))
+            fault = rng.randrange(5)
+            one, other = rng.sample(members, 2)
+            if fault == 0:
+                cluster.network.isolate(rng.choice(members))
+            elif fault == 1:
+                cluster.network.block(one, other)
+            elif fault == 2:
+                cluster.network.heal()
+            elif fault == 3:
+                cluster.network.disconnect(one, other)
+            elif cluster.members[one].node is not None:
+                cluster.crash(one)
+                await asyncio.sleep(rng.uniform(0.0, 1.0))
+                await cluster.start(one)
+        cluster.network.heal()
+        await cluster.wait_for_leader(30)
+        await load.finish()
+        assert len(load.acknowledged) > 300
+
+    run(scenario, seed=seed)
+
+
+def test_writes_in_flight_on_the_survivors_outlive_the_leader() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        for turn in range(5):
+            dead = (await cluster.wait_for_leader()).member_id
+            survivors = [member for member in cluster.members if member != dead]
+            futures = [cluster.propose(survivors[n % 2], b"%d-%d" % (turn, n)) for n in range(100)]
+            await asyncio.sleep(0.0007)  # handed over, on their way
+            cluster.crash(dead)
+            await asyncio.gather(*futures)
+            for survivor in survivors:
+                await cluster.read_barrier(survivor)
+                assert max(Counter(ledger(cluster, survivor)).values()) == 1
+            await cluster.start(dead)
+
+    run(scenario)
+
+
+def test_without_the_leaders_memory_of_positions_repeats_would_be_applied_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Negative control of the fate rule: a leader that takes every batch it is sent applies twice."""
+
+    def take_everything(self: object, member_id: int, batch: ForwardedBatch, leading_term: int) -> None:
+        if leading_term == batch.term:
+            window = _Any()
+            self._pending.append((window, batch))  # type: ignore[attr-defined]  # a broken leader
+
+    class _Any:
+        def __init__(self) -> None:
+            self.pending: list[ForwardedBatch] = []
+
+    monkeypatch.setattr("raft.node.forwarding.Forwarding.on_batch", take_everything)
+    monkeypatch.setattr("raft.node.forwarding.Forwarding.step_down", lambda self: self._pending.clear() or [])
+    with pytest.raises(AssertionError, match="applied twice"):
+        run(resets_under_load(3), seed=3)
+
+
+def resets_under_load(seed: int) -> Scenario:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        rng = random.Random(seed)
+        leader = leader_id(cluster)
+        term = cluster.members[leader].running.term
+        load = Load(cluster, clients=30)
+        others = [member for member in cluster.members if member != leader]
+        for _ in range(100):
+            await asyncio.sleep(rng.uniform(0.0, 0.05))
+            pair = [leader, rng.choice(others)]
+            rng.shuffle(pair)
+            cluster.network.disconnect(*pair)
+        await load.finish()
+        assert {node.term for node in cluster.running} == {term}
+        assert not load.unknown
+        assert len(load.acknowledged) > 1000
+
+    return scenario
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_a_hundred_resets_of_a_living_leaders_streams_change_no_term_and_lose_nothing(seed: int) -> None:
+    run(resets_under_load(seed), seed=seed)
+
+
+def test_a_dead_leader_is_replaced_in_a_fraction_of_the_election_timeout() -> None:
+    gaps: list[float] = []
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        for _ in range(3):
+            await cluster.wait_for_leader()
+            load = Load(cluster, pause_s=0.002)
+            await asyncio.sleep(0.2)
+            dead = leader_id(cluster)
+            killed_s = cluster.loop.time()
+            cluster.crash(dead)
+            await asyncio.sleep(0.6)
+            await load.finish()
+            gaps.append(load.gap_after_s(killed_s))
+            await cluster.start(dead)
+            await asyncio.sleep(0.5)
+
+    for seed in range(4):
+        run(scenario, seed=seed)
+    gaps.sort()
+    print([round(gap * 1000) for gap in gaps])
+    assert gaps[len(gaps) // 2] < 0.05
+    assert gaps[-1] < 0.5
+
+
+def test_silence_takes_the_election_timeout() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = await cluster.wait_for_leader()
+        begun_s = cluster.loop.time()
+        cluster.network.isolate(leader.member_id)
+        await cluster.wait_until(
+            lambda: any(n.is_leader and n.term > leader.term for n in cluster.running if n is not leader)
+        )
+        assert 0.9 < cluster.loop.time() - begun_s < 4.0
+        assert not [n for n in cluster.running if n is not leader and n.leader == leader.member_id]
+        await cluster.wait_until(lambda: not leader.is_leader, what="the old leader's own verdict")
+
+    run(scenario)
+
+
+def test_a_probe_that_meets_silence_changes_nothing() -> None:
+    """A stream that ends behind a partition proves nothing: the election timeout decides, not the probe."""
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = leader_id(cluster)
+        term = cluster.members[leader].running.term
+        cluster.network.isolate(leader)
+        for member in cluster.members:
+            if member != leader:
+                cluster.network.disconnect(member, leader)
+                cluster.network.disconnect(leader, member)
+        await asyncio.sleep(0.85)
+        assert {(node.term, node.leader) for node in cluster.running} == {(term, leader)}
+
+    run(scenario)
+
+
+def test_a_stopped_leader_is_replaced_at_once() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = leader_id(cluster)
+        begun_s = cluster.loop.time()
+        await cluster.stop(leader)
+        await cluster.wait_for_leader()
+        assert cluster.loop.time() - begun_s < 0.3
+
+    run(scenario)
+
+
+def test_a_fast_round_that_is_lost_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first campaign meets voters who have not noticed yet; the retry elects, no timeout is needed."""
+    campaigns = 0
+    genuine = RaftCore.campaign
+
+    def campaign(self: RaftCore) -> None:
+        nonlocal campaigns
+        campaigns += 1
+        if campaigns > 2:
+            genuine(self)
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        monkeypatch.setattr(RaftCore, "campaign", campaign)
+        begun_s = cluster.loop.time()
+        cluster.crash(leader_id(cluster))
+        await cluster.wait_for_leader()
+        assert campaigns > 2
+        assert cluster.loop.time() - begun_s < 0.9
+
+    run(scenario)
+
+
+def test_a_plan_to_campaign_ends_when_a_leader_is_known() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        cluster.crash(leader_id(cluster))
+        await cluster.wait_for_leader()
+        term = cluster.running[0].term
+        await asyncio.sleep(3)
+        assert {node.term for node in cluster.running} == {term}
+        for node in cluster.running:
+            failover = node._failover
+            assert isinstance(failover, Failover)
+            assert failover._campaign is None
+
+    run(scenario)
+
+
+# ---------------------------------------------------------------------- reads
+
+
+def stale_reads_scenario(stale: list[bytes]) -> Scenario:
+    """Cut a leader off from the others only; it still believes, and is asked to read."""
+
+    async def one_turn(cluster: SimulatedCluster, command: bytes) -> None:
+        old = await cluster.wait_for_leader()
+        cluster.network.isolate(old.member_id)
+        one, other = (node for node in cluster.running if node is not old)
+        other._post(other._core.forget_leader)
+        one._post(one._core.forget_leader)
+        await asyncio.sleep(0.001)
+        one._post(one._core.campaign)
+        await cluster.wait_until(lambda: one.is_leader)
+        assert old.is_leader, "it has not noticed yet"
+        await cluster.propose(one.member_id, command)
+        for read in [cluster.read_barrier(old.member_id) for _ in range(20)]:
+            try:
+                await read
+            except ReadTimedOut:
+                continue
+            if command not in ledger(cluster, old.member_id):
+                stale.append(command)
+        cluster.network.heal()
+        await cluster.wait_until(lambda: command in ledger(cluster, old.member_id))
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        for turn in range(5):
+            await one_turn(cluster, b"new %d" % turn)
+
+    return scenario
+
+
+def test_a_cut_off_leader_answers_no_read_from_the_past() -> None:
+    stale: list[bytes] = []
+    run(stale_reads_scenario(stale))
+    assert stale == []
+
+
+def test_without_the_quorum_check_the_same_reads_are_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: a leader that confirms its rounds by itself serves the past."""
+    genuine = RaftCore.read_index
+
+    def unconfirmed(self: RaftCore, context: int) -> None:
+        if self.role is Role.LEADER:
+            state = self._state
+            state.read_states.append(ReadState(context, state.log.committed))
+        else:
+            genuine(self, context)
+
+    monkeypatch.setattr(RaftCore, "read_index", unconfirmed)
+    stale: list[bytes] = []
+    run(stale_reads_scenario(stale))
+    assert stale
+
+
+def test_reads_whose_round_is_lost_are_asked_again() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = leader_id(cluster)
+        [follower, _] = [member for member in cluster.members if member != leader]
+        cluster.network.conditions(follower, leader).drop_probability = 1.0
+        read = cluster.read_barrier(follower)
+        begun_s = cluster.loop.time()
+        await asyncio.sleep(0.1)
+        cluster.network.conditions(follower, leader).drop_probability = 0.0
+        await read
+        assert 0.4 < cluster.loop.time() - begun_s < 0.8
+        assert cluster.members[follower].running.status().statistics.read_rounds == 2
+
+    run(scenario)
+
+
+def test_reads_survive_the_death_of_the_leader() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        for _ in range(5):
+            dead = (await cluster.wait_for_leader()).member_id
+            survivors = [member for member in cluster.members if member != dead]
+            reads = [cluster.read_barrier(survivor) for survivor in survivors for _ in range(10)]
+            cluster.crash(dead)
+            await asyncio.gather(*reads)
+            await cluster.start(dead)
+
+    run(scenario)
+
+
+def test_many_reads_share_few_rounds() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        node = cluster.members[1].running
+
+        async def reader() -> None:
+            for _ in range(20):
+                await cluster.read_barrier(1)
+
+        await asyncio.gather(*(reader() for _ in range(50)))
+        statistics = node.status().statistics
+        assert statistics.reads == 1000
+        assert statistics.read_rounds <= 60
+
+    run(scenario)
+
+
+# ---------------------------------------------------------------------- disk
+
+
+def test_a_leader_whose_sync_hangs_hands_over_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        sick = leader_id(cluster)
+        writer = cluster.members[sick].writer
+        assert writer is not None
+        hanging = True
+        monkeypatch.setattr(writer, "stalled_seconds", lambda: 0.6 if hanging else 0.0)
+        genuine = writer.submit
+        held: list[tuple[object, object]] = []
+        monkeypatch.setattr(writer, "submit", lambda work, done: held.append((work, done)))
+        begun_s = cluster.loop.time()
+        await cluster.wait_until(lambda: any(n.is_leader and n.member_id != sick for n in cluster.running))
+        assert cluster.loop.time() - begun_s < 1.5
+        await cluster.propose(1 + sick % 3, b"without the sick one")
+        hanging = False
+        monkeypatch.setattr(writer, "submit", genuine)
+        for work, done in held:
+            genuine(work, done)  # type: ignore[arg-type]  # as they were given
+        await cluster.wait_until(lambda: b"without the sick one" in ledger(cluster, sick))
+        assert len({node.leader for node in cluster.running}) == 1
+
+    run(scenario)
+
+
+def test_a_failed_write_of_the_log_ends_the_member_and_is_unknown_to_its_clients() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        sick = leader_id(cluster)
+        member = cluster.members[sick]
+        node = member.running
+        member.files.fault = lambda call, operation, path: OSError(5, "input/output error", path)
+        with pytest.raises(OutcomeUnknown):
+            await cluster.propose(sick, b"lost?")
+        assert len(member.failures) == 1
+        with pytest.raises(NodeError):
+            await cluster.read_barrier(sick)
+        await node.stop()
+        member.node = None
+        cluster.network.crash(sick)
+        member.files.restart()
+        await cluster.wait_for_leader()
+        await cluster.start(sick)
+        await cluster.propose(sick, b"after")
+
+    run(scenario)
