@@ -1,0 +1,429 @@
+"""The composition root: the one place that constructs the rooms of a member and joins them.
+
+    async with kvstore.serve(Config(name="a", data_dir="a.etcd")) as node:
+        await node.wait_ready()
+
+A member lives in the caller's event loop: no signal handlers and no module state, so that several
+fit in one process. It ends the process itself in one case only: when a sync of the log has hung for
+so long that no orderly end is possible (STUCK_DISK_EXIT_CODE).
+
+Raises, before anything is served, ConfigError for a configuration that contradicts itself and
+StartError for a world that does not fit it; the text of either is one line for an operator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import ipaddress
+import json
+import logging
+import os
+import random
+import secrets
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+
+import grpc.aio
+
+from kvstore.engine import Engine, Member
+from kvstore.http import HttpListener, make_routes
+from kvstore.rpc import Method, all_methods, make_grpc_server
+from kvstore.server.config import Config
+from kvstore.server.local_member import Limits, LocalMember
+from kvstore.server.membership import Founding, found
+from kvstore.server.metrics import HistogramView, PeerCounters, RpcCounters, Sources, make_registry
+from kvstore.server.publication import publish
+from kvstore.server.settings import Url
+from raft.core.types import ConfState
+from raft.node import Node, NodeConfig, NodeStatus, StateBeyondLog
+from raft.storage import (
+    Bootstrap,
+    MemberDirectory,
+    RealFiles,
+    StorageError,
+    ThreadedLogWriter,
+    Watchdog,
+    holds_member,
+    open_member,
+)
+from raft.transport import sockets
+from raft.transport.grpc_transport import GrpcTransport
+from raft.transport.rules import ROUND_TRIP_BOUNDS_S
+
+logger = logging.getLogger("kvstore")
+
+REPLY_GRACE_SECONDS = 0.25
+"""For the last replies to leave when a member stops: everything is settled by then, only the network
+is waited for."""
+
+REQUEST_TIMEOUT_BASE_MS = 5000
+"""A request is given up after this and two election timeouts, as in etcd: one lost election may
+pass, and the clients' own limits are near."""
+
+STUCK_DISK_EXIT_CODE = 74
+"""How the process ends when the log's disk does not answer at all (EX_IOERR): a thread that hangs in
+the kernel cannot be joined, and the event loop may hang with it."""
+
+
+class StartError(Exception):
+    """The member cannot start here and now; the text is one line that says why."""
+
+
+class NodeHandle:
+    """A running member, as the program that embeds it sees it."""
+
+    def __init__(self, name: str, founding: Founding, node: Node) -> None:
+        self.name = name
+        self.member_id = founding.member_id
+        self.cluster_id = founding.cluster_id
+        self.node = node
+        """The driver, for those who need more than the rest of this class."""
+        self.client_urls: tuple[str, ...] = ()
+        """Where clients reach this member, with the ports really bound."""
+        self.metrics_urls: tuple[str, ...] = ()
+        """Where `/metrics`, `/health` and `/version` are, with the ports really bound."""
+        self._ready = asyncio.Event()
+        self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @property
+    def ready(self) -> bool:
+        """Whether this member has joined: it found a leader and the cluster knows its client URLs."""
+        return self._ready.is_set()
+
+    def status(self) -> NodeStatus:
+        """The driver's view of this moment."""
+        return self.node.status()
+
+    async def wait_ready(self) -> None:
+        """Wait until `ready`. Raises StartError when the member fails instead."""
+        ready = asyncio.ensure_future(self._ready.wait())
+        try:
+            await asyncio.wait((ready, self._failed), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+        if self._failed.done():
+            raise StartError(self._failed.result())
+
+    async def wait_failed(self) -> str:
+        """Wait until the member can promise nothing any more (a failed disk); the reason in one line.
+
+        It answers nobody from then on; leave the `serve` block and end the process.
+        """
+        return await asyncio.shield(self._failed)
+
+    def _set_ready(self) -> None:
+        self._ready.set()
+
+    def _set_failed(self, reason: str) -> None:
+        if not self._failed.done():
+            self._failed.set_result(reason)
+
+
+@asynccontextmanager
+async def serve(config: Config) -> AsyncIterator[NodeHandle]:
+    """Run a member until the block is left. Raises ConfigError or StartError instead of starting."""
+    config.validate()
+    async with AsyncExitStack() as stack:
+        try:
+            handle = await _Assembly(config, stack).start()
+        except (StorageError, StateBeyondLog, OSError) as error:
+            raise StartError(_one_line(error)) from error
+        yield handle
+
+
+class _Assembly:
+    """One member being put together. What must be undone waits on the stack, in reverse order."""
+
+    def __init__(self, config: Config, stack: AsyncExitStack) -> None:
+        self._config = config
+        self._stack = stack
+        self._loop = asyncio.get_running_loop()
+        self._boot_id = secrets.randbits(64)
+        self._closing_clients: asyncio.Task[None] | None = None
+        """Ends the client listener after a fatal error; awaited when the block is left."""
+
+    async def start(self) -> NodeHandle:
+        """Everything, in the order in which one needs the other."""
+        directory, founding = await self._open_directory()
+        self._stack.callback(directory.release)
+        engine = Engine(members=founding.members)
+        node = self._make_node(directory, founding, engine)
+        handle = self._handle = NodeHandle(self._config.name, founding, node)
+        member = LocalMember(
+            node=node,
+            engine=engine,
+            cluster_id=founding.cluster_id,
+            member_id=founding.member_id,
+            limits=Limits(
+                request_bytes_max=self._config.max_request_bytes,
+                txn_operations_max=self._config.max_txn_ops,
+            ),
+            quota_bytes=self._config.quota_bytes,
+        )
+        self._member = member
+        methods = all_methods(member)
+        self._server = make_grpc_server(methods, request_bytes_max=self._config.max_request_bytes)
+        ports = _bind_clients(self._server, self._config.listen_client)
+        await self._start_node(node)
+        self._start_watchdog(frozenset(ports))
+        await self._server.start()
+        self._stack.push_async_callback(self._stop_clients)
+        for url, port in zip(self._config.listen_client, ports, strict=True):
+            logger.info("listening for client requests on %s", Url(url.scheme, url.host, port).address)
+        handle.client_urls = _with_ports(self._config.advertise_client, self._config.listen_client, ports)
+        handle.metrics_urls = await self._start_http(member, methods)
+        self._stack.push_async_callback(node.stop)  # first to go: peers elect at once
+        self._start_publication(handle)
+        return handle
+
+    async def _open_directory(self) -> tuple[MemberDirectory, Founding]:
+        """The data directory, made by founding the cluster when it is new."""
+        config = self._config
+        files = RealFiles()
+        path = str(config.directory)
+        fresh = not holds_member(files, path)
+        if fresh and config.initial_cluster_state == "existing":
+            raise StartError(
+                f"{path}: no data of this member here, and joining a running cluster"
+                " (initial-cluster-state=existing) is not supported"
+            )
+        expected: Founding | None = None
+        if fresh or (config.initial_cluster and config.initial_cluster_state == "new"):
+            initial = {name: [str(url) for url in urls] for name, urls in config.initial_members().items()}
+            try:
+                expected = found(initial, config.name, config.initial_cluster_token)
+            except ValueError as error:
+                raise StartError(str(error)) from error
+        directory = await open_member(
+            files,
+            path,
+            cluster_id=expected.cluster_id if expected else None,
+            member_id=expected.member_id if expected else None,
+            bootstrap=_bootstrap_of(expected) if expected else None,
+        )
+        identity = directory.recovered.identity
+        members = _members_of(directory.bootstrap)
+        return directory, Founding(identity.cluster_id, identity.member_id, members)
+
+    def _make_node(self, directory: MemberDirectory, founding: Founding, engine: Engine) -> Node:
+        config = self._config
+        rng = random.Random(self._boot_id)  # noqa: S311  spreads timeouts, guards no secret
+        transport = GrpcTransport(tuple(str(url) for url in config.listen_peer), rng=rng)
+        for member in founding.members:
+            if member.id != founding.member_id:
+                transport.set_peer(member.id, member.peer_urls)
+        self._transport = transport
+        self._writer = ThreadedLogWriter(
+            directory.log, loop=self._loop, fatal=self._log_failed, on_space=self._on_space
+        )
+        self._state = directory.state
+        self._node = Node(
+            config=NodeConfig(
+                member_id=founding.member_id,
+                cluster_id=founding.cluster_id,
+                heartbeat_interval_ms=config.heartbeat_interval,
+                election_timeout_ms=config.election_timeout,
+                request_timeout_ms=REQUEST_TIMEOUT_BASE_MS + 2 * config.election_timeout,
+            ),
+            recovered=directory.recovered,
+            log=self._writer,
+            state=directory.state,
+            transport=transport,
+            machine=engine,
+            rng=rng,
+            boot_id=self._boot_id,
+            fatal=self._on_fatal,
+        )
+        return self._node
+
+    async def _start_node(self, node: Node) -> None:
+        try:
+            with _collector_paused():
+                await node.start()
+        except BaseException:
+            await self._transport.close()
+            await self._writer.close()
+            await self._state.close()
+            raise
+        for url in (*self._config.listen_peer, *self._config.listen_client):
+            if not _is_loopback(url.host):
+                logger.warning(
+                    "listening beyond this machine without TLS: anyone who reaches %s can read and write",
+                    url.address,
+                )
+
+    def _start_watchdog(self, client_ports: frozenset[int]) -> None:
+        """Watch the log's syncs from a thread of its own, and stop leading, or everything, in time."""
+
+        def sever() -> None:
+            self._transport.sever()
+            sockets.cut(sockets.accepted_on(client_ports))
+
+        watchdog = Watchdog(
+            stalled_seconds=self._writer.stalled_seconds,
+            loop=self._loop,
+            election_timeout_ms=self._config.election_timeout,
+            on_stall=self._node.on_disk_stalled,
+            sever=sever,
+            fatal=_end_process,
+        )
+        watchdog.start()
+        self._stack.callback(watchdog.stop)
+
+    async def _start_http(self, member: LocalMember, methods: tuple[Method, ...]) -> tuple[str, ...]:
+        sources = Sources(rpcs=lambda: map(_rpc_counters, methods), peers=self._peer_counters)
+        routes = make_routes(member, make_registry(member, sources))
+        urls = []
+        for url in self._config.listen_metrics:
+            listener = HttpListener(routes)
+            sock = _bind(url)
+            await listener.start(sock)
+            self._stack.push_async_callback(listener.stop)
+            bound = Url(url.scheme, url.host, sock.getsockname()[1])
+            logger.info("listening for metrics on %s", bound.address)
+            urls.append(str(bound))
+        return tuple(urls)
+
+    def _start_publication(self, handle: NodeHandle) -> None:
+        async def join() -> None:
+            if await publish(self._member, handle.name, handle.client_urls):
+                logger.info("ready to serve client requests", extra={"node": handle.name})
+                handle._set_ready()
+
+        task = self._loop.create_task(join(), name=f"publish {handle.name}")
+
+        async def leave() -> None:
+            task.cancel()
+            await asyncio.wait([task])
+
+        self._stack.push_async_callback(leave)
+
+    async def _stop_clients(self) -> None:
+        if self._closing_clients is not None:
+            await self._closing_clients
+        await self._server.stop(REPLY_GRACE_SECONDS)
+
+    def _log_failed(self, reason: str) -> None:
+        self._node.fail(reason)
+
+    def _on_fatal(self, reason: str) -> None:
+        """Nothing may be answered from memory any more: the client listener ends with the driver."""
+        self._handle._set_failed(reason)
+        if self._closing_clients is None:
+            self._closing_clients = self._loop.create_task(self._server.stop(None))
+
+    def _on_space(self, space: bool) -> None:
+        if not space:
+            logger.warning("the disk has no room for the next segment of the log")
+            self._member.quota.raise_alarm()
+
+    def _peer_counters(self) -> Iterator[PeerCounters]:
+        connected = self._transport.connected_peers()
+        for member_id, peer in sorted(self._transport.statistics().items()):
+            yield PeerCounters(
+                member_id=member_id,
+                connected=member_id in connected,
+                received_bytes=peer.received_bytes,
+                sent_bytes=peer.sent_bytes,
+                dropped=peer.send_failures,
+                round_trip=HistogramView(
+                    ROUND_TRIP_BOUNDS_S, peer.round_trip_buckets, peer.round_trip_seconds
+                ),
+            )
+
+
+def _rpc_counters(method: Method) -> RpcCounters:
+    counted = method.statistics
+    return RpcCounters(
+        kind="server_stream" if method.streaming else "unary",
+        service=method.service,
+        method=method.name,
+        started=counted.started,
+        handled=counted.handled,
+        received_bytes=counted.received_bytes,
+        sent_bytes=counted.sent_bytes,
+    )
+
+
+def _bootstrap_of(founding: Founding) -> Bootstrap:
+    """What the data directory keeps of the founding: voters for consensus, the rest as JSON."""
+    rows = [[member.id, member.name, list(member.peer_urls)] for member in founding.members]
+    voters = tuple(member.id for member in founding.members)
+    return Bootstrap(conf=ConfState(voters=voters), blob=json.dumps({"members": rows}).encode())
+
+
+def _members_of(bootstrap: Bootstrap) -> tuple[Member, ...]:
+    rows = json.loads(bootstrap.blob)["members"]
+    return tuple(Member(id=row[0], name=row[1], peer_urls=tuple(row[2])) for row in rows)
+
+
+def _host(url: Url) -> str:
+    """The address to bind: a name only ever stands for this machine here."""
+    return "127.0.0.1" if url.host == "localhost" else url.host
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or ipaddress.ip_address(host or "::").is_loopback
+
+
+def _bind(url: Url) -> socket.socket:
+    """A socket bound to the URL's address. Raises StartError in Go's words, which tools know."""
+    host = _host(url)
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, url.port))
+        sock.listen()
+    except OSError as error:
+        sock.close()
+        reason = (error.strerror or str(error)).lower()
+        raise StartError(f"listen tcp {url.address}: bind: {reason}") from error
+    return sock
+
+
+def _bind_clients(server: grpc.aio.Server, urls: tuple[Url, ...]) -> list[int]:
+    """Bind every client URL; the ports in the order of the URLs. Raises StartError.
+
+    A socket of our own is tried first: gRPC tells neither the reason nor only through an exception.
+    """
+    ports = []
+    for url in urls:
+        if url.port:
+            _bind(url).close()
+        try:
+            ports.append(server.add_insecure_port(Url(url.scheme, _host(url), url.port).address))
+        except RuntimeError as error:
+            raise StartError(f"listen tcp {url.address}: {error}") from error
+    return ports
+
+
+def _with_ports(advertised: tuple[Url, ...], listened: tuple[Url, ...], ports: list[int]) -> tuple[str, ...]:
+    """The advertised URLs, with a port of 0 replaced by the one bound for the same host."""
+    bound = {url.host: port for url, port in zip(listened, ports, strict=True) if not url.port}
+    return tuple(
+        str(Url(url.scheme, url.host, url.port or bound.get(url.host, ports[0]))) for url in advertised
+    )
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Loading makes millions of objects and no garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _end_process(reason: str) -> None:
+    """Runs on the watchdog's thread; the event loop may be stuck."""
+    logger.critical("%s; ending the process", reason)
+    os._exit(STUCK_DISK_EXIT_CODE)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,168 @@
+"""What a service handler is, whoever carries its bytes.
+
+A handler is a plain callable `(request, call) -> reply | None`. It returns its reply, or None and
+replies later through the call: exactly one of `reply` and `fail`, once. It never blocks and never
+awaits; it raises KVError to refuse. Two bindings run the same handlers: grpc.aio (`grpc_binding`)
+and, over the same few names, our own HTTP/2 stack.
+
+`answer` is the only door between a binding and a handler: whatever goes wrong inside becomes a
+KVError with a status on purpose, so that no exception reaches a client as an accidental Unknown.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+
+from kvstore.errors import Code, KVError, NoLeader, OutcomeUnknown, RequestError
+
+logger = logging.getLogger("kvstore.rpc")
+
+OUTCOME_TRAILER = "kvstore-outcome"
+"""Trailer of every failed call: whether the request may nevertheless have been applied."""
+
+HAS_LEADER_KEY = "hasleader"
+"""Request metadata: refuse at once when this member knows no leader (etcd's WithRequireLeader)."""
+
+
+class Malformed(RequestError):
+    """The bytes are no message of the expected type; grpc-go answers the same code."""
+
+    code, text = Code.INTERNAL, "grpc: failed to unmarshal the received message"
+
+
+class HandlerFault(OutcomeUnknown):
+    """A handler broke an assumption of its own; what it had begun may still take effect."""
+
+    code, text = Code.INTERNAL, "etcdserver: internal error"
+
+
+class Call(ABC):
+    """One request being answered, as its handler sees it. All methods run on the event loop."""
+
+    __slots__ = ("_on_gone", "gone")
+
+    def __init__(self) -> None:
+        self.gone = False
+        """The caller cancelled, left or ran out of time: nothing sent from now on is read."""
+        self._on_gone: Callable[[], None] | None = None
+
+    @property
+    @abstractmethod
+    def peer(self) -> str:
+        """The caller's address, for logs only."""
+
+    @abstractmethod
+    def metadata(self, key: str) -> str | None:
+        """First value of a lower-case text key of the request's metadata."""
+
+    @abstractmethod
+    def time_remaining(self) -> float | None:
+        """Seconds until the caller's deadline, None without one."""
+
+    @abstractmethod
+    def send(self, message: Message) -> None:
+        """One message of a streaming reply; more may follow."""
+
+    @abstractmethod
+    def reply(self, message: Message) -> None:
+        """The reply of a unary call. Ignored once the caller is gone."""
+
+    @abstractmethod
+    def fail(self, error: KVError) -> None:
+        """End the call with an error's code and text. Ignored once the caller is gone."""
+
+    def on_gone(self, callback: Callable[[], None]) -> None:
+        """Call back once when the caller is gone, so that what waits for it can be withdrawn."""
+        assert self._on_gone is None, "one owner waits on behalf of a call"
+        self._on_gone = callback
+
+    def mark_gone(self) -> None:
+        """For bindings: the caller is gone. Idempotent."""
+        if self.gone:
+            return
+        self.gone = True
+        if self._on_gone is not None:
+            self._on_gone()
+
+
+Handler = Callable[[Any, Call], Message | None]
+"""Answers one request: returns the reply, or None and replies later; raises KVError."""
+
+
+@dataclass(slots=True)
+class MethodStatistics:
+    """Plain counters of one method since start; read by the metrics collector, never reset."""
+
+    started: int = 0
+    handled: dict[int, int] = field(default_factory=dict)
+    """Ended calls by gRPC code. Invariant: the sum never exceeds `started`."""
+    received_bytes: int = 0
+    sent_bytes: int = 0
+
+    def ended(self, code: int) -> None:
+        """Count one ended call."""
+        self.handled[code] = self.handled.get(code, 0) + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One row of a service: where it is called, what it takes and who answers."""
+
+    service: str
+    """Full name with package, as in the path: `etcdserverpb.KV`."""
+    name: str
+    request_type: type[Message]
+    handler: Handler
+    streaming: bool = False
+    """The reply is a stream: the handler returns None and uses `send`, until the caller is gone."""
+    needs_leader: Callable[[], bool] | None = None
+    """Tells whether a leader is known; consulted when the caller asks for one in its metadata."""
+    statistics: MethodStatistics = field(default_factory=MethodStatistics)
+
+    @property
+    def path(self) -> str:
+        return f"/{self.service}/{self.name}"
+
+
+def answer(method: Method, data: bytes, call: Call) -> Message | None:
+    """Parse, check what concerns every method, and run the handler. Raises only KVError."""
+    try:
+        request = method.request_type.FromString(data)
+    except DecodeError:
+        raise Malformed from None
+    has_leader = method.needs_leader
+    if has_leader is not None and call.metadata(HAS_LEADER_KEY) == "true" and not has_leader():
+        raise NoLeader
+    try:
+        return method.handler(request, call)
+    except KVError:
+        raise
+    except Exception:
+        logger.exception("handler of %s failed", method.path)
+        raise HandlerFault from None
+
+
+def reply_with(call: Call, make: Callable[[], Message]) -> None:
+    """Settle a call later: with what `make` returns or raises. Nothing escapes to the caller of this."""
+    if call.gone:
+        return
+    try:
+        message = make()
+    except KVError as error:
+        call.fail(error)
+    except Exception:
+        logger.exception("a late reply to %s failed", call.peer)
+        call.fail(HandlerFault())
+    else:
+        call.reply(message)
+
+
+def outcome_of(error: KVError) -> str:
+    """What the trailer says of a failed call."""
+    return "unknown" if isinstance(error, OutcomeUnknown) else "not-applied"

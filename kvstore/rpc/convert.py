@@ -1,0 +1,156 @@
+"""Between wire messages and the engine's requests and results, both ways.
+
+The only place that knows both shapes. Nothing is checked here: the engine's own checks see every
+request that a message can express.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kvstore import engine
+from kvstore.engine import results
+from kvstore.wire import kv_pb2
+from kvstore.wire import rpc_pb2 as pb
+
+
+def range_(request: pb.RangeRequest) -> engine.Range:
+    """A read of an interval."""
+    return engine.Range(
+        key=request.key,
+        range_end=request.range_end,
+        limit=request.limit,
+        revision=request.revision,
+        sort_order=request.sort_order,
+        sort_target=request.sort_target,
+        keys_only=request.keys_only,
+        count_only=request.count_only,
+        min_mod_revision=request.min_mod_revision,
+        max_mod_revision=request.max_mod_revision,
+        min_create_revision=request.min_create_revision,
+        max_create_revision=request.max_create_revision,
+        serializable=request.serializable,
+    )
+
+
+def put(request: pb.PutRequest) -> engine.Put:
+    """A write of one pair."""
+    return engine.Put(
+        key=request.key,
+        value=request.value,
+        lease=request.lease,
+        prev_kv=request.prev_kv,
+        ignore_value=request.ignore_value,
+        ignore_lease=request.ignore_lease,
+    )
+
+
+def delete_range(request: pb.DeleteRangeRequest) -> engine.DeleteRange:
+    """A deletion of an interval."""
+    return engine.DeleteRange(key=request.key, range_end=request.range_end, prev_kv=request.prev_kv)
+
+
+_OPERANDS = ("version", "create_revision", "mod_revision", "value", "lease")
+"""Member of the union by the number of its compare target."""
+
+
+def compare(request: pb.Compare) -> engine.Compare:
+    """A condition. A union holding another member than the target's counts as zero or empty."""
+    target = request.target
+    return engine.Compare(
+        key=request.key,
+        range_end=request.range_end,
+        target=target,
+        result=request.result,
+        operand=getattr(request, _OPERANDS[target]) if 0 <= target < len(_OPERANDS) else 0,
+    )
+
+
+def operation(request: pb.RequestOp) -> engine.Operation | None:
+    """One step of a transaction; None when the message names none."""
+    kind = request.WhichOneof("request")
+    if kind == "request_range":
+        return range_(request.request_range)
+    if kind == "request_put":
+        return put(request.request_put)
+    if kind == "request_delete_range":
+        return delete_range(request.request_delete_range)
+    if kind == "request_txn":
+        return txn(request.request_txn)
+    return None
+
+
+def txn(request: pb.TxnRequest) -> engine.Txn:
+    """A transaction with everything nested in it."""
+    return engine.Txn(
+        compares=tuple(compare(one) for one in request.compare),
+        success=tuple(operation(one) for one in request.success),
+        failure=tuple(operation(one) for one in request.failure),
+    )
+
+
+def key_value(pair: results.KeyValue) -> kv_pb2.KeyValue:
+    """A stored pair."""
+    return kv_pb2.KeyValue(
+        key=pair.key,
+        create_revision=pair.create_revision,
+        mod_revision=pair.mod_revision,
+        version=pair.version,
+        value=pair.value,
+        lease=pair.lease,
+    )
+
+
+def _pairs(pairs: Iterable[results.KeyValue]) -> list[kv_pb2.KeyValue]:
+    return [key_value(pair) for pair in pairs]
+
+
+def range_response(result: results.RangeResult, header: pb.ResponseHeader) -> pb.RangeResponse:
+    """The answer to a read."""
+    return pb.RangeResponse(header=header, kvs=_pairs(result.kvs), more=result.more, count=result.count)
+
+
+def put_response(result: results.PutResult, header: pb.ResponseHeader) -> pb.PutResponse:
+    """The answer to a write."""
+    prev = key_value(result.prev) if result.prev is not None else None
+    return pb.PutResponse(header=header, prev_kv=prev)
+
+
+def delete_response(result: results.DeleteResult, header: pb.ResponseHeader) -> pb.DeleteRangeResponse:
+    """The answer to a deletion."""
+    return pb.DeleteRangeResponse(header=header, deleted=result.deleted, prev_kvs=_pairs(result.prevs))
+
+
+def txn_response(result: results.TxnResult, header: pb.ResponseHeader) -> pb.TxnResponse:
+    """The answer to a transaction; inside it, headers carry the revision alone."""
+    inner = [_response_op(one) for one in result.results]
+    return pb.TxnResponse(header=header, succeeded=result.succeeded, responses=inner)
+
+
+def compact_response(_result: results.CompactResult, header: pb.ResponseHeader) -> pb.CompactionResponse:
+    """The answer to a compaction."""
+    return pb.CompactionResponse(header=header)
+
+
+def _response_op(
+    result: results.RangeResult | results.PutResult | results.DeleteResult | results.TxnResult,
+) -> pb.ResponseOp:
+    if isinstance(result, results.TxnResult):
+        return pb.ResponseOp(response_txn=txn_response(result, pb.ResponseHeader()))
+    header = pb.ResponseHeader(revision=result.revision)
+    if isinstance(result, results.RangeResult):
+        return pb.ResponseOp(response_range=range_response(result, header))
+    if isinstance(result, results.PutResult):
+        return pb.ResponseOp(response_put=put_response(result, header))
+    return pb.ResponseOp(response_delete_range=delete_response(result, header))
+
+
+def member(one: engine.Member) -> pb.Member:
+    """A member of the cluster."""
+    return pb.Member(
+        ID=one.id,
+        name=one.name,
+        peerURLs=one.peer_urls,
+        clientURLs=one.client_urls,
+        isLearner=one.is_learner,
+    )

@@ -1,0 +1,127 @@
+"""etcdserverpb.KV: validate, propose or prove, answer (`server/etcdserver/api/v3rpc/key.go`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from google.protobuf.message import Message
+
+from kvstore.engine import (
+    Compact,
+    Range,
+    Txn,
+    check_delete,
+    check_put,
+    check_range,
+    check_txn,
+    is_read_only,
+    is_serializable,
+)
+from kvstore.errors import KVError
+from kvstore.rpc import convert
+from kvstore.rpc.call import Call, Method, reply_with
+from kvstore.rpc.headers import Headers
+from kvstore.server.local_member import LocalMember
+from kvstore.wire import rpc_pb2 as pb
+
+SERVICE = "etcdserverpb.KV"
+
+ConvertResult = Callable[[Any, pb.ResponseHeader], Message]
+"""From the engine's result of one kind of command to its reply."""
+
+
+class KVService:
+    """Keys and values."""
+
+    def __init__(self, member: LocalMember, headers: Headers) -> None:
+        self._member = member
+        self._headers = headers
+
+    def methods(self) -> tuple[Method, ...]:
+        """The rows of this service."""
+        rows = (
+            ("Range", pb.RangeRequest, self.range),
+            ("Put", pb.PutRequest, self.put),
+            ("DeleteRange", pb.DeleteRangeRequest, self.delete_range),
+            ("Txn", pb.TxnRequest, self.txn),
+            ("Compact", pb.CompactionRequest, self.compact),
+        )
+        return tuple(
+            Method(
+                service=SERVICE,
+                name=name,
+                request_type=request_type,
+                handler=handler,
+                needs_leader=self._member.has_leader,
+            )
+            for name, request_type, handler in rows
+        )
+
+    def range(self, request: pb.RangeRequest, call: Call) -> Message | None:
+        """Read an interval: at once when serializable, else after proof that nothing is missed."""
+        wanted = convert.range_(request)
+        check_range(wanted)
+        if wanted.serializable:
+            return self._read_range(wanted)
+        self._member.barrier(partial(self._range_proven, call, wanted))
+        return None
+
+    def _range_proven(self, call: Call, wanted: Range, error: KVError | None) -> None:
+        if error is not None:
+            call.fail(error)
+        else:
+            reply_with(call, partial(self._read_range, wanted))
+
+    def _read_range(self, wanted: Range) -> Message:
+        result = self._member.engine.range(wanted)
+        return convert.range_response(result, self._headers.at(result.revision))
+
+    def put(self, request: pb.PutRequest, call: Call) -> None:
+        """Store one pair."""
+        wanted = convert.put(request)
+        check_put(wanted)
+        self._member.quota.admit(wanted)
+        self._member.propose(wanted, partial(self._settle, call, convert.put_response))
+
+    def delete_range(self, request: pb.DeleteRangeRequest, call: Call) -> None:
+        """Delete an interval."""
+        wanted = convert.delete_range(request)
+        check_delete(wanted)
+        self._member.propose(wanted, partial(self._settle, call, convert.delete_response))
+
+    def txn(self, request: pb.TxnRequest, call: Call) -> Message | None:
+        """One atomic step: compares, then one branch. Without writes it is a read."""
+        wanted = convert.txn(request)
+        check_txn(wanted, self._member.limits.txn_operations_max)
+        if not is_read_only(wanted):
+            self._member.quota.admit(wanted)
+            self._member.propose(wanted, partial(self._settle, call, convert.txn_response))
+            return None
+        if is_serializable(wanted):
+            return self._read_txn(wanted)
+        self._member.barrier(partial(self._txn_proven, call, wanted))
+        return None
+
+    def _txn_proven(self, call: Call, wanted: Txn, error: KVError | None) -> None:
+        if error is not None:
+            call.fail(error)
+        else:
+            reply_with(call, partial(self._read_txn, wanted))
+
+    def _read_txn(self, wanted: Txn) -> Message:
+        result = self._member.engine.read_txn(wanted)
+        return convert.txn_response(result, self._headers.at(result.revision))
+
+    def compact(self, request: pb.CompactionRequest, call: Call) -> None:
+        """Forget history up to a revision."""
+        wanted = Compact(revision=request.revision, physical=request.physical)
+        self._member.propose(wanted, partial(self._settle, call, convert.compact_response))
+
+    def _settle(self, call: Call, convert_result: ConvertResult, outcome: Any) -> None:
+        """Answer a proposed call with its outcome; the header tells the revision after it."""
+        if isinstance(outcome, KVError):
+            call.fail(outcome)
+        else:
+            reply_with(call, lambda: convert_result(outcome, self._headers.at(outcome.revision)))

@@ -1,0 +1,22 @@
+"""All rows of all services of one member."""
+
+from __future__ import annotations
+
+from kvstore.rpc.call import Method
+from kvstore.rpc.cluster import ClusterService
+from kvstore.rpc.headers import Headers
+from kvstore.rpc.health import HealthService
+from kvstore.rpc.kv import KVService
+from kvstore.rpc.maintenance import MaintenanceService
+from kvstore.server.local_member import LocalMember
+
+
+def all_methods(member: LocalMember) -> tuple[Method, ...]:
+    """What both bindings serve."""
+    headers = Headers(member)
+    return (
+        *KVService(member, headers).methods(),
+        *ClusterService(member, headers).methods(),
+        *MaintenanceService(member, headers).methods(),
+        *HealthService().methods(),
+    )

@@ -1,0 +1,46 @@
+"""Whether this member can serve: alarms, a leader, and a read with a proof, in etcd's order.
+
+The reasons are the texts of etcd's `/health` (`server/etcdserver/api/etcdhttp/health.go`, 3.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import NamedTuple
+
+from kvstore.engine import AlarmType
+from kvstore.errors import KVError
+from kvstore.server.local_member import LocalMember
+
+
+class Health(NamedTuple):
+    """The verdict; `reason` is empty when healthy."""
+
+    healthy: bool
+    reason: str
+
+
+def check_health(
+    member: LocalMember,
+    *,
+    serializable: bool,
+    excluded_alarms: Collection[str],
+    settle: Callable[[Health], None],
+) -> None:
+    """Judge this member; a serializable check asks for no leader and no proof."""
+    for alarm in member.engine.alarms():
+        name = AlarmType(alarm.alarm).name
+        if name not in excluded_alarms:
+            settle(Health(False, f"ALARM {name}"))
+            return
+    if serializable:
+        settle(Health(True, ""))
+    elif not member.has_leader():
+        settle(Health(False, "RAFT NO LEADER"))
+    else:
+        member.barrier(partial(_proven, settle))
+
+
+def _proven(settle: Callable[[Health], None], error: KVError | None) -> None:
+    settle(Health(True, "") if error is None else Health(False, f"QGET ERROR:{error.text}"))

@@ -1,0 +1,105 @@
+"""This member as its services see it: commands in, outcomes out, and reads with a proof.
+
+The one place where the driver (which knows no keys) and the engine (which knows no consensus) meet.
+No task and no future per operation: everything settles by a callback on the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from kvstore.engine import Command, Engine, encode
+from kvstore.errors import KVError, RequestTooLarge
+from kvstore.server.faults import as_kv_error
+from kvstore.server.quota import Quota
+from raft.node import NodeError, NodeStatus
+
+Settle = Callable[[Any], None]
+"""Called exactly once, with the engine's result or with the KVError that stands for it."""
+
+BarrierSettle = Callable[[KVError | None], None]
+"""Called exactly once: None when a read of the engine is linearizable now."""
+
+
+class NodeView(Protocol):
+    """The driver, as far as this room uses it."""
+
+    @property
+    def term(self) -> int: ...
+    @property
+    def leader(self) -> int: ...
+    def status(self) -> NodeStatus: ...
+    def propose(self, command: bytes, settle: Callable[[object, NodeError | None], None]) -> None: ...
+    def read_barrier(self, settle: Callable[[NodeError | None], None]) -> None: ...
+
+
+class Limits(NamedTuple):
+    """Bounds on one request, from the configuration."""
+
+    request_bytes_max: int
+    """Size of an encoded command; larger ones are refused before they are proposed."""
+    txn_operations_max: int
+    """Compares, or operations of one branch, of a transaction."""
+
+
+class LocalMember:
+    """Joins driver, engine and quota of one member. Holds no state of its own but counters."""
+
+    def __init__(
+        self,
+        *,
+        node: NodeView,
+        engine: Engine,
+        cluster_id: int,
+        member_id: int,
+        limits: Limits,
+        quota_bytes: int | None,
+    ) -> None:
+        self.node = node
+        self.engine = engine
+        self.cluster_id = cluster_id
+        self.member_id = member_id
+        self.limits = limits
+        self.quota = Quota(self, quota_bytes)
+        self.proposals_pending = 0
+        """Proposals handed to the driver and not yet settled."""
+        self.proposals_failed = 0
+        """Proposals the driver settled with an error, since start."""
+        self.read_indexes_failed = 0
+        """Linearizable reads that found no proof, since start."""
+
+    def has_leader(self) -> bool:
+        """Whether this member knows a leader of its term."""
+        return self.node.leader != 0
+
+    def is_learner(self) -> bool:
+        """Whether this member only listens."""
+        return any(member.id == self.member_id and member.is_learner for member in self.engine.members())
+
+    def propose(self, command: Command, settle: Settle) -> None:
+        """Replicate a validated command. Raises RequestTooLarge; all else comes through `settle`."""
+        data = encode(command)
+        if len(data) > self.limits.request_bytes_max:
+            raise RequestTooLarge
+        self.proposals_pending += 1
+        self.node.propose(data, partial(self._proposed, settle))
+
+    def _proposed(self, settle: Settle, outcome: object, error: NodeError | None) -> None:
+        self.proposals_pending -= 1
+        if error is not None:
+            self.proposals_failed += 1
+            outcome = as_kv_error(error)
+        settle(outcome)
+
+    def barrier(self, settle: BarrierSettle) -> None:
+        """Settle when the engine reflects every write acknowledged before this call."""
+        self.node.read_barrier(partial(self._proven, settle))
+
+    def _proven(self, settle: BarrierSettle, error: NodeError | None) -> None:
+        if error is None:
+            settle(None)
+            return
+        self.read_indexes_failed += 1
+        settle(as_kv_error(error))

@@ -1,0 +1,220 @@
+"""The numbers a member shows to Prometheus, under etcd's names so that its dashboards work.
+
+Nothing is counted twice and nothing is formatted per operation: the rooms keep plain ints, and the
+collector reads them when asked. One registry per member, so that several live in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from kvstore.server.local_member import LocalMember
+from kvstore.version import ETCD_VERSION, __version__
+
+CODE_NAMES = (
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+)
+"""gRPC codes by number, spelled as in etcd's `grpc_code` label."""
+
+
+class RpcCounters(NamedTuple):
+    """What a binding counted for one method since start."""
+
+    kind: str
+    """`unary`, `server_stream` or `bidi_stream`."""
+    service: str
+    method: str
+    started: int
+    handled: Mapping[int, int]
+    """Ended calls by gRPC code."""
+    received_bytes: int
+    sent_bytes: int
+
+
+class HistogramView(NamedTuple):
+    """Durations counted in buckets."""
+
+    bounds_s: tuple[float, ...]
+    counts: tuple[int, ...]
+    """Per bucket, one more than bounds: the last is everything longer."""
+    sum_s: float
+
+
+class PeerCounters(NamedTuple):
+    """What the transport counted for one peer since start."""
+
+    member_id: int
+    connected: bool
+    received_bytes: int
+    sent_bytes: int
+    dropped: int
+    round_trip: HistogramView
+
+
+class Sources(NamedTuple):
+    """Where the numbers come from; each is called once per scrape."""
+
+    rpcs: Callable[[], Iterable[RpcCounters]]
+    peers: Callable[[], Iterable[PeerCounters]]
+
+
+class MemberCollector(Collector):
+    """Everything about one member."""
+
+    def __init__(self, member: LocalMember, sources: Sources) -> None:
+        self._member = member
+        self._sources = sources
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing to check names against: this is the registry's only source of them."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._server()
+        yield from self._store()
+        yield from self._rpcs()
+        yield from self._peers()
+
+    def _server(self) -> Iterator[Metric]:
+        member = self._member
+        status = member.node.status()
+        has_leader = status.leader != 0
+        is_leader = status.leader == member.member_id
+        yield _gauge("etcd_server_has_leader", "Whether a leader is known.", has_leader)
+        yield _gauge("etcd_server_is_leader", "Whether this member leads.", is_leader)
+        yield _gauge("etcd_server_is_learner", "Whether this member only listens.", member.is_learner())
+        yield _counter(
+            "etcd_server_leader_changes_seen",
+            "Changes of leader seen.",
+            status.statistics.leader_changes,
+        )
+        yield _gauge("etcd_server_proposals_committed_total", "Highest committed index.", status.commit)
+        yield _gauge("etcd_server_proposals_applied_total", "Highest applied index.", status.applied)
+        yield _gauge("etcd_server_proposals_pending", "Proposals in flight.", member.proposals_pending)
+        yield _counter("etcd_server_proposals_failed", "Failed proposals.", member.proposals_failed)
+        yield _counter(
+            "etcd_server_read_indexes_failed", "Reads without a proof.", member.read_indexes_failed
+        )
+        yield _gauge(
+            "etcd_server_quota_backend_bytes", "Bound on stored bytes.", member.quota.limit_bytes or 0
+        )
+        identity = GaugeMetricFamily("etcd_server_id", "This member's id.", labels=["server_id"])
+        identity.add_metric([f"{member.member_id:x}"], 1)
+        yield identity
+        version = GaugeMetricFamily(
+            "etcd_server_version", "Version reported to clients.", labels=["server_version"]
+        )
+        version.add_metric([ETCD_VERSION], 1)
+        yield version
+        build = GaugeMetricFamily("kvstore_build_info", "Version of this software.", labels=["version"])
+        build.add_metric([__version__], 1)
+        yield build
+
+    def _store(self) -> Iterator[Metric]:
+        engine = self._member.engine
+        yield _gauge("etcd_mvcc_db_total_size_in_bytes", "Stored bytes.", engine.logical_bytes)
+        yield _gauge(
+            "etcd_mvcc_db_total_size_in_use_in_bytes",
+            "Stored bytes that are not history.",
+            engine.logical_bytes_in_use,
+        )
+        yield _gauge("etcd_debugging_mvcc_keys_total", "Keys.", engine.key_count)
+        yield _gauge("etcd_debugging_mvcc_current_revision", "Current revision.", engine.revision)
+        yield _gauge(
+            "etcd_debugging_mvcc_compact_revision", "Last compacted revision.", engine.compact_revision
+        )
+
+    def _rpcs(self) -> Iterator[Metric]:
+        labels = ["grpc_type", "grpc_service", "grpc_method"]
+        started = CounterMetricFamily("grpc_server_started", "Calls begun.", labels=labels)
+        handled = CounterMetricFamily(
+            "grpc_server_handled", "Calls ended, whatever their outcome.", labels=[*labels, "grpc_code"]
+        )
+        received = sent = 0
+        for row in self._sources.rpcs():
+            names = [row.kind, row.service, row.method]
+            started.add_metric(names, row.started)
+            for code in sorted({0, *row.handled}):
+                handled.add_metric([*names, CODE_NAMES[code]], row.handled.get(code, 0))
+            received += row.received_bytes
+            sent += row.sent_bytes
+        yield started
+        yield handled
+        yield _counter("etcd_network_client_grpc_received_bytes", "Bytes of requests.", received)
+        yield _counter("etcd_network_client_grpc_sent_bytes", "Bytes of replies.", sent)
+
+    def _peers(self) -> Iterator[Metric]:
+        received = CounterMetricFamily(
+            "etcd_network_peer_received_bytes", "Bytes from a peer.", labels=["From"]
+        )
+        sent = CounterMetricFamily("etcd_network_peer_sent_bytes", "Bytes to a peer.", labels=["To"])
+        failures = CounterMetricFamily(
+            "etcd_network_peer_sent_failures", "Messages to a peer that were dropped.", labels=["To"]
+        )
+        active = GaugeMetricFamily(
+            "etcd_network_active_peers", "Connected peers.", labels=["Local", "Remote"]
+        )
+        round_trips = HistogramMetricFamily(
+            "etcd_network_peer_round_trip_time_seconds", "From a heartbeat to its answer.", labels=["To"]
+        )
+        local = f"{self._member.member_id:x}"
+        for peer in self._sources.peers():
+            name = f"{peer.member_id:x}"
+            received.add_metric([name], peer.received_bytes)
+            sent.add_metric([name], peer.sent_bytes)
+            failures.add_metric([name], peer.dropped)
+            active.add_metric([local, name], int(peer.connected))
+            round_trips.add_metric([name], _buckets(peer.round_trip), peer.round_trip.sum_s)
+        yield from (received, sent, failures, active, round_trips)
+
+
+def make_registry(member: LocalMember, sources: Sources) -> CollectorRegistry:
+    """A registry of this member's numbers and of its process."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(MemberCollector(member, sources))
+    ProcessCollector(registry=registry)
+    return registry
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=float(value))
+
+
+def _buckets(view: HistogramView) -> list[tuple[str, float]]:
+    """Cumulative counts by upper bound, as Prometheus wants them."""
+    buckets: list[tuple[str, float]] = []
+    total = 0
+    for bound, count in zip((*view.bounds_s, float("inf")), view.counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
+    return buckets

@@ -1,0 +1,144 @@
+"""A member whose driver applies at once, and a call that remembers how it was answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from google.protobuf.message import Message
+
+from kvstore.engine import Engine, Member
+from kvstore.errors import KVError
+from kvstore.rpc import all_methods
+from kvstore.rpc.call import Call, Method, answer
+from kvstore.server.local_member import Limits, LocalMember
+from raft.node.errors import NodeError
+
+CLUSTER_ID = 0xCDF818194E3A8C32
+MEMBER_ID = 0x8E9E05C52164694D
+
+
+@dataclass
+class FakeStatus:
+    term: int
+    leader: int
+    commit: int
+    applied: int
+
+
+class FakeNode:
+    """A single member: what is proposed is applied before `propose` returns, unless told otherwise."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.term = 3
+        self.leader = MEMBER_ID
+        self.index = 0
+        self.error: NodeError | None = None
+        self.held: list[Callable[[], None]] | None = None
+        """When a list, settlements wait in it."""
+        self.barriers = 0
+
+    def status(self) -> FakeStatus:
+        return FakeStatus(self.term, self.leader, self.index, self.index)
+
+    def propose(self, command: bytes, settle: Callable[[object, NodeError | None], None]) -> None:
+        def act() -> None:
+            if self.error is not None:
+                settle(None, self.error)
+                return
+            self.index += 1
+            (outcome,) = self.engine.apply(self.index, self.term, [command], True)
+            settle(outcome, None)
+
+        self._act(act)
+
+    def read_barrier(self, settle: Callable[[NodeError | None], None]) -> None:
+        self.barriers += 1
+        self._act(lambda: settle(self.error))
+
+    def _act(self, act: Callable[[], None]) -> None:
+        if self.held is None:
+            act()
+        else:
+            self.held.append(act)
+
+
+class RecordingCall(Call):
+    """A caller that keeps everything it is told."""
+
+    def __init__(self, metadata: dict[str, str] | None = None) -> None:
+        super().__init__()
+        self._metadata = metadata or {}
+        self.result: Message | KVError | None = None
+        self.sent: list[Message] = []
+
+    @property
+    def peer(self) -> str:
+        return "test"
+
+    def metadata(self, key: str) -> str | None:
+        return self._metadata.get(key)
+
+    def time_remaining(self) -> float | None:
+        return None
+
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def reply(self, message: Message) -> None:
+        assert self.result is None, "answered twice"
+        self.result = message
+
+    def fail(self, error: KVError) -> None:
+        assert self.result is None, "answered twice"
+        self.result = error
+
+
+class Bench:
+    """One member with its services, called without a network."""
+
+    def __init__(self, quota_bytes: int | None = None, request_bytes_max: int = 1_572_864) -> None:
+        members = [Member(MEMBER_ID, "default", ("http://localhost:2380",))]
+        self.engine = Engine(members=members)
+        self.node = FakeNode(self.engine)
+        self.member = LocalMember(
+            node=self.node,
+            engine=self.engine,
+            cluster_id=CLUSTER_ID,
+            member_id=MEMBER_ID,
+            limits=Limits(request_bytes_max=request_bytes_max, txn_operations_max=128),
+            quota_bytes=quota_bytes,
+        )
+        self.methods: dict[str, Method] = {row.path: row for row in all_methods(self.member)}
+
+    def begin(self, path: str, request: Message, metadata: dict[str, str] | None = None) -> RecordingCall:
+        """Make a call; its result is None while it waits."""
+        call = RecordingCall(metadata)
+        try:
+            reply = answer(self.methods[path], request.SerializeToString(), call)
+        except KVError as error:
+            call.fail(error)
+        else:
+            if reply is not None:
+                call.reply(reply)
+        return call
+
+    def call(self, path: str, request: Message, metadata: dict[str, str] | None = None) -> Message:
+        """Make a call that is answered at once; raises its error."""
+        result = self.begin(path, request, metadata).result
+        assert result is not None, "the call still waits"
+        if isinstance(result, KVError):
+            raise result
+        return result
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+@pytest.fixture
+def make_bench() -> type[Bench]:
+    return Bench

@@ -1,0 +1,197 @@
+"""The handlers over real gRPC: status on purpose, late replies, leaving callers, bounds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+import pytest
+import pytest_asyncio
+
+from kvstore.errors import EmptyKey, OutcomeUnknown, Unavailable
+from kvstore.rpc import Method, grpc_binding, make_grpc_server
+from kvstore.wire import rpc_pb2 as pb
+
+REQUEST_BYTES_MAX = 10_000
+
+
+class Service:
+    """Handlers that do as the key of the request says."""
+
+    def __init__(self) -> None:
+        self.waiting: list = []
+        self.gone = asyncio.Event()
+
+    def put(self, request, call):
+        order = request.key.decode()
+        if order == "refuse":
+            raise EmptyKey
+        if order == "unavailable":
+            raise Unavailable("etcdserver: no leader")
+        if order == "unknown":
+            raise OutcomeUnknown
+        if order == "break":
+            raise RuntimeError("a fault of ours")
+        if order == "wait":
+            call.on_gone(self.gone.set)
+            self.waiting.append(call)
+            return None
+        if order == "later":
+            asyncio.get_running_loop().call_soon(call.reply, pb.PutResponse())
+            return None
+        if order == "late refusal":
+            asyncio.get_running_loop().call_soon(call.fail, EmptyKey())
+            return None
+        return pb.PutResponse(header=pb.ResponseHeader(revision=7))
+
+    def stream(self, request, call) -> None:
+        call.on_gone(self.gone.set)
+        for number in range(request.limit):
+            call.send(pb.RangeStreamResponse(range_response=pb.RangeResponse(count=number)))
+        if request.key == b"refuse":
+            call.fail(EmptyKey())
+
+
+class Harness:
+    def __init__(self) -> None:
+        self.service = Service()
+        self.put_row = Method(
+            service="etcdserverpb.KV", name="Put", request_type=pb.PutRequest, handler=self.service.put
+        )
+        self.stream_row = Method(
+            service="etcdserverpb.KV",
+            name="RangeStream",
+            request_type=pb.RangeRequest,
+            handler=self.service.stream,
+            streaming=True,
+        )
+        self.server = make_grpc_server([self.put_row, self.stream_row], request_bytes_max=REQUEST_BYTES_MAX)
+        self.port = self.server.add_insecure_port("127.0.0.1:0")
+        self.channel: grpc.aio.Channel | None = None
+
+    async def put(self, key: str, **options):
+        call = self.channel.unary_unary(
+            "/etcdserverpb.KV/Put",
+            request_serializer=pb.PutRequest.SerializeToString,
+            response_deserializer=pb.PutResponse.FromString,
+        )
+        return await call(pb.PutRequest(key=key.encode()), **options)
+
+    def stream(self, **fields):
+        call = self.channel.unary_stream(
+            "/etcdserverpb.KV/RangeStream",
+            request_serializer=pb.RangeRequest.SerializeToString,
+            response_deserializer=pb.RangeStreamResponse.FromString,
+        )
+        return call(pb.RangeRequest(**fields))
+
+
+@pytest_asyncio.fixture
+async def harness() -> AsyncIterator[Harness]:
+    made = Harness()
+    await made.server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{made.port}") as channel:
+        made.channel = channel
+        yield made
+    await made.server.stop(0)
+
+
+def trailer_of(error: grpc.aio.AioRpcError) -> object:
+    return dict(error.trailing_metadata()).get("kvstore-outcome")
+
+
+@pytest.mark.asyncio
+async def test_replies_at_once_and_later(harness: Harness) -> None:
+    assert (await harness.put("now")).header.revision == 7
+    assert await harness.put("later") == pb.PutResponse()
+    assert harness.put_row.statistics.started == 2
+    assert harness.put_row.statistics.handled == {0: 2}
+    assert harness.put_row.statistics.received_bytes == len(b"now") + len(b"later") + 4
+
+
+@pytest.mark.parametrize(
+    ("order", "code", "text", "outcome"),
+    [
+        ("refuse", "INVALID_ARGUMENT", "etcdserver: key is not provided", "not-applied"),
+        ("late refusal", "INVALID_ARGUMENT", "etcdserver: key is not provided", "not-applied"),
+        ("unavailable", "UNAVAILABLE", "etcdserver: no leader", "not-applied"),
+        ("unknown", "UNAVAILABLE", "etcdserver: request timed out", "unknown"),
+        ("break", "INTERNAL", "etcdserver: internal error", "unknown"),
+    ],
+)
+@pytest.mark.asyncio
+async def test_errors_carry_code_text_and_outcome(harness: Harness, order, code, text, outcome) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await harness.put(order)
+    error = raised.value
+    assert (error.code().name, error.details(), trailer_of(error)) == (code, text, outcome)
+    assert harness.put_row.statistics.handled == {error.code().value[0]: 1}
+
+
+@pytest.mark.asyncio
+async def test_garbage_and_unknown_methods(harness: Harness) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await harness.channel.unary_unary("/etcdserverpb.KV/Put")(b"\xff\xff\xff")
+    assert raised.value.code() is grpc.StatusCode.INTERNAL
+    assert raised.value.details().startswith("grpc: failed to unmarshal")
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await harness.channel.unary_unary("/etcdserverpb.Lease/LeaseGrant")(b"")
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.asyncio
+async def test_a_caller_that_leaves_is_noticed(harness: Harness) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await harness.put("wait", timeout=0.2)
+    assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    async with asyncio.timeout(5):
+        await harness.service.gone.wait()
+    (call,) = harness.service.waiting
+    assert call.gone
+    call.reply(pb.PutResponse())  # too late, and harmless
+    assert (await harness.put("now")).header.revision == 7
+
+
+@pytest.mark.asyncio
+async def test_messages_beyond_the_limit_are_grpcs_own_error(harness: Harness) -> None:
+    limit = REQUEST_BYTES_MAX + grpc_binding.FRAMING_BYTES_MAX
+    assert (await harness.put("x" * (limit - 100))).header.revision == 7
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await harness.put("x" * limit)
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.asyncio
+async def test_two_servers_never_share_a_port(harness: Harness) -> None:
+    other = make_grpc_server([], request_bytes_max=1)
+    with pytest.raises(RuntimeError):
+        other.add_insecure_port(f"127.0.0.1:{harness.port}")
+
+
+@pytest.mark.asyncio
+async def test_streams_deliver_in_order_and_end_with_the_caller(harness: Harness) -> None:
+    call = harness.stream(limit=3)
+    assert [(await call.read()).range_response.count for _ in range(3)] == [0, 1, 2]
+    call.cancel()
+    async with asyncio.timeout(5):
+        await harness.service.gone.wait()
+    assert harness.stream_row.statistics.started == 1
+
+
+@pytest.mark.asyncio
+async def test_a_stream_that_fails_delivers_what_came_before(harness: Harness) -> None:
+    call = harness.stream(limit=2, key=b"refuse")
+    assert [(await call.read()).range_response.count for _ in range(2)] == [0, 1]
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call.read()
+    assert raised.value.details() == EmptyKey.text
+
+
+@pytest.mark.asyncio
+async def test_a_caller_that_reads_too_slowly_is_dropped(harness: Harness) -> None:
+    call = harness.stream(limit=grpc_binding.UNREAD_MESSAGES_MAX + 1)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        [message async for message in call]
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -1,0 +1,119 @@
+"""A single member over real gRPC, HTTP and disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+
+import grpc
+import pytest
+
+import kvstore
+from kvstore import Config
+from kvstore.app import StartError
+from kvstore.wire import rpc_pb2 as pb
+
+OTHER = "another-cluster"
+
+
+async def fetch(url: str) -> tuple[int, bytes]:
+    def get() -> tuple[int, bytes]:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310  our own listener
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+
+    return await asyncio.to_thread(get)
+
+
+@pytest.mark.asyncio
+async def test_what_was_acknowledged_is_there_after_a_restart(members) -> None:
+    (member,) = await members.start(1)
+    for number in range(20):
+        await member.put(b"k%d" % number, b"%d" % number)
+    before = await member.call("Maintenance/Status", pb.StatusRequest())
+    await member.stop()
+    await member.start()
+    await member.ready()
+    assert await member.get(b"k19") == b"19"
+    answered = await member.call("KV/Range", pb.RangeRequest(key=b"k", range_end=b"l"))
+    assert (answered.count, answered.header.revision) == (20, 21)
+    assert answered.header.cluster_id == before.header.cluster_id
+    assert answered.header.member_id == before.header.member_id
+
+
+@pytest.mark.asyncio
+async def test_health_version_and_metrics(members) -> None:
+    (member,) = await members.start(1)
+    url = member.handle.metrics_urls[0]
+    assert await fetch(url + "/health") == (200, b'{"health":"true","reason":""}')
+    status, body = await fetch(url + "/version")
+    assert (status, json.loads(body)) == (200, {"etcdserver": "3.5.21", "etcdcluster": "3.5.0"})
+    await member.put(b"k")
+    request = pb.AlarmRequest(action=pb.AlarmRequest.ACTIVATE, memberID=1, alarm=pb.NOSPACE)
+    await member.call("Maintenance/Alarm", request)
+    assert await fetch(url + "/health") == (503, b'{"health":"false","reason":"ALARM NOSPACE"}')
+    assert (await fetch(url + "/health?exclude=NOSPACE"))[0] == 200
+    status, body = await fetch(url + "/metrics")
+    text = body.decode()
+    assert status == 200
+    assert "etcd_server_has_leader 1.0" in text
+    put = 'grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"'
+    assert f"grpc_server_started_total{{{put}}} 1.0" in text
+    assert f'grpc_server_handled_total{{grpc_code="OK",{put}}} 1.0' in text
+    assert "_created" not in text
+
+
+@pytest.mark.asyncio
+async def test_hasleader_and_unknown_services(members) -> None:
+    (member,) = await members.start(1)
+    await member.put(b"k", metadata=(("hasleader", "true"),))
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await member.call("KV/Put", pb.PutRequest())
+    assert raised.value.details() == "etcdserver: key is not provided"
+    assert dict(raised.value.trailing_metadata())["kvstore-outcome"] == "not-applied"
+
+
+@pytest.mark.asyncio
+async def test_two_members_in_one_process_do_not_meet(members, tmp_path) -> None:
+    (first,) = await members.start(1)
+    (second,) = members.plan(1, data_dir=str(tmp_path / "other"), initial_cluster_token=OTHER)
+    await second.start()
+    await second.ready()
+    await first.put(b"k", b"1")
+    assert await second.get(b"k") is None
+    assert first.handle.cluster_id != second.handle.cluster_id
+
+
+@pytest.mark.asyncio
+async def test_a_member_that_cannot_start_says_why_in_one_line(members) -> None:
+    (member,) = await members.start(1)
+    config = member.config
+    taken = member.handle.client_urls[0]
+
+    async def refusal(**changes: object) -> str:
+        fields = {**vars(config), **changes}
+        with pytest.raises(StartError) as raised:
+            async with kvstore.serve(Config(**fields)):
+                raise AssertionError("started")
+        line = str(raised.value)
+        assert line
+        assert "\n" not in line
+        return line
+
+    assert "in use by another process" in await refusal()
+    other = str(members.directory / "other")
+    assert "address already in use" in await refusal(data_dir=other, listen_client_urls=taken)
+    await member.stop()
+    assert "belongs to cluster" in await refusal(initial_cluster_token=OTHER)
+    fresh = str(members.directory / "fresh")
+    assert "existing" in await refusal(data_dir=fresh, initial_cluster_state="existing")
+    blocked = members.directory / "file"
+    blocked.write_text("not a directory")
+    assert str(blocked) in await refusal(data_dir=str(blocked))
+    await member.start()
+    await member.ready()
