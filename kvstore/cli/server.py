@@ -157,27 +157,38 @@ def _loop_factory() -> Any:
     return uvloop.new_event_loop
 
 
+def _end_soon(code: int) -> None:
+    """End the process with `code` unless it has ended by itself in time: a thread may hang in a disk."""
+    patience = threading.Timer(STOP_PATIENCE_S, os._exit, (code,))
+    patience.daemon = True
+    patience.start()
+
+
 class _Stop:
-    """Turns the first signal into a stop of `task`, and lets the second end the process."""
+    """Turns the first signal into a stop of `task`, and lets the second end the process.
+
+    A thread waits for the signals, which are blocked in every other: neither a busy loop nor a call
+    that hangs in the kernel can hold it up. To be made before any other thread, which inherits the block.
+    """
 
     def __init__(self, task: asyncio.Task[int]) -> None:
         self._task = task
         self._loop = task.get_loop()
         self.asked = False
         """True from the first signal on."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         for number in _SIGNALS:
-            signal.signal(number, self._first)
+            signal.signal(number, signal.SIG_DFL)  # what the second does
+        threading.Thread(target=self._wait, name="signals", daemon=True).start()
 
-    def _first(self, number: int, frame: object) -> None:
-        # Runs between two bytecodes of the main thread, so that a busy loop cannot hold it up.
-        del frame
+    def _wait(self) -> None:
+        first = signal.sigwait(_SIGNALS)
         self.asked = True
-        for other in _SIGNALS:
-            signal.signal(other, signal.SIG_DFL)
-        patience = threading.Timer(STOP_PATIENCE_S, os._exit, (EXIT_STOP_CUT_SHORT,))
-        patience.daemon = True
-        patience.start()
-        self._loop.call_soon_threadsafe(self._cancel, number)
+        _end_soon(EXIT_STOP_CUT_SHORT)
+        self._loop.call_soon_threadsafe(self._cancel, first)
+        second = signal.sigwait(_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        os.kill(os.getpid(), second)
 
     def _cancel(self, number: int) -> None:
         logger.info("received signal; shutting down", extra={"signal": signal.Signals(number).name})
@@ -194,6 +205,7 @@ async def _serve_until_stopped(loaded: Loaded) -> int:
         async with serve(loaded.config) as node:
             reason = await node.wait_failed()
             logger.critical("the member failed", extra={"error": reason})
+            _end_soon(EXIT_FAILED)
         return EXIT_FAILED
     except asyncio.CancelledError:
         if not stop.asked:
@@ -201,6 +213,7 @@ async def _serve_until_stopped(loaded: Loaded) -> int:
         return EXIT_STOPPED
     except (ConfigError, StartError) as error:
         click.echo(f"Error: {error}", err=True)
+        _end_soon(EXIT_CANNOT_START)
         return EXIT_CANNOT_START
     finally:
         sys.stdout.flush()

@@ -82,7 +82,6 @@ def free_ports():
 @pytest.fixture(scope="session")
 def etcdctl(etcd_folder):
     """Runs the real etcdctl: `etcdctl(["get", "a"], b"stdin") -> Outcome`; without its log lines."""
-    environment = {name: text for name, text in os.environ.items() if not name.startswith("ETCD")}
 
     def run_theirs(args, stdin=b""):
         done = subprocess.run(
@@ -90,7 +89,7 @@ def etcdctl(etcd_folder):
             input=stdin,
             capture_output=True,
             check=False,
-            env=environment,
+            env=_clean_environment(),
             timeout=START_PATIENCE_S,
         )
         errors = [line for line in done.stderr.splitlines(keepends=True) if not line.startswith(b'{"level"')]
@@ -126,3 +125,69 @@ def start_etcd(etcd_folder):
             process.wait(START_PATIENCE_S)
 
     return start
+
+
+@dataclass
+class Member:
+    """A `kvstore server` of its own, alone in its cluster."""
+
+    data_dir: Path
+    client_port: int
+    peer_port: int
+    process: subprocess.Popen | None = None
+
+    @property
+    def endpoint(self):
+        return f"127.0.0.1:{self.client_port}"
+
+    def command(self, *extra):
+        client, peer = f"http://{self.endpoint}", f"http://127.0.0.1:{self.peer_port}"
+        return [
+            *(sys.executable, "-m", "kvstore", "server", "--name=a", f"--data-dir={self.data_dir}"),
+            *(f"--listen-client-urls={client}", f"--advertise-client-urls={client}"),
+            *(f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"),
+            *(f"--initial-cluster=a={peer}", *extra),
+        ]
+
+    def refuse(self, *extra):
+        """Start it, expecting that it ends by itself."""
+        return subprocess.run(
+            self.command(*extra),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=_clean_environment(),
+            timeout=START_PATIENCE_S,
+        )
+
+    @contextlib.contextmanager
+    def run(self, *extra, log):
+        """Start it, wait until it serves, and see that it ends."""
+        with open(log, "ab") as lines:
+            command = self.command(*extra)
+            self.process = subprocess.Popen(command, stdout=lines, stderr=lines, env=_clean_environment())
+        try:
+            deadline = time.monotonic() + START_PATIENCE_S
+            while b"ready to serve client requests" not in Path(log).read_bytes():
+                assert self.process.poll() is None, Path(log).read_text()
+                assert time.monotonic() < deadline, Path(log).read_text()
+                time.sleep(0.01)
+            yield self
+        finally:
+            if self.process.poll() is None:
+                self.process.terminate()
+            self.process.wait(START_PATIENCE_S)
+
+
+def _clean_environment():
+    return {name: text for name, text in os.environ.items() if not name.startswith("ETCD")}
+
+
+@pytest.fixture(scope="session")
+def make_member(free_ports):
+    """`make_member(data_dir)` describes a member on free ports."""
+
+    def make(data_dir):
+        return Member(data_dir, *free_ports(2))
+
+    return make
