@@ -196,11 +196,11 @@ class _Stop:
 
 
 async def _serve_until_stopped(loaded: Loaded) -> int:
-    from kvstore.app import StartError, serve  # the whole server; --version and --help do without
-
     task = asyncio.current_task()
     assert task is not None
     stop = _Stop(task)
+    from kvstore.app import StartError, serve  # the whole server; --version and --help do without
+
     try:
         async with serve(loaded.config) as node:
             reason = await node.wait_failed()

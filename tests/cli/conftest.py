@@ -146,7 +146,8 @@ class Member:
             *(sys.executable, "-m", "kvstore", "server", "--name=a", f"--data-dir={self.data_dir}"),
             *(f"--listen-client-urls={client}", f"--advertise-client-urls={client}"),
             *(f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"),
-            *(f"--initial-cluster=a={peer}", *extra),
+            # alone, it need not wait long for others before it leads
+            *(f"--initial-cluster=a={peer}", "--heartbeat-interval=20", "--election-timeout=100", *extra),
         ]
 
     def refuse(self, *extra):
