@@ -1,6 +1,6 @@
 """Our own command encoding against raw protobuf request bytes, for the payload of log entries.
 
-    python bench/payload_encoding.py
+    python -m bench.payload_encoding
 
 A command is written by one node and read by three. With protobuf the origin would log the request
 bytes as they came in, which costs nothing, and every member would parse them at apply; with our own
