@@ -23,7 +23,7 @@ import random
 import secrets
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import grpc.aio
 
@@ -125,58 +125,92 @@ class NodeHandle:
 async def serve(config: Config) -> AsyncIterator[NodeHandle]:
     """Run a member until the block is left. Raises ConfigError or StartError instead of starting."""
     config.validate()
-    async with AsyncExitStack() as stack:
+    assembly = _Assembly(config)
+    try:
         try:
-            handle = await _Assembly(config, stack).start()
+            handle = await assembly.start()
         except (StorageError, StateBeyondLog, OSError) as error:
             raise StartError(_one_line(error)) from error
         yield handle
+    finally:
+        await assembly.close()
 
 
 class _Assembly:
-    """One member being put together. What must be undone waits on the stack, in reverse order."""
+    """One member being put together, and taken apart again from wherever that stopped."""
 
-    def __init__(self, config: Config, stack: AsyncExitStack) -> None:
+    _directory: MemberDirectory | None = None
+    _writer: ThreadedLogWriter | None = None
+    _transport: GrpcTransport | None = None
+    _node: Node | None = None
+    """Set once started: from then on it owns transport, log and state file."""
+    _watchdog: Watchdog | None = None
+    _server: grpc.aio.Server | None = None
+    _publication: asyncio.Task[None] | None = None
+    _closing_clients: asyncio.Task[None] | None = None
+    """Ends the client listener after a fatal error."""
+
+    def __init__(self, config: Config) -> None:
         self._config = config
-        self._stack = stack
         self._loop = asyncio.get_running_loop()
         self._boot_id = secrets.randbits(64)
-        self._closing_clients: asyncio.Task[None] | None = None
-        """Ends the client listener after a fatal error; awaited when the block is left."""
+        self._listeners: list[HttpListener] = []
 
     async def start(self) -> NodeHandle:
         """Everything, in the order in which one needs the other."""
-        directory, founding = await self._open_directory()
-        self._stack.callback(directory.release)
+        config = self._config
+        self._directory, founding = await self._open_directory()
         engine = Engine(members=founding.members)
-        node = self._make_node(directory, founding, engine)
-        handle = self._handle = NodeHandle(self._config.name, founding, node)
-        member = LocalMember(
+        node = self._make_node(self._directory, founding, engine)
+        handle = self._handle = NodeHandle(config.name, founding, node)
+        member = self._member = LocalMember(
             node=node,
             engine=engine,
             cluster_id=founding.cluster_id,
             member_id=founding.member_id,
-            limits=Limits(
-                request_bytes_max=self._config.max_request_bytes,
-                txn_operations_max=self._config.max_txn_ops,
-            ),
-            quota_bytes=self._config.quota_bytes,
+            limits=Limits(config.max_request_bytes, config.max_txn_ops),
+            quota_bytes=config.quota_bytes,
         )
-        self._member = member
         methods = all_methods(member)
-        self._server = make_grpc_server(methods, request_bytes_max=self._config.max_request_bytes)
-        ports = _bind_clients(self._server, self._config.listen_client)
+        self._server = make_grpc_server(methods, request_bytes_max=config.max_request_bytes)
+        ports = _bind_clients(self._server, config.listen_client)
         await self._start_node(node)
-        self._start_watchdog(frozenset(ports))
+        self._start_watchdog(node, frozenset(ports))
         await self._server.start()
-        self._stack.push_async_callback(self._stop_clients)
-        for url, port in zip(self._config.listen_client, ports, strict=True):
+        for url, port in zip(config.listen_client, ports, strict=True):
             logger.info("listening for client requests on %s", Url(url.scheme, url.host, port).address)
-        handle.client_urls = _with_ports(self._config.advertise_client, self._config.listen_client, ports)
+        handle.client_urls = _with_ports(config.advertise_client, config.listen_client, ports)
         handle.metrics_urls = await self._start_http(member, methods)
-        self._stack.push_async_callback(node.stop)  # first to go: peers elect at once
-        self._start_publication(handle)
+        self._publication = self._loop.create_task(self._join(handle), name=f"publish {handle.name}")
         return handle
+
+    async def close(self) -> None:
+        """Leave the peers at once, so that they elect at once; then answer, flush and let go."""
+        if self._publication is not None:
+            self._publication.cancel()
+            await asyncio.wait([self._publication])
+        if self._node is not None:
+            await self._node.stop()
+        else:
+            await self._close_unstarted()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        if self._closing_clients is not None:
+            await self._closing_clients
+        if self._server is not None:
+            await self._server.stop(REPLY_GRACE_SECONDS)
+        for listener in self._listeners:
+            await listener.stop()
+        if self._directory is not None:
+            self._directory.release()
+
+    async def _close_unstarted(self) -> None:
+        if self._transport is not None:
+            await self._transport.close()
+        if self._writer is not None:
+            await self._writer.close()
+        if self._directory is not None:
+            await self._directory.state.close()
 
     async def _open_directory(self) -> tuple[MemberDirectory, Founding]:
         """The data directory, made by founding the cluster when it is new."""
@@ -210,16 +244,14 @@ class _Assembly:
     def _make_node(self, directory: MemberDirectory, founding: Founding, engine: Engine) -> Node:
         config = self._config
         rng = random.Random(self._boot_id)  # noqa: S311  spreads timeouts, guards no secret
-        transport = GrpcTransport(tuple(str(url) for url in config.listen_peer), rng=rng)
+        self._writer = ThreadedLogWriter(
+            directory.log, loop=self._loop, fatal=lambda reason: node.fail(reason), on_space=self._on_space
+        )
+        transport = self._transport = GrpcTransport(tuple(map(str, config.listen_peer)), rng=rng)
         for member in founding.members:
             if member.id != founding.member_id:
                 transport.set_peer(member.id, member.peer_urls)
-        self._transport = transport
-        self._writer = ThreadedLogWriter(
-            directory.log, loop=self._loop, fatal=self._log_failed, on_space=self._on_space
-        )
-        self._state = directory.state
-        self._node = Node(
+        node = Node(
             config=NodeConfig(
                 member_id=founding.member_id,
                 cluster_id=founding.cluster_id,
@@ -236,17 +268,14 @@ class _Assembly:
             boot_id=self._boot_id,
             fatal=self._on_fatal,
         )
-        return self._node
+        return node
 
     async def _start_node(self, node: Node) -> None:
-        try:
-            with _collector_paused():
-                await node.start()
-        except BaseException:
-            await self._transport.close()
-            await self._writer.close()
-            await self._state.close()
-            raise
+        for url in self._config.listen_peer:
+            _try_bind(url)
+        with _collector_paused():
+            await node.start()
+        self._node = node
         for url in (*self._config.listen_peer, *self._config.listen_client):
             if not _is_loopback(url.host):
                 logger.warning(
@@ -254,23 +283,25 @@ class _Assembly:
                     url.address,
                 )
 
-    def _start_watchdog(self, client_ports: frozenset[int]) -> None:
+    def _start_watchdog(self, node: Node, client_ports: frozenset[int]) -> None:
         """Watch the log's syncs from a thread of its own, and stop leading, or everything, in time."""
+        assert self._writer is not None
+        assert self._transport is not None
+        sever_peers = self._transport.sever
 
         def sever() -> None:
-            self._transport.sever()
+            sever_peers()
             sockets.cut(sockets.accepted_on(client_ports))
 
-        watchdog = Watchdog(
+        self._watchdog = Watchdog(
             stalled_seconds=self._writer.stalled_seconds,
             loop=self._loop,
             election_timeout_ms=self._config.election_timeout,
-            on_stall=self._node.on_disk_stalled,
+            on_stall=node.on_disk_stalled,
             sever=sever,
             fatal=_end_process,
         )
-        watchdog.start()
-        self._stack.callback(watchdog.stop)
+        self._watchdog.start()
 
     async def _start_http(self, member: LocalMember, methods: tuple[Method, ...]) -> tuple[str, ...]:
         sources = Sources(rpcs=lambda: map(_rpc_counters, methods), peers=self._peer_counters)
@@ -280,38 +311,22 @@ class _Assembly:
             listener = HttpListener(routes)
             sock = _bind(url)
             await listener.start(sock)
-            self._stack.push_async_callback(listener.stop)
+            self._listeners.append(listener)
             bound = Url(url.scheme, url.host, sock.getsockname()[1])
             logger.info("listening for metrics on %s", bound.address)
             urls.append(str(bound))
         return tuple(urls)
 
-    def _start_publication(self, handle: NodeHandle) -> None:
-        async def join() -> None:
-            if await publish(self._member, handle.name, handle.client_urls):
-                logger.info("ready to serve client requests", extra={"node": handle.name})
-                handle._set_ready()
-
-        task = self._loop.create_task(join(), name=f"publish {handle.name}")
-
-        async def leave() -> None:
-            task.cancel()
-            await asyncio.wait([task])
-
-        self._stack.push_async_callback(leave)
-
-    async def _stop_clients(self) -> None:
-        if self._closing_clients is not None:
-            await self._closing_clients
-        await self._server.stop(REPLY_GRACE_SECONDS)
-
-    def _log_failed(self, reason: str) -> None:
-        self._node.fail(reason)
+    async def _join(self, handle: NodeHandle) -> None:
+        """Make this member known to the cluster, which proves that there is one."""
+        if await publish(self._member, handle.name, handle.client_urls):
+            logger.info("ready to serve client requests", extra={"node": handle.name})
+            handle._set_ready()
 
     def _on_fatal(self, reason: str) -> None:
         """Nothing may be answered from memory any more: the client listener ends with the driver."""
         self._handle._set_failed(reason)
-        if self._closing_clients is None:
+        if self._closing_clients is None and self._server is not None:
             self._closing_clients = self._loop.create_task(self._server.stop(None))
 
     def _on_space(self, space: bool) -> None:
@@ -320,6 +335,7 @@ class _Assembly:
             self._member.quota.raise_alarm()
 
     def _peer_counters(self) -> Iterator[PeerCounters]:
+        assert self._transport is not None
         connected = self._transport.connected_peers()
         for member_id, peer in sorted(self._transport.statistics().items()):
             yield PeerCounters(
@@ -383,15 +399,17 @@ def _bind(url: Url) -> socket.socket:
     return sock
 
 
-def _bind_clients(server: grpc.aio.Server, urls: tuple[Url, ...]) -> list[int]:
-    """Bind every client URL; the ports in the order of the URLs. Raises StartError.
+def _try_bind(url: Url) -> None:
+    """Raise StartError when the URL's port is taken: gRPC's own report is no line for an operator."""
+    if url.port:
+        _bind(url).close()
 
-    A socket of our own is tried first: gRPC tells neither the reason nor only through an exception.
-    """
+
+def _bind_clients(server: grpc.aio.Server, urls: tuple[Url, ...]) -> list[int]:
+    """Bind every client URL; the ports in the order of the URLs. Raises StartError."""
     ports = []
     for url in urls:
-        if url.port:
-            _bind(url).close()
+        _try_bind(url)
         try:
             ports.append(server.add_insecure_port(Url(url.scheme, _host(url), url.port).address))
         except RuntimeError as error:

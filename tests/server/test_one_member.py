@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import urllib.error
 import urllib.request
 
@@ -90,24 +91,35 @@ async def test_two_members_in_one_process_do_not_meet(members, tmp_path) -> None
 
 
 @pytest.mark.asyncio
-async def test_a_member_that_cannot_start_says_why_in_one_line(members) -> None:
+async def test_a_member_that_cannot_start_says_why_in_one_line(members, until) -> None:
     (member,) = await members.start(1)
     config = member.config
     taken = member.handle.client_urls[0]
 
     async def refusal(**changes: object) -> str:
-        fields = {**vars(config), **changes}
+        threads = threading.active_count()
+        refused = Config(**{**vars(config), **changes})
         with pytest.raises(StartError) as raised:
-            async with kvstore.serve(Config(**fields)):
+            async with kvstore.serve(refused):
                 raise AssertionError("started")
         line = str(raised.value)
         assert line
         assert "\n" not in line
+        await until(lambda: threading.active_count() == threads)
+        if refused.data_dir != config.data_dir:
+            assert not (refused.directory / "state.db-wal").exists(), "nor an open state file"
         return line
 
     assert "in use by another process" in await refusal()
     other = str(members.directory / "other")
     assert "address already in use" in await refusal(data_dir=other, listen_client_urls=taken)
+    peer = config.listen_peer_urls
+    options = {"initial_cluster": f"a={peer}", "listen_peer_urls": peer}
+    assert "address already in use" in await refusal(data_dir=other, **options)
+    taken = member.handle.metrics_urls[0]
+    free = "http://127.0.0.1:0"
+    options = {"initial_cluster": f"a={free}", "listen_peer_urls": free, "listen_metrics_urls": taken}
+    assert "address already in use" in await refusal(data_dir=str(members.directory / "third"), **options)
     await member.stop()
     assert "belongs to cluster" in await refusal(initial_cluster_token=OTHER)
     fresh = str(members.directory / "fresh")
