@@ -13,6 +13,8 @@ from raft.core.types import Role
 def on_vote_response(s: State, m: Message) -> None:
     """Count it if it answers the question being asked."""
     learn_commit(s, m)
+    if s.role is Role.FOLLOWER:
+        return
     wanted = MessageType.PRE_VOTE_RESPONSE if s.role is Role.PRE_CANDIDATE else MessageType.VOTE_RESPONSE
     if m.type is wanted:
         count_vote(s, m.from_, granted=not m.reject)

@@ -99,7 +99,3 @@ class BootState:
     conf: ConfState
     """Active configuration as of `applied`. A member that joins starts from the cluster's first
     configuration, whose log it will be sent, or from a snapshot; never from an empty one and index 0."""
-    distrust_past: int | None = None
-    """Index of the last entry found when a torn tail was cut: entries past it may have been promised and
-    lost. Until a leader's entries reach past it this member neither campaigns nor grants a vote, so a
-    quorum never includes a member that has forgotten. None when nothing was cut."""

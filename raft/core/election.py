@@ -72,7 +72,7 @@ def on_vote_request(s: State, m: Message) -> None:
         or (s.vote == NO_NODE and s.leader == NO_NODE)
         or (is_pre_vote and m.term > s.term)
     )
-    granted = may_grant and s.distrust_past is None and s.log.is_current(m.index, m.log_term)
+    granted = may_grant and s.log.is_current(m.index, m.log_term)
     # A granted pre-vote names the term asked for, a refused one the present term.
     _answer(s, m, m.term if granted else s.term, granted=granted)
     if granted and not is_pre_vote:
@@ -88,7 +88,7 @@ def refuse_pre_vote(s: State, m: Message) -> None:
 def _answer(s: State, m: Message, term: int, *, granted: bool) -> None:
     is_pre_vote = m.type is MessageType.PRE_VOTE
     answer_type = MessageType.PRE_VOTE_RESPONSE if is_pre_vote else MessageType.VOTE_RESPONSE
-    committed = s.log.committed
+    committed = min(s.log.committed, m.index)  # of an entry the asking member can hold
     s.promise(
         Message(
             answer_type,
@@ -110,8 +110,11 @@ def learn_commit(s: State, m: Message) -> None:
     has left, whose longer log refuses it for ever. The refusal then carries what it lacks (etcd #12359;
     raft-rs does the same).
     """
-    if m.log_term and s.log.matches(m.commit, m.log_term):
-        s.log.commit_to(m.commit)
+    log = s.log
+    if not m.log_term or not log.matches(m.commit, m.log_term) or not log.commit_to(m.commit):
+        return
+    if s.role is not Role.FOLLOWER and log.has_conf_change(log.applied + 1, log.committed + 1):
+        become_follower(s, s.term, NO_NODE)  # the campaign was one in a configuration now superseded
 
 
 def is_withheld(s: State, m: Message) -> bool:

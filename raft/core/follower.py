@@ -28,8 +28,6 @@ def accept_append(s: State, m: Message) -> None:
     if last is None:
         _reject(s, m)
         return
-    if s.distrust_past is not None and last > s.distrust_past:
-        s.distrust_past = None
     _acknowledge(s, m, last)
 
 
@@ -86,8 +84,6 @@ def accept_snapshot(s: State, m: Message) -> None:
     else:
         log.restore(snapshot)
         s.tracker.adopt(snapshot.conf, log.last_index + 1)
-        if s.distrust_past is not None and snapshot.index > s.distrust_past:
-            s.distrust_past = None
         index = snapshot.index
     s.promise(Message(MessageType.APPEND_RESPONSE, m.from_, s.id, s.term, index=index))
 

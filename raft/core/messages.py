@@ -39,7 +39,8 @@ class Message:
 
     Field use per type follows etcd-io/raft: `index`/`log_term` name the entry before `entries`
     (APPEND), the acknowledged index (APPEND_RESPONSE), or the candidate's last entry (VOTE).
-    VOTE_RESPONSE and PRE_VOTE_RESPONSE: `commit`/`log_term` name the newest entry the sender knows committed.
+    VOTE_RESPONSE and PRE_VOTE_RESPONSE: `commit`/`log_term` name an entry the sender knows committed,
+    the newest that the asking member's log can reach.
     """
 
     type: MessageType

@@ -35,7 +35,6 @@ class State:
         "append_due",
         "commit_due",
         "config",
-        "distrust_past",
         "dropped_reads",
         "election_elapsed",
         "election_timeout",
@@ -77,8 +76,6 @@ class State:
         if self.log.last_term > hard.term:
             raise BootRefused(f"entries of term {self.log.last_term} beyond the hard state's {hard.term}")
         self.tracker = Tracker(config, boot.conf, self.log.last_index + 1)
-        self.distrust_past = boot.distrust_past
-        """See BootState; cleared for good once a leader's entries reach past it."""
 
         self.election_elapsed = 0
         """Ticks since the leader was heard, a vote was granted or (leader) CheckQuorum last looked."""
@@ -120,7 +117,7 @@ class State:
 
     def is_promotable(self) -> bool:
         """Whether this member may stand for election at all."""
-        return self.log.snapshot is None and self.distrust_past is None and self.tracker.is_voter(self.id)
+        return self.log.snapshot is None and self.tracker.is_voter(self.id)
 
     def has_own_commit(self) -> bool:
         """Whether an entry of the present term is committed: before that a new leader's commit index may

@@ -261,25 +261,6 @@ def test_one_forgetful_member_cannot_depose_a_living_leader(cluster):
     assert network.core(2).leader == 1
 
 
-def test_a_member_that_cut_a_torn_tail_waits_for_a_leader(empty_network):
-    """2 acknowledged entry 3 and lost it: it must not help 3, which never had it, to lead."""
-    network = empty_network(1)
-    conf = ConfState(voters=(1, 2, 3))
-    network.add(1, conf, entries=_entries(1, 1, 1), hard_state=HardState(1, 0, 3))
-    network.add(2, conf, entries=_entries(1, 1), hard_state=HardState(1, 0, 2))
-    network.add(3, conf, entries=_entries(1, 1), hard_state=HardState(1, 0, 2))
-    network.core(2)._state.distrust_past = 2
-    network.isolate(1)
-    network.run_ticks(60)
-    assert network.leader() == 0
-    assert network.core(2).role is Role.FOLLOWER
-    network.heal()
-    network.run_ticks(60)
-    assert network.leader() == 1 or network.core(network.leader()).last_index >= 3
-    assert network.core(2)._state.distrust_past is None
-    assert network.log(2)[:3] == [(1, 1), (1, 2), (1, 3)]
-
-
 def test_a_leader_forgets_what_a_restarted_member_acknowledged(cluster):
     """A torn tail in the leader's own term: without the report its rejections would look stale for ever."""
     network = cluster(3)

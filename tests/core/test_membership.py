@@ -17,6 +17,7 @@ from raft.core import (
     Role,
     SnapshotMeta,
 )
+from raft.core.quorum import majority_committed
 
 ADD, LEARN, REMOVE = ConfStepKind.ADD_VOTER, ConfStepKind.ADD_LEARNER, ConfStepKind.REMOVE
 
@@ -187,6 +188,36 @@ def test_a_joint_change_needs_both_majorities_and_leaves_by_itself(cluster):
     assert network.data(1) == [b"a"]
     assert network.core(1).conf == ConfState(voters=(1, 4, 5, 6))
     assert network.data(6) == [b"a"]
+
+
+def test_with_one_majority_the_joint_change_would_not_need_both(cluster, monkeypatch):
+    """Negative control of the test before."""
+    monkeypatch.setattr(
+        "raft.core.tracker.joint_committed",
+        lambda incoming, outgoing, acknowledged: majority_committed(outgoing or incoming, acknowledged),
+    )
+    with pytest.raises(AssertionError):
+        test_a_joint_change_needs_both_majorities_and_leaves_by_itself(cluster)
+
+
+def test_a_campaign_ends_when_its_configuration_is_superseded(cluster):
+    """A candidate that learns from a refusal that its own removal is committed must not win after all."""
+    network = cluster(3)
+    network.elect(1)
+    network.change_conf(1, change((REMOVE, 2)))
+    network.drop = lambda m: m.to == 2 and not m.entries
+    network.settle()
+    network.propose(1, b"never seen by 2")
+    network.drop = lambda m: m.to == 2
+    network.settle()
+    network.drop = lambda m: False
+    assert network.core(2).conf.voters == (1, 2, 3)
+    network.core(1)._state.election_elapsed = network.core(3)._state.election_elapsed = 10
+    network.campaign(2)
+    network.settle()
+    assert network.core(2).conf.voters == (1, 3)
+    assert network.core(2).role is Role.FOLLOWER
+    assert network.leader() == 1
 
 
 def test_an_explicit_joint_configuration_waits_to_be_left(cluster):

@@ -10,10 +10,28 @@ import time
 
 import pytest
 
-from raft.core import ConfChange, ConfStep, ConfStepKind, ProposalDropped, Role
+import raft.core.candidate as candidate
+import raft.core.election as election
+import raft.core.leader as leading
+import raft.core.machine as machine
+import raft.core.quorum as quorum
+import raft.core.replication as replication
+import raft.core.transitions as transitions
+from raft.core import (
+    ConfChange,
+    ConfStep,
+    ConfStepKind,
+    CoreError,
+    MessageType,
+    ProposalDropped,
+    Role,
+)
 from raft.core.invariants import InvariantViolated
+from raft.core.log import Log
+from raft.core.state import State
+from raft.core.tracker import Tracker
 
-SEEDS = range(25)
+SEEDS = range(12)
 STEPS = 2500
 """Steps per seed: enough for several elections, crashes and membership changes each."""
 
@@ -24,8 +42,9 @@ COMMITS_MIN = 20
 class Chaos:
     """One seeded run over a cluster; then a calm in which it must recover."""
 
-    def __init__(self, network, seed, *, membership):
+    def __init__(self, network, seed, *, membership, storm=False):
         self.network = network
+        self.storm = storm
         self.rng = random.Random(seed)
         self.membership = membership
         self.serial = 0
@@ -46,10 +65,10 @@ class Chaos:
             (self.read, 4),
             (self.duplicate, 3),
             (self.lose, 3),
-            (self.heal, 3),
-            (self.partition, 1),
-            (self.crash, 1),
-            (self.restart, 4),
+            (self.heal, 5 if self.storm else 3),
+            (self.partition, 5 if self.storm else 1),
+            (self.crash, 4 if self.storm else 1),
+            (self.restart, 9 if self.storm else 4),
             (self.compact, 1),
             (self.nudge, 1),
             (self.change_conf, 1 if self.membership else 0),
@@ -201,9 +220,9 @@ class Chaos:
         return token in logs[0] and all(log == logs[0] for log in logs)
 
 
-def _run(network, seed, *, membership):
+def _run(network, seed, *, membership, storm=False):
     print(f"seed {seed}")
-    chaos = Chaos(network, seed, membership=membership)
+    chaos = Chaos(network, seed, membership=membership, storm=storm)
     chaos.run(STEPS)
     chaos.recover()
     return chaos
@@ -216,6 +235,15 @@ def test_random_schedules(cluster, seed):
     chaos = _run(network, seed, membership=False)
     assert len(network.history.committed) > COMMITS_MIN
     assert set(chaos.counts) >= {"crash", "partition", "compact", "duplicate", "lose"}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_storms(cluster, seed):
+    """Many elections: nothing is withheld, members crash and links break all the time."""
+    settings = {"pre_vote": False, "check_quorum": False, "withhold_votes": False, "election_ticks": 4}
+    network = cluster(3 if seed % 2 else 5, seed=seed, **settings)
+    _run(network, seed, membership=False, storm=True)
+    assert max(network.history.leaders) > 5, "a storm with few terms proves little"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -234,14 +262,187 @@ def test_a_run_is_repeatable(cluster):
     assert fingerprint() == fingerprint()
 
 
-def test_the_checks_bite(cluster, monkeypatch):
-    """Negative control: with a broken rule, some seed must fail."""
-    monkeypatch.setattr("raft.core.log.Log.is_current", lambda self, index, term: True)
-    deadline = time.monotonic() + 20
-    for seed in range(200):
+# ---------------------------------------------------------------------- the harness, judged
+
+
+def _votes_ignore_the_log(patch, network):
+    patch.setattr("raft.core.log.Log.is_current", lambda self, index, term: True)
+
+
+def _votes_are_not_written(patch, network):
+    disk = type(network[1].disk)
+    write = disk.write
+
+    def write_without_vote(self, work):
+        write(self, work)
+        self.hard_state = self.hard_state._replace(vote=0)
+
+    patch.setattr(disk, "write", write_without_vote)
+    patch.setattr(type(network[1]), "_check_promise", lambda self, message: None)
+
+
+def _votes_are_forgotten_at_step_down(patch, network):
+    become_follower = transitions.become_follower
+
+    def forgetful(s, term, leader):
+        become_follower(s, term, leader)
+        s.vote = 0
+
+    for module in (transitions, machine, election, candidate, leading):
+        patch.setattr(module, "become_follower", forgetful)
+
+
+def _promises_leave_before_the_sync(patch, network):
+    patch.setattr(State, "promise", lambda self, message: self.messages.append(message))
+
+
+def _matching_appends_truncate(patch, network):
+    accept = Log.accept
+
+    def truncating(self, prev_index, prev_term, entries, commit):
+        if self.matches(prev_index, prev_term) and prev_index >= self.committed:
+            del self._entries[prev_index - self.base_index :]
+            self.stable = min(self.stable, prev_index)
+            self.submitted = min(self.submitted, prev_index)
+        return accept(self, prev_index, prev_term, entries, commit)
+
+    patch.setattr(Log, "accept", truncating)
+
+
+def _earlier_terms_commit_by_count(patch, network):
+    def commit_by_count(s):
+        committed = s.tracker.committed()
+        if committed <= s.log.committed:
+            return False
+        s.uncommitted_bytes -= s.log.nbytes_between(s.log.committed + 1, committed + 1)
+        s.append_due = True
+        return s.log.commit_to(committed)
+
+    for module in (replication, leading):
+        patch.setattr(module, "commit_by_count", commit_by_count)
+
+
+def _heartbeats_carry_the_whole_commit_index(patch, network):
+    def broadcast_heartbeat(s, round_id, *, voters_only):
+        for member in s.tracker.progress:
+            if member != s.id:
+                beat = s.send(MessageType.HEARTBEAT, member)
+                beat.commit, beat.context = s.log.committed, round_id
+
+    patch.setattr(leading, "broadcast_heartbeat", broadcast_heartbeat)
+
+
+def _reads_need_no_own_commit(patch, network):
+    patch.setattr(State, "has_own_commit", lambda self: True)
+
+
+def _learners_count(patch, network):
+    def committed(self):
+        everyone = tuple(self.progress)
+        return quorum.majority_committed(everyone, {m: p.match for m, p in self.progress.items()})
+
+    patch.setattr(Tracker, "committed", committed)
+
+
+def _changes_need_no_earlier_one_applied(patch, network):
+    propose_conf = leading.propose_conf
+
+    def eager(s, change):
+        s.pending_conf_index = 0
+        return propose_conf(s, change)
+
+    patch.setattr(leading, "propose_conf", eager)
+
+
+def _snapshots_keep_a_contradicting_tail(patch, network):
+    restore = Log.restore
+
+    def keeping(self, snapshot):
+        tail = [entry for entry in self._entries if entry.index > snapshot.index]
+        restore(self, snapshot)
+        self._entries = tail
+        self.submitted = self.last_index
+
+    patch.setattr(Log, "restore", keeping)
+
+
+def _repeated_votes_count_again(patch, network):
+    def record_vote(self, member, granted):
+        self.votes[member if member not in self.votes else -len(self.votes)] = granted
+        yes = sum(self.votes.values())
+        needed = quorum.majority_size(len(self.conf.voters))
+        return quorum.VoteResult.WON if yes >= needed else quorum.VoteResult.PENDING
+
+    patch.setattr(Tracker, "record_vote", record_vote)
+
+
+def _full_windows_are_never_nudged(patch, network):
+    on_heartbeat_response = leading.on_heartbeat_response
+
+    def without_nudge(s, m):
+        progress = s.tracker.progress.get(m.from_)
+        if progress is not None:
+            progress.nudge_due = False
+        on_heartbeat_response(s, m)
+
+    patch.setitem(machine._LEADER, MessageType.HEARTBEAT_RESPONSE, without_nudge)
+
+
+def _transfers_are_never_given_up(patch, network):
+    on_tick = leading.on_tick
+
+    def stubborn(s):
+        transferee = s.transferee
+        on_tick(s)
+        if s.role is Role.LEADER:
+            s.transferee = transferee
+
+    patch.setattr(leading, "on_tick", stubborn)
+
+
+MUTANTS = {
+    _votes_ignore_the_log: 0,
+    _votes_are_not_written: 64,
+    _votes_are_forgotten_at_step_down: 0,
+    _promises_leave_before_the_sync: 25,
+    _matching_appends_truncate: 3,
+    _earlier_terms_commit_by_count: 17,
+    _heartbeats_carry_the_whole_commit_index: 33,
+    _reads_need_no_own_commit: 0,
+    _learners_count: 9,
+    _changes_need_no_earlier_one_applied: 3,
+    _snapshots_keep_a_contradicting_tail: 12,
+    _repeated_votes_count_again: 83,
+    _full_windows_are_never_nudged: 6,
+    _transfers_are_never_given_up: 2,
+}
+"""Each with a seed whose schedule is known to notice it; others are tried after it."""
+
+MUTANT_SECONDS_MAX = 20
+"""A mutant that lives longer is not killed by these schedules. Most die within a few seeds."""
+
+
+def _survives(cluster, monkeypatch, mutant, seed):
+    with monkeypatch.context() as patch:
+        membership, storm = bool(seed % 2), seed % 4 < 2
+        calm = not storm
+        settings = {"pre_vote": calm, "check_quorum": calm, "withhold_votes": calm}
+        settings["election_ticks"] = 10 if calm else 4
+        learners = (4, 5) if membership else ()
+        network = cluster(3, seed=seed, learners=learners, inflight_messages_max=4, **settings)
+        mutant(patch, network)
         try:
-            _run(cluster(3, seed=seed), seed, membership=False)
-        except AssertionError:
-            return
-        assert time.monotonic() < deadline, "no seed noticed that votes ignore the log"
-    raise AssertionError("no seed noticed that votes ignore the log")
+            _run(network, seed, membership=membership, storm=storm)
+        except (AssertionError, CoreError, LookupError):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__.strip("_"))
+def test_a_broken_rule_is_noticed(cluster, monkeypatch, mutant):
+    """Negative controls: each rule of the algorithm, broken alone, fails some schedule."""
+    deadline = time.monotonic() + MUTANT_SECONDS_MAX
+    seed = MUTANTS[mutant]
+    while _survives(cluster, monkeypatch, mutant, seed):
+        seed += 1
+        assert time.monotonic() < deadline, f"no schedule up to seed {seed} noticed"

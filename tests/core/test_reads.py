@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raft.core import ConfChange, ConfStep, ConfStepKind, MessageType, Role
+from raft.core.read_index import ReadRounds
 
 
 def test_a_single_voter_answers_at_once(cluster):
@@ -102,6 +103,21 @@ def test_answers_of_an_old_round_do_not_prove_a_retry(cluster):
     network.run_ticks(3)
     assert network[1].reads == {}
     assert network[1].dropped == [1], "and is dropped when the old leader learns of the new one"
+
+
+def test_with_a_reused_round_id_the_late_answers_would_prove_it(cluster, monkeypatch):
+    """Negative control of the test before."""
+    begin = ReadRounds.begin
+
+    def reusing(self, read_index):
+        begin(self, read_index)
+        self.last_id = 1
+        self.rounds[-1] = self.rounds[-1]._replace(id=1)
+        return 1
+
+    monkeypatch.setattr(ReadRounds, "begin", reusing)
+    with pytest.raises(AssertionError):
+        test_answers_of_an_old_round_do_not_prove_a_retry(cluster)
 
 
 def test_a_retry_takes_a_new_round_id(cluster):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from raft.core import DropReason, MessageType, ProgressState, ProposalDropped, Role
+from raft.core import DropReason, Message, MessageType, ProgressState, ProposalDropped, Role
+from raft.core.log import Log
 
 
 def test_a_proposal_is_applied_everywhere(cluster):
@@ -228,3 +229,31 @@ def test_messages_of_strangers_are_ignored(cluster):
     network.deliver(stranger)
     assert network.core(1).status().peers[1].match == 1
     assert network.core(1).role is Role.LEADER
+
+
+def _append_of_an_unproved_tail(network):
+    """2 holds entries 2 and 3 of a dead leader; a new one proves only entry 1, with a higher commit index."""
+    network.elect(1)
+    network.propose(1, b"x", b"y")
+    network[1].run()
+    network.deliver_all(2)
+    network[2].run()
+    network.deliver(Message(MessageType.APPEND, 2, 3, 2, 1, 1, (), 3))
+    return network.core(2).commit
+
+
+def test_a_commit_index_counts_only_up_to_what_was_proved_to_match(cluster):
+    assert _append_of_an_unproved_tail(cluster(3)) == 1
+
+
+def test_a_trusted_commit_index_would_commit_a_dead_leaders_entries(cluster, monkeypatch):
+    """Negative control of the test before."""
+    accept = Log.accept
+
+    def trusting(self, prev_index, prev_term, entries, commit):
+        last = accept(self, prev_index, prev_term, entries, commit)
+        self.commit_to(min(commit, self.last_index))
+        return last
+
+    monkeypatch.setattr(Log, "accept", trusting)
+    assert _append_of_an_unproved_tail(cluster(3)) == 3

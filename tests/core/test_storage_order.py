@@ -17,6 +17,7 @@ from raft.core import (
     Role,
     SnapshotMeta,
 )
+from raft.core.log import Log
 
 
 def test_the_aba_race(cluster):
@@ -49,6 +50,19 @@ def test_the_aba_race(cluster):
     network[1].sync(len(network[1].writing))
     assert network.core(1).status().stable == 2
     network.settle(1, 3, 4, 5)
+
+
+def test_without_the_term_guard_the_race_is_lost(cluster, monkeypatch):
+    """Negative control of the test before."""
+
+    def on_append_done(self, token):
+        done, _ = self._writing.popleft()
+        self._on_durable(done)
+
+    monkeypatch.setattr(RaftCore, "on_append_done", on_append_done)
+    monkeypatch.setattr(Log, "matches", lambda self, index, term: index <= self.last_index)
+    with pytest.raises(AssertionError):
+        test_the_aba_race(cluster)
 
 
 def test_a_change_of_term_states_the_last_entry_anew(cluster):
