@@ -57,12 +57,16 @@ class _Global:
 _GLOBALS = (
     _Global("endpoints", str, "127.0.0.1:2379", "Addresses of members, separated by commas."),
     _Global("command-timeout", DURATION, 5.0, "How long a command may take (Go's form, 5s by default)."),
-    _Global("dial-timeout", DURATION, 2.0, "Accepted; connecting counts into the command's time."),
-    _Global("keepalive-time", DURATION, 2.0, "Accepted; connections are as short as a command."),
-    _Global("keepalive-timeout", DURATION, 6.0, "Accepted; connections are as short as a command."),
+    _Global(
+        "dial-timeout", DURATION, 2.0, "Accepted; connecting counts into the command's time.", shown=False
+    ),
+    _Global("keepalive-time", DURATION, 2.0, "Accepted; connections are as short as a command.", shown=False),
+    _Global(
+        "keepalive-timeout", DURATION, 6.0, "Accepted; connections are as short as a command.", shown=False
+    ),
     _Global("hex", bool, False, "Print keys and values in hexadecimal."),
     _Global("debug", bool, False, "Show where an internal error happened."),
-    _Global("insecure-transport", bool, True, "Connections are not encrypted."),
+    _Global("insecure-transport", bool, True, "Connections are not encrypted.", shown=False),
     _Global("insecure-skip-tls-verify", bool, False, "Accepted; there is no TLS.", shown=False),
     _Global("insecure-discovery", bool, True, "Accepted; there is no discovery.", shown=False),
 )
@@ -158,7 +162,9 @@ def global_options(command: _Command) -> _Command:
                 f"--{row.name}", is_flag=True, help=row.help, hidden=not row.shown, **common
             )(command)
         else:
-            command = click.option(f"--{row.name}", type=row.kind, help=row.help, **common)(command)
+            command = click.option(
+                f"--{row.name}", type=row.kind, help=row.help, hidden=not row.shown, **common
+            )(command)
     return click.option("-w", "--write-out", help=f"Form of the output: {', '.join(FORMATS)}.", **common)(
         command
     )

@@ -54,7 +54,7 @@ class _ServerCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for group in Group:
             rows = [
-                (f"--{row.name} {row.kind.value}", f"{row.help} [{row.default}]")
+                (f"--{row.name} {row.kind.value}", f"{row.help} [{row.default}]" if row.default else row.help)
                 for row in TABLE.values()
                 if row.group is group and row.fate is Fate.USED
             ]

@@ -204,6 +204,7 @@ def plain(outcome):
     return outcome.code, neutral(outcome.out), neutral(outcome.err)
 
 
+@pytest.mark.slow
 def test_every_step_looks_the_same(ours, etcdctl, start_etcd, free_ports, tmp_path):
     ports = free_ports(2)
     endpoint = f"127.0.0.1:{ports[0]}"
