@@ -45,6 +45,7 @@ variable, `listen-client-urls` the key of a configuration file, and `listen_clie
 | 2 | a flag is unknown or cannot be read |
 | 3 | it failed while it ran, for example its disk; nothing was promised from then on |
 | 4 | stopping took longer than 2.5 s and was cut short; what was promised is on disk |
+| 74 | a sync of the log hung for 10 s; the others were left to elect long before |
 
 A second signal ends the process at once, by that signal.
 """

@@ -2,12 +2,14 @@
 
 Exit codes: 0 stopped by SIGINT or SIGTERM; 1 it cannot start (configuration, data directory, port);
 2 the flags cannot be read; 3 it failed while it ran (a disk), and promised nothing from then on;
-4 stopping took too long and was cut short. A second signal ends the process at once, by that signal.
+4 stopping took too long and was cut short; 74 the log's disk hung (`kvstore.app`). A second signal
+ends the process at once, by that signal.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import platform
@@ -203,6 +205,8 @@ async def _serve_until_stopped(loaded: Loaded) -> int:
 
     try:
         async with serve(loaded.config) as node:
+            gc.collect()
+            gc.freeze()  # what was loaded stays: the collector need not look at it again
             reason = await node.wait_failed()
             logger.critical("the member failed", extra={"error": reason})
             _end_soon(EXIT_FAILED)

@@ -25,8 +25,18 @@ TABLE: dict[str, Setting] = {row.name: row for row in (*SETTINGS, *FOREIGN_SETTI
 
 _BY_VARIABLE = {row.variable: row for row in TABLE.values()}
 
-# etcd's files hold the TLS settings in two sections, the second without the word `peer-`.
-_SECTIONS = {"client-transport-security": "", "peer-transport-security": "peer-"}
+# etcd's files hold the TLS settings in two sections: what stands before the flag's name, and the keys
+# that are spelled otherwise.
+_SECTIONS: dict[str, tuple[str, dict[str, str]]] = {
+    "client-transport-security": (
+        "",
+        {"crl-file": "client-crl-file", "allowed-hostname": "client-cert-allowed-hostname"},
+    ),
+    "peer-transport-security": (
+        "peer-",
+        {"allowed-cn": "cert-allowed-cn", "allowed-hostname": "cert-allowed-hostname"},
+    ),
+}
 
 DEFAULT_ORIGIN = "default"
 
@@ -131,6 +141,8 @@ def _take_file(given: _Given, path: Path) -> None:
         row = TABLE.get(name)
         if row is None:
             raise ConfigError(f'{path}: unknown setting "{name}"')
+        if value is None:  # YAML's form of a key left empty
+            continue
         given.take(row, _text(path, row, value), f"file {path}", f'"{name}" in {path}')
 
 
@@ -140,19 +152,17 @@ def _flat(path: Path, document: object) -> dict[str, object]:
         raise ConfigError(f"{path}: not a list of settings and their values")
     found: dict[str, object] = {}
     for key, value in document.items():
-        prefix = _SECTIONS.get(key)
-        if prefix is None:
+        if key not in _SECTIONS:
             found[str(key)] = value
         elif isinstance(value, dict):
-            found.update({f"{prefix}{name}": inner for name, inner in value.items()})
+            prefix, spelled = _SECTIONS[key]
+            found.update({prefix + spelled.get(name, str(name)): inner for name, inner in value.items()})
     return found
 
 
 def _text(path: Path, row: Setting, value: object) -> str:
     """A value of a file as a flag would spell it."""
     match value:
-        case None:
-            return ""
         case bool():
             return str(value).lower()
         case int() if row.kind is Kind.DURATION:

@@ -362,6 +362,79 @@ def test_a_file_may_hold_lists_sections_and_bare_durations(tmp_path):
     assert loaded.warnings == ["--grpc-keepalive-timeout has no meaning here and is ignored. Set by gRPC."]
 
 
+ETCD_SAMPLE = """
+# This is the configuration file for the etcd server.
+name: 'default'
+data-dir:
+wal-dir:
+snapshot-count: 10000
+heartbeat-interval: 100
+election-timeout: 1000
+quota-backend-bytes: 0
+listen-peer-urls: http://localhost:2380
+listen-client-urls: http://localhost:2379
+max-snapshots: 5
+max-wals: 5
+cors:
+initial-advertise-peer-urls: http://localhost:2380
+advertise-client-urls: http://localhost:2379
+discovery:
+discovery-fallback: 'proxy'
+discovery-proxy:
+discovery-srv:
+initial-cluster:
+initial-cluster-token: 'etcd-cluster'
+initial-cluster-state: 'new'
+strict-reconfig-check: false
+enable-pprof: true
+proxy: 'off'
+proxy-failure-wait: 5000
+client-transport-security:
+  cert-file:
+  key-file:
+  client-cert-auth: false
+  trusted-ca-file:
+  auto-tls: false
+peer-transport-security:
+  cert-file:
+  key-file:
+  client-cert-auth: false
+  trusted-ca-file:
+  auto-tls: false
+  allowed-cn:
+  allowed-hostname:
+self-signed-cert-validity: 1
+log-level: debug
+logger: zap
+log-outputs: [stderr]
+force-new-cluster: false
+auto-compaction-mode: periodic
+auto-compaction-retention: "1"
+cipher-suites: [
+  TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+  TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384
+]
+tls-min-version: 'TLS1.2'
+tls-max-version: 'TLS1.3'
+"""
+
+
+def test_etcds_sample_file_is_read(tmp_path):
+    path = tmp_path / "etcd.conf.yml"
+    path.write_text(ETCD_SAMPLE)
+    loaded = load({"config-file": str(path)}, {})
+    loaded.config.validate()
+    assert loaded.config.log_level == "debug"
+    assert [line.split()[0] for line in loaded.warnings] == [
+        "--snapshot-count",
+        "--strict-reconfig-check",
+        "--enable-pprof",
+        "--auto-compaction-retention",
+        "--cipher-suites",
+        "--tls-max-version",
+    ]
+
+
 def test_yaml_without_its_library_is_one_line(tmp_path, monkeypatch):
     path = tmp_path / "c.yaml"
     path.write_text("name: a\n")
