@@ -36,6 +36,7 @@ from kvstore.server.membership import Founding, found
 from kvstore.server.metrics import HistogramView, PeerCounters, RpcCounters, Sources, make_registry
 from kvstore.server.publication import publish
 from kvstore.server.settings import Url
+from kvstore.server.timed_state import TimedStateFile
 from raft.core.types import ConfState
 from raft.node import Node, NodeConfig, NodeStatus, StateBeyondLog
 from raft.storage import (
@@ -48,6 +49,7 @@ from raft.storage import (
     holds_member,
     open_member,
 )
+from raft.storage.protocol import SYNC_BOUNDS_S
 from raft.transport import sockets
 from raft.transport.grpc_transport import GrpcTransport
 from raft.transport.rules import ROUND_TRIP_BOUNDS_S
@@ -251,6 +253,7 @@ class _Assembly:
         for member in founding.members:
             if member.id != founding.member_id:
                 transport.set_peer(member.id, member.peer_urls)
+        self._state = TimedStateFile(directory.state)
         node = Node(
             config=NodeConfig(
                 member_id=founding.member_id,
@@ -261,7 +264,7 @@ class _Assembly:
             ),
             recovered=directory.recovered,
             log=self._writer,
-            state=directory.state,
+            state=self._state,
             transport=transport,
             machine=engine,
             rng=rng,
@@ -304,7 +307,12 @@ class _Assembly:
         self._watchdog.start()
 
     async def _start_http(self, member: LocalMember, methods: tuple[Method, ...]) -> tuple[str, ...]:
-        sources = Sources(rpcs=lambda: map(_rpc_counters, methods), peers=self._peer_counters)
+        sources = Sources(
+            rpcs=lambda: map(_rpc_counters, methods),
+            peers=self._peer_counters,
+            log_sync=self._log_syncs,
+            state_commit=self._state.commits.view,
+        )
         routes = make_routes(member, make_registry(member, sources))
         urls = []
         for url in self._config.listen_metrics:
@@ -333,6 +341,11 @@ class _Assembly:
         if not space:
             logger.warning("the disk has no room for the next segment of the log")
             self._member.quota.raise_alarm()
+
+    def _log_syncs(self) -> HistogramView:
+        assert self._writer is not None
+        counted = self._writer.statistics()
+        return HistogramView(SYNC_BOUNDS_S, counted.sync_buckets, counted.sync_seconds)
 
     def _peer_counters(self) -> Iterator[PeerCounters]:
         assert self._transport is not None

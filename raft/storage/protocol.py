@@ -45,6 +45,10 @@ class Recovered:
     """(member, disk id) of every peer ever recorded, by member: who speaks from another disk is refused."""
 
 
+SYNC_BOUNDS_S = tuple(0.001 * 2**step for step in range(14))
+"""Upper bounds in which durations on the disk are counted: 1 ms to 8.192 s, doubling, as etcd does."""
+
+
 class WriterStatistics(NamedTuple):
     """Counters since start."""
 
@@ -52,6 +56,10 @@ class WriterStatistics(NamedTuple):
     syncs_inline: int
     appends: int
     bytes_written: int
+    sync_seconds: float = 0.0
+    """Time spent in all syncs together."""
+    sync_buckets: tuple[int, ...] = ()
+    """Syncs by duration: one count per bound of SYNC_BOUNDS_S, one for longer ones; empty if not timed."""
 
 
 class LogWriter(Protocol):

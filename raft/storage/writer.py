@@ -12,13 +12,14 @@ import asyncio
 import queue
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 
 from raft.core.ready import AppendWork
 from raft.core.types import HardState, SnapshotMeta
 from raft.storage.errors import LogFailed, StorageError
 from raft.storage.inline_policy import InlinePolicy
-from raft.storage.protocol import WriterStatistics
+from raft.storage.protocol import SYNC_BOUNDS_S, WriterStatistics
 from raft.storage.wal import Log, NoSpace
 
 SYNCED_THROUGH_AFTER_S = 0.1
@@ -85,6 +86,9 @@ class _WriterBase:
         """Monotonic start of the disk operation in progress, 0.0 when there is none."""
         self._appends = 0
         self._syncs_inline = 0
+        self._sync_seconds = 0.0
+        self._sync_buckets: list[int] = []
+        """See WriterStatistics; only written by whoever holds the log."""
 
     def stalled_seconds(self) -> float:
         """Age of the disk operation in progress, 0.0 when none is. Any thread may ask."""
@@ -92,7 +96,14 @@ class _WriterBase:
         return time.monotonic() - began if began else 0.0
 
     def statistics(self) -> WriterStatistics:
-        return WriterStatistics(self._log.syncs, self._syncs_inline, self._appends, self._log.bytes_written)
+        return WriterStatistics(
+            syncs=self._log.syncs,
+            syncs_inline=self._syncs_inline,
+            appends=self._appends,
+            bytes_written=self._log.bytes_written,
+            sync_seconds=self._sync_seconds,
+            sync_buckets=tuple(self._sync_buckets),
+        )
 
     def _stage(self, job: _Job) -> None:
         stage, work, _, _ = job
@@ -171,6 +182,7 @@ class ThreadedLogWriter(_WriterBase):
         `inline=False` sends everything through the thread. Takes over `log`, and starts the thread.
         """
         super().__init__(log, loop=loop, fatal=fatal, on_space=on_space)
+        self._sync_buckets = [0] * (len(SYNC_BOUNDS_S) + 1)
         self._operations = operations
         self._policy = InlinePolicy()
         self._inline = inline
@@ -262,6 +274,8 @@ class ThreadedLogWriter(_WriterBase):
             self._sync_began = 0.0
         now = time.monotonic()
         self._policy.observe(now, now - began)
+        self._sync_seconds += now - began
+        self._sync_buckets[bisect_left(SYNC_BOUNDS_S, now - began)] += 1
         self._dirty = True
         self._last_commit = now
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -15,6 +16,24 @@ import kvstore
 from kvstore import Config
 from kvstore.app import StartError
 from kvstore.wire import rpc_pb2 as pb
+
+ETCD_DASHBOARD_SERIES = (
+    "etcd_server_has_leader",
+    "grpc_server_started_total{",
+    "grpc_server_handled_total{",
+    "etcd_mvcc_db_total_size_in_bytes",
+    "etcd_disk_wal_fsync_duration_seconds_bucket{",
+    "etcd_disk_backend_commit_duration_seconds_bucket{",
+    "process_resident_memory_bytes",
+    "etcd_network_client_grpc_received_bytes_total",
+    "etcd_network_client_grpc_sent_bytes_total",
+    "etcd_server_proposals_failed_total",
+    "etcd_server_proposals_pending",
+    "etcd_server_proposals_committed_total",
+    "etcd_server_proposals_applied_total",
+    "etcd_server_leader_changes_seen_total",
+)
+"""What the official Grafana dashboard asks of a member without peers."""
 
 OTHER = "another-cluster"
 
@@ -67,6 +86,11 @@ async def test_health_version_and_metrics(members) -> None:
     assert f"grpc_server_started_total{{{put}}} 1.0" in text
     assert f'grpc_server_handled_total{{grpc_code="OK",{put}}} 1.0' in text
     assert "_created" not in text
+    syncs = re.search(r'etcd_disk_wal_fsync_duration_seconds_bucket{le="\+Inf"} (\d+)', text)
+    assert syncs is not None
+    assert int(syncs[1]) >= 1
+    for series in ETCD_DASHBOARD_SERIES:
+        assert f"\n{series}" in text, series
 
 
 @pytest.mark.asyncio
