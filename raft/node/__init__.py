@@ -13,25 +13,28 @@ The promises, and where each is kept:
 * A dead leader is replaced at once, a living one never for a lost connection (`failover`).
 * The state file follows behind the log (`write_behind`).
 
-The caller constructs a `Node` from an opened log, state file and transport, hands `Node.fail` to the
-log as what to do on a disk error, awaits `start`, and awaits `stop` in the end, which closes log and
-state file. All methods belong to one event loop; time is the loop's own, and chance comes from the
-generator given, so a virtual-time loop and a seed repeat a run.
+The caller constructs a `Node` from an opened log, state file and transport, hands the log its hooks
+(`Node.fail` on a disk error, `Node.on_log_space`, `count_operations`), awaits `start`, and awaits `stop`
+in the end, which closes log and state file. All methods belong to one event loop; time is the loop's
+own, and chance comes from the generator given, so a virtual-time loop and a seed repeat a run.
 """
 
 from raft.node.config import NodeConfig
+from raft.node.envelope import count_operations
 from raft.node.errors import (
     NodeError,
     NoLeader,
+    NoSpace,
     NotApplied,
     OutcomeUnknown,
     ReadTimedOut,
     RequestTimedOut,
+    StateBeyondLog,
     Stopped,
     TooManyRequests,
 )
 from raft.node.machine import Machine
-from raft.node.node import Node, StateBeyondLog
+from raft.node.node import Node
 from raft.node.proposals import Settle
 from raft.node.reads import ReadSettle
 from raft.node.status import NodeEvent, NodeStatistics, NodeStatus
@@ -39,6 +42,7 @@ from raft.node.status import NodeEvent, NodeStatistics, NodeStatus
 __all__ = [
     "Machine",
     "NoLeader",
+    "NoSpace",
     "Node",
     "NodeConfig",
     "NodeError",
@@ -54,4 +58,5 @@ __all__ = [
     "StateBeyondLog",
     "Stopped",
     "TooManyRequests",
+    "count_operations",
 ]

@@ -12,9 +12,13 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from raft.core.ready import AppendWork
+
 ENVELOPE_VERSION = 1
 
 _HEADER = struct.Struct(">BQQQI")
+_COUNT = struct.Struct(">I")
+_COUNT_OFFSET = _HEADER.size - _COUNT.size
 
 ENVELOPE_HEADER_BYTES = _HEADER.size
 """What a batch costs beside its commands and the 4 bytes of each length."""
@@ -33,6 +37,11 @@ class Envelope(NamedTuple):
     counter: int
     """Names the batch among those of its process; grows, and is never used twice."""
     commands: Sequence[bytes]
+
+
+def count_operations(work: AppendWork) -> int:
+    """Count the commands in append work: the measure of a batch for the log's inline rule."""
+    return sum(_COUNT.unpack_from(data, _COUNT_OFFSET)[0] for _, _, _, data in work.entries if data)
 
 
 def encode_envelope(member_id: int, boot_id: int, counter: int, commands: Sequence[bytes]) -> bytes:

@@ -4,10 +4,13 @@ NodeError
  +- NotApplied          certainly not applied, and never will be
  |   +- NoLeader        nobody to hand the command to before its time was up
  |   +- TooManyRequests a bounded queue was full
+ |   +- NoSpace         the log has no room for its next segment
  |   +- Stopped         this member stopped before handing the command over
  +- OutcomeUnknown      may or may not be applied; never retried blindly
  |   +- RequestTimedOut handed over, and not applied here in time
  +- ReadTimedOut        no quorum confirmed the read in time; reads change nothing
+
+StateBeyondLog          the member cannot start
 
 The line between the two families is the handing over: once a command is in a log or in a message
 it may be applied, whatever happens to this process; before that it cannot be.
@@ -32,6 +35,10 @@ class TooManyRequests(NotApplied):
     """A bounded queue is full, or too much is applied that the state file does not hold yet."""
 
 
+class NoSpace(NotApplied):
+    """This member leads and its log has no room left; reads go on."""
+
+
 class Stopped(NotApplied):
     """The member stopped before the command was handed over, or before the read was confirmed."""
 
@@ -46,3 +53,7 @@ class RequestTimedOut(OutcomeUnknown):
 
 class ReadTimedOut(NodeError):
     """No quorum confirmed the read within the request timeout."""
+
+
+class StateBeyondLog(Exception):
+    """The state file and the log do not belong together; the text says how, in one line."""

@@ -14,7 +14,6 @@ this process only, which is why the origin checks the boot id it comes from.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
 from raft.transport.protocol import ForwardedBatch, ForwardRefused
 
@@ -43,19 +42,15 @@ class Forwarding:
     def __init__(self) -> None:
         self._term = 0
         self._windows: dict[tuple[int, int], _Window] = {}
-        self._pending: deque[tuple[_Window, ForwardedBatch]] = deque()
-        """Every pending batch, in order of arrival; agrees with the windows' own queues."""
-
-    @property
-    def pending_count(self) -> int:
-        return len(self._pending)
+        self.waiting: deque[tuple[_Window, ForwardedBatch]] = deque()
+        """Read-only outside. Every pending batch, in order of arrival; agrees with the windows' queues."""
 
     def lead(self, term: int) -> None:
         """This member leads `term` now."""
         if term != self._term:
             self._term = term
             self._windows.clear()
-            self._pending.clear()
+            self.waiting.clear()
 
     def on_batch(self, member_id: int, batch: ForwardedBatch, leading_term: int) -> ForwardRefused | None:
         """Take a batch, or say from where on this origin is refused. `leading_term` is 0 for none."""
@@ -74,18 +69,18 @@ class Forwarding:
         if batch.counter == window.next:
             window.next += 1
             window.pending.append(batch)
-            self._pending.append((window, batch))
+            self.waiting.append((window, batch))
         return None
 
-    def pending(self) -> Sequence[bytes]:
+    def pending(self) -> list[bytes]:
         """Entry data of every batch to append, in order."""
-        return [batch.data for _, batch in self._pending]
+        return [batch.data for _, batch in self.waiting]
 
     def appended(self) -> None:
         """Everything `pending` named is in the core's log."""
-        for window, _ in self._pending:
+        for window, _ in self.waiting:
             window.pending.clear()
-        self._pending.clear()
+        self.waiting.clear()
 
     def step_down(self) -> list[tuple[int, ForwardRefused]]:
         """Leadership of the term is over: refuse what was not appended. Returns (member, refusal)."""
@@ -95,5 +90,5 @@ class Forwarding:
                 window.next = window.pending[0].counter
                 window.pending.clear()
                 refusals.append((window.member_id, ForwardRefused(self._term, window.boot_id, window.next)))
-        self._pending.clear()
+        self.waiting.clear()
         return refusals

@@ -36,7 +36,8 @@ from raft.node.config import (
     TURN_ROUNDS_MAX,
     NodeConfig,
 )
-from raft.node.errors import OutcomeUnknown, Stopped, TooManyRequests
+from raft.node.disk_health import DiskHealth
+from raft.node.errors import NoSpace, OutcomeUnknown, StateBeyondLog, Stopped, TooManyRequests
 from raft.node.failover import Failover
 from raft.node.forwarding import Forwarding
 from raft.node.machine import Machine
@@ -61,10 +62,6 @@ _FromPeer = tuple[int, int, PeerMessage]
 """Member, boot id of its process, message."""
 
 _InboxItem = _FromPeer | AppendWork | Callable[[], None]
-
-
-class StateBeyondLog(Exception):
-    """The state file and the log do not belong together; the text says how, in one line."""
 
 
 class Node:
@@ -122,8 +119,8 @@ class Node:
         """Set while commands or reads gather behind earlier ones."""
         self._send_blocked = False
         """The stream to the leader took no batch; tried again at its next opening or the next tick."""
-        self._disk_stalled = False
-        """A sync has taken half the election timeout: no heartbeats, no campaign."""
+        self._submitting: deque[AppendWork] = deque()
+        """Append work that waits for the transport to have its messages on their way. In order."""
         self._ended = True
         """Not started, stopping, or failed: nothing may be answered from here."""
         self._stopped = False
@@ -160,6 +157,12 @@ class Node:
             start=mark,
             on_entry=self._entry_applied,
             on_work=self._core.on_apply_done,
+        )
+        self._disk = DiskHealth(
+            core=self._core,
+            log=self._log,
+            stall_s=self._config.election_timeout_ms / 2000,
+            post=self._post,
         )
         self._failover = Failover(
             core=self._core,
@@ -273,6 +276,8 @@ class Node:
         """
         if self._ended:
             settle(None, Stopped("server stopped"))
+        elif self._disk.full and self.is_leader:
+            settle(None, NoSpace("no space left for the log"))
         elif self._write_behind.full:
             settle(None, TooManyRequests("too much is applied that the state file does not hold yet"))
         elif self._proposals.offer(command, settle, self._loop.time() + self._timeout_s):
@@ -335,7 +340,7 @@ class Node:
             trusted=not self._cut_guard.active,
             conf=core.conf,
             matched={peer.member: peer.match for peer in core.peers},
-            waiting_operations=proposals.waiting_count,
+            waiting_operations=len(proposals.waiting),
             in_flight_operations=proposals.flight_count,
             undurable_bytes=self._write_behind.undurable_bytes,
             statistics=NodeStatistics(
@@ -347,6 +352,8 @@ class Node:
                 reads=self._reads.reads,
                 leader_changes=self._leader_changes,
                 state_commits=self._write_behind.commits,
+                state_commit_buckets=tuple(self._write_behind.buckets),
+                state_commit_seconds=self._write_behind.seconds,
                 turns=self._turns,
             ),
             writer=self._log.statistics(),
@@ -354,15 +361,12 @@ class Node:
         )
 
     def on_disk_stalled(self) -> None:
-        """A sync hangs: be silent, so that others take over, and hand leadership on if that is possible."""
-        if self._disk_stalled or self._ended:
-            return
-        logger.warning("a log sync hangs; this member stops leading until it ends")
-        self._disk_stalled = True
-        if self.is_leader:
-            others = [peer for peer in self._core.status().peers if peer.member in self._conf.voters]
-            best = max(others, key=lambda peer: (peer.member != self._id, peer.match)).member
-            self._post(lambda: self._core.transfer_leader(best))
+        """A sync hangs: the watchdog's `on_stall` hook. Ticks notice it too."""
+        self._disk.on_stalled()
+
+    def on_log_space(self, available: bool) -> None:
+        """The disk has no room for the log's next segment, or has again: the log's `on_space` hook."""
+        self._disk.on_space(available)
 
     # ------------------------------------------------------------------ said by the transport
 
@@ -464,8 +468,10 @@ class Node:
             now_s = self._loop.time()
             if self._ticks_due:
                 self._tick(now_s)
-            self._hand_over(now_s)
-            self._begin_reads(now_s)
+            if self._proposals.waiting or self._forwarding.waiting:
+                self._hand_over(now_s)
+            if self._reads.waiting:
+                self._begin_reads(now_s)
             ready = core.has_ready()
             if ready:
                 self._execute(core.take_ready())
@@ -491,6 +497,8 @@ class Node:
         if type(message) is Message:
             if message.from_ != member_id or message.to != self._id:
                 return
+            if message.type is MessageType.SNAPSHOT:
+                return  # the core may not take one before its bytes are here, and none are ever sent
             if self._cut_guard.active and not self._cut_guard.may_step(member_id, boot_id, message):
                 return
             core.step(message)
@@ -517,9 +525,9 @@ class Node:
         self._wake()
 
     def _tick(self, now_s: float) -> None:
-        self._watch_disk()
+        self._disk.look()
         ticks, self._ticks_due = self._ticks_due, 0
-        if self._admission.admitted and (not self._disk_stalled or self.is_leader):
+        if self._admission.admitted and (self.is_leader or self._disk.well):
             for _ in range(ticks):
                 self._core.tick()
         self._send_blocked = False
@@ -530,14 +538,6 @@ class Node:
         if self._write_behind.due(now_s):
             self._write_behind.begin()
 
-    def _watch_disk(self) -> None:
-        limit_s = self._config.election_timeout_ms / 2000
-        if self._log.stalled_seconds() >= limit_s:
-            self.on_disk_stalled()
-        elif self._disk_stalled:
-            logger.warning("the log sync has ended")
-            self._disk_stalled = False
-
     # ------------------------------------------------------------------ handing over
 
     def _hand_over(self, now_s: float) -> None:
@@ -546,7 +546,7 @@ class Node:
         leader = core.leader
         if leader == self._id:
             self._hand_over_here(now_s)
-        elif leader and self._proposals.waiting_count and not self._send_blocked:
+        elif leader and self._proposals.waiting and not self._send_blocked:
             boot_id = self._admission.boot_id(leader)
             if boot_id is None or not self._proposals.open_window(core.term, leader, boot_id):
                 return
@@ -560,11 +560,11 @@ class Node:
     def _hand_over_here(self, now_s: float) -> None:
         """We lead: our own commands and the forwarded batches of the turn, in one proposal."""
         core = self._core
-        if self._write_behind.full or self._disk_stalled:
+        if self._write_behind.full or not self._disk.well:
             return
-        datas = list(self._forwarding.pending())
+        datas = self._forwarding.pending()
         batches: list[Batch] = []
-        if self._proposals.waiting_count and self._proposals.open_window(core.term, self._id, self._boot_id):
+        if self._proposals.waiting and self._proposals.open_window(core.term, self._id, self._boot_id):
             batches.extend(self._take_batches(now_s))
             datas.extend(batch.data for batch in batches)
         if not datas:
@@ -580,7 +580,7 @@ class Node:
 
     def _take_batches(self, now_s: float) -> Iterator[Batch]:
         proposals = self._proposals
-        while proposals.waiting_count:
+        while proposals.waiting:
             wait_s = proposals.gather_wait_s(now_s)
             if wait_s > 0:
                 self._gather(wait_s)
@@ -602,7 +602,7 @@ class Node:
 
     def _begin_reads(self, now_s: float) -> None:
         wait_s = self._reads.begin_wait_s(now_s)
-        if wait_s is None or not self._core.leader or self._disk_stalled:
+        if wait_s is None or not self._core.leader or self._disk.stalled:
             return
         if wait_s > 0:
             self._gather(wait_s)
@@ -624,7 +624,7 @@ class Node:
         if ready.messages:
             self._send(ready.messages)
         if ready.append is not None:
-            self._log.submit(ready.append, self._append_done)
+            self._write(ready.append, after_messages=bool(ready.messages))
         if ready.apply is not None:
             self._applier.add(ready.apply)
         for context, index in ready.read_states:
@@ -633,10 +633,25 @@ class Node:
             self._reads.dropped(ready.dropped_reads, self._loop.time())
         self._observe()
 
+    def _write(self, work: AppendWork, *, after_messages: bool) -> None:
+        """Give work to the log, which may sync within the call: what others are to write goes out first."""
+        if self._submitting:
+            self._submitting.append(work)
+        elif after_messages:
+            self._submitting.append(work)
+            # The transport's own wake-ups for the messages stand before this one.
+            self._loop.call_soon(self._submit)
+        else:
+            self._log.submit(work, self._append_done)
+
+    def _submit(self) -> None:
+        while self._submitting and not self._ended:
+            self._log.submit(self._submitting.popleft(), self._append_done)
+
     def _send(self, messages: Sequence[Message]) -> None:
         guarded = self._cut_guard.active
         for message in messages:
-            if self._disk_stalled and message.type in _SILENT_WHILE_STALLED:
+            if self._disk.mute(message):
                 continue
             leaving = self._cut_guard.outgoing(message) if guarded else message
             if leaving is not None:
@@ -665,7 +680,7 @@ class Node:
             listener(event)
 
     def _may_campaign(self) -> bool:
-        return self._admission.admitted and not self._disk_stalled and not self._ended
+        return self._admission.admitted and self._disk.well and not self._ended
 
     def _entry_applied(self, nbytes: int) -> None:
         self._write_behind.applied(nbytes, self._loop.time())
@@ -683,7 +698,3 @@ class Node:
 
     def _mark(self) -> StateMark:
         return StateMark(self._applier.applied, self._applier.applied_term, self._conf)
-
-
-_SILENT_WHILE_STALLED = frozenset((MessageType.APPEND, MessageType.HEARTBEAT))
-"""What makes followers believe in a leader."""

@@ -61,8 +61,9 @@ class Proposals:
     def __init__(self, config: NodeConfig, boot_id: int) -> None:
         self._config = config
         self._boot_id = boot_id
-        self._waiting: deque[Operation] = deque()
-        """Not handed over, or certainly not applied. Oldest first, so deadlines never decrease."""
+        self.waiting: deque[Operation] = deque()
+        """Not handed over, or certainly not applied. Oldest first, so deadlines never decrease.
+        Read-only outside."""
         self._waiting_bytes = 0
         self._flight: deque[Batch] = deque()
         """Handed over in the present window and undecided, in order of position."""
@@ -85,17 +86,13 @@ class Proposals:
     def offer(self, command: bytes, settle: Settle, deadline_s: float) -> bool:
         """Queue a command; False when the queue is full."""
         if (
-            len(self._waiting) >= self._config.operations_waiting_max
+            len(self.waiting) >= self._config.operations_waiting_max
             or self._waiting_bytes + len(command) > self._config.bytes_waiting_max
         ):
             return False
-        self._waiting.append((command, settle, deadline_s))
+        self.waiting.append((command, settle, deadline_s))
         self._waiting_bytes += len(command)
         return True
-
-    @property
-    def waiting_count(self) -> int:
-        return len(self._waiting)
 
     @property
     def flight_count(self) -> int:
@@ -122,7 +119,7 @@ class Proposals:
         if not self._flight:
             return 0.0
         if (
-            len(self._waiting) >= self._config.batch_operations_max
+            len(self.waiting) >= self._config.batch_operations_max
             or self._waiting_bytes >= self._config.batch_bytes_max
         ):
             return 0.0
@@ -132,19 +129,19 @@ class Proposals:
         """Hand over the next batch of the open window; None when nothing waits or the window is full."""
         config = self._config
         if (
-            not self._waiting
+            not self.waiting
             or len(self._flight) >= config.batches_in_flight_max
             or self._flight_bytes >= config.bytes_in_flight_max
         ):
             return None
         operations: list[Operation] = []
         nbytes = 0
-        while self._waiting and len(operations) < config.batch_operations_max:
-            size = len(self._waiting[0][0])
+        while self.waiting and len(operations) < config.batch_operations_max:
+            size = len(self.waiting[0][0])
             if operations and nbytes + size > config.batch_bytes_max:
                 break
             nbytes += size
-            operations.append(self._waiting.popleft())
+            operations.append(self.waiting.popleft())
         self._waiting_bytes -= nbytes
         self._counter += 1
         self._position += 1
@@ -214,8 +211,8 @@ class Proposals:
 
     def expire(self, now_s: float, leader: int) -> None:
         """Tell everybody whose time is up. Cheap when nobody's is."""
-        while self._waiting and self._waiting[0][2] <= now_s:
-            command, settle, _ = self._waiting.popleft()
+        while self.waiting and self.waiting[0][2] <= now_s:
+            command, settle, _ = self.waiting.popleft()
             self._waiting_bytes -= len(command)
             if leader:
                 _tell(settle, NotApplied("timed out before the command could be handed to the leader"))
@@ -233,8 +230,8 @@ class Proposals:
         while self._flight:
             self._settle_error(self._flight.popleft(), flight)
         self._flight_bytes = 0
-        while self._waiting:
-            _tell(self._waiting.popleft()[1], waiting)
+        while self.waiting:
+            _tell(self.waiting.popleft()[1], waiting)
         self._waiting_bytes = 0
 
     def _put_back(self, batch: Batch) -> None:
@@ -242,7 +239,7 @@ class Proposals:
         self._flight_bytes -= len(batch.data)
         for index in range(len(batch.operations) - 1, batch.expired - 1, -1):
             operation = batch.operations[index]
-            self._waiting.appendleft(operation)
+            self.waiting.appendleft(operation)
             self._waiting_bytes += len(operation[0])
 
     @staticmethod

@@ -36,8 +36,8 @@ class Reads:
     def __init__(self, boot_id: int, gather_s: float) -> None:
         self._gather_s = gather_s
         self._context_base = (boot_id & ((1 << _CONTEXT_BOOT_BITS) - 1)) << _CONTEXT_COUNTER_BITS
-        self._waiting: deque[Read] = deque()
-        """Not in a round. Oldest first."""
+        self.waiting: deque[Read] = deque()
+        """Read-only outside. Not in a round. Oldest first."""
         self._rounds: dict[int, tuple[float, list[Read]]] = {}
         """Context to (loop time of its start, reads), in order of start."""
         self._confirmed: list[tuple[int, list[Read]]] = []
@@ -49,14 +49,14 @@ class Reads:
 
     def offer(self, settle: ReadSettle, deadline_s: float) -> bool:
         """Queue a read; False when the queue is full."""
-        if len(self._waiting) >= READS_WAITING_MAX:
+        if len(self.waiting) >= READS_WAITING_MAX:
             return False
-        self._waiting.append((settle, deadline_s))
+        self.waiting.append((settle, deadline_s))
         return True
 
     def begin_wait_s(self, now_s: float) -> float | None:
         """How long until the next round may begin; 0.0 for now, None when there is nothing to begin."""
-        if not self._waiting:
+        if not self.waiting:
             return None
         if now_s < self._held_until_s:
             return self._held_until_s - now_s
@@ -70,10 +70,10 @@ class Reads:
     def begin(self, now_s: float) -> int:
         """Put everything that waits into a new round and return its context."""
         self.rounds += 1
-        self.reads += len(self._waiting)
+        self.reads += len(self.waiting)
         context = self._context_base + self.rounds
-        self._rounds[context] = (now_s, list(self._waiting))
-        self._waiting.clear()
+        self._rounds[context] = (now_s, list(self.waiting))
+        self.waiting.clear()
         return context
 
     def confirmed(self, context: int, index: int, applied: int) -> None:
@@ -117,8 +117,8 @@ class Reads:
         ]
         if silent:
             self._give_back(silent)
-        while self._waiting and self._waiting[0][1] <= now_s:
-            _tell(self._waiting.popleft()[0], ReadTimedOut("request timed out"))
+        while self.waiting and self.waiting[0][1] <= now_s:
+            _tell(self.waiting.popleft()[0], ReadTimedOut("request timed out"))
         for context, (begun_s, reads) in list(self._rounds.items()):
             if reads and reads[0][1] <= now_s:
                 self._rounds[context] = (begun_s, _expire(reads, now_s))
@@ -128,16 +128,16 @@ class Reads:
         """The member stops: settle everything."""
         self.restart()
         reads = [read for _, confirmed in self._confirmed for read in confirmed]
-        reads.extend(self._waiting)
+        reads.extend(self.waiting)
         self._confirmed.clear()
-        self._waiting.clear()
+        self.waiting.clear()
         for settle, _ in reads:
             _tell(settle, error)
 
     def _give_back(self, contexts: Sequence[int]) -> None:
         """Back to the front of the queue, oldest first, so that deadlines stay in order."""
         for context in reversed(contexts):
-            self._waiting.extendleft(reversed(self._rounds.pop(context)[1]))
+            self.waiting.extendleft(reversed(self._rounds.pop(context)[1]))
 
 
 def _expire(reads: list[Read], now_s: float) -> list[Read]:

@@ -33,6 +33,10 @@ class NodeStatistics(NamedTuple):
     leader_changes: int
     """Times another leader became known."""
     state_commits: int
+    state_commit_buckets: tuple[int, ...]
+    """Commits by duration: one count per bound of STATE_COMMIT_BOUNDS_S, and one for longer."""
+    state_commit_seconds: float
+    """Sum of the durations."""
     turns: int
     """Wakes of the owner; a measure of how much each one gathers."""
 

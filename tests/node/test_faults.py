@@ -13,7 +13,7 @@ from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
 from raft.core.machine import RaftCore
 from raft.core.ready import ReadState
 from raft.core.types import Role
-from raft.node import NodeError, NotApplied, OutcomeUnknown, ReadTimedOut
+from raft.node import NodeError, NoSpace, NotApplied, OutcomeUnknown, ReadTimedOut
 from raft.node.failover import Failover
 from raft.transport.protocol import ForwardedBatch
 
@@ -185,14 +185,14 @@ def test_without_the_leaders_memory_of_positions_repeats_would_be_applied_twice(
     def take_everything(self: object, member_id: int, batch: ForwardedBatch, leading_term: int) -> None:
         if leading_term == batch.term:
             window = _Any()
-            self._pending.append((window, batch))  # type: ignore[attr-defined]  # a broken leader
+            self.waiting.append((window, batch))  # type: ignore[attr-defined]  # a broken leader
 
     class _Any:
         def __init__(self) -> None:
             self.pending: list[ForwardedBatch] = []
 
     monkeypatch.setattr("raft.node.forwarding.Forwarding.on_batch", take_everything)
-    monkeypatch.setattr("raft.node.forwarding.Forwarding.step_down", lambda self: self._pending.clear() or [])
+    monkeypatch.setattr("raft.node.forwarding.Forwarding.step_down", lambda self: self.waiting.clear() or [])
     with pytest.raises(AssertionError, match="applied twice"):
         run(resets_under_load(3), seed=3)
 
@@ -476,3 +476,38 @@ def test_a_failed_write_of_the_log_ends_the_member_and_is_unknown_to_its_clients
         await cluster.propose(sick, b"after")
 
     run(scenario)
+
+
+def test_a_leader_without_room_for_its_log_lets_another_lead_and_comes_back() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        sick = leader_id(cluster)
+        node = cluster.members[sick].running
+        node.on_log_space(False)
+        await cluster.wait_until(lambda: any(n.is_leader and n is not node for n in cluster.running), 0.5)
+        await cluster.propose(sick, b"through the new leader")
+        for member in cluster.members:
+            if member != sick:
+                cluster.crash(member)
+        await asyncio.sleep(5)
+        assert node.status().role is Role.FOLLOWER, "it does not even ask for pre-votes"
+        node.on_log_space(True)
+        for member in cluster.members:
+            if member != sick:
+                await cluster.start(member)
+        await cluster.wait_for_leader()
+        await cluster.propose(sick, b"again")
+
+    run(scenario)
+
+
+def test_a_single_member_without_room_refuses_writes_and_serves_reads() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        node = cluster.members[1].running
+        node.on_log_space(False)
+        with pytest.raises(NoSpace):
+            await cluster.propose(1, b"no room")
+        await cluster.read_barrier(1)
+        node.on_log_space(True)
+        await cluster.propose(1, b"room")
+
+    run(scenario, size=1)

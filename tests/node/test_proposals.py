@@ -161,7 +161,7 @@ def test_refusal_frees_from_its_position_on_and_closes_the_window(
     assert proposals.open_window(5, 2, LEADER_BOOT), "another process cannot speak for this one"
     proposals.refused(5, 2, LEADER_BOOT, 2)
     assert not proposals.open_window(5, 2, LEADER_BOOT)
-    assert proposals.waiting_count == 8
+    assert len(proposals.waiting) == 8
     assert proposals.applied(batches[0].counter) is batches[0], "the first was appended and stays"
     assert not proposals.open_window(5, 2, LEADER_BOOT), "a refusal holds for the whole term"
     assert proposals.open_window(6, 3, 99)

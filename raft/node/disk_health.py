@@ -1,0 +1,73 @@
+"""What a sick disk of the log means for leading: a member that cannot write lets others lead.
+
+*Stalled*: a sync has taken half the election timeout. Whatever makes followers believe in this leader
+stops leaving, and leadership is handed on if somebody takes it; otherwise the silence ends it.
+*Full*: there is no room for the log's next segment. Leadership is handed on; if nobody takes it, this
+member goes on leading without proposals, because reads still can be served.
+In both states it does not campaign.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from raft.core import RaftCore
+from raft.core.messages import Message, MessageType
+from raft.storage.protocol import LogWriter
+
+logger = logging.getLogger(__name__)
+
+_SILENT_WHILE_STALLED = frozenset((MessageType.APPEND, MessageType.HEARTBEAT))
+"""What makes followers believe in a leader."""
+
+
+class DiskHealth:
+    """The two sick states, and what they forbid."""
+
+    def __init__(
+        self, *, core: RaftCore, log: LogWriter, stall_s: float, post: Callable[[Callable[[], None]], None]
+    ) -> None:
+        self._core = core
+        self._log = log
+        self._stall_s = stall_s
+        """Age of a sync in progress at which the disk counts as stalled."""
+        self._post = post
+        """Has an action done by the core's owner."""
+        self.stalled = False
+        self.full = False
+
+    @property
+    def well(self) -> bool:
+        return not (self.stalled or self.full)
+
+    def mute(self, message: Message) -> bool:
+        """Whether this message must not leave now."""
+        return self.stalled and message.type in _SILENT_WHILE_STALLED
+
+    def look(self) -> None:
+        """Once a tick: has a sync begun to hang, or ended?"""
+        if self._log.stalled_seconds() >= self._stall_s:
+            self.on_stalled()
+        elif self.stalled:
+            logger.warning("the log sync has ended")
+            self.stalled = False
+
+    def on_stalled(self) -> None:
+        if not self.stalled:
+            logger.warning("a log sync hangs; this member stops leading until it ends")
+            self.stalled = True
+            self._post(self._hand_leadership_on)
+
+    def on_space(self, available: bool) -> None:
+        self.full = not available
+        if not available:
+            logger.warning("no space left for the log; this member takes no proposals until there is")
+            self._post(self._hand_leadership_on)
+
+    def _hand_leadership_on(self) -> None:
+        core = self._core
+        peers = core.status().peers  # empty unless this member leads
+        others = [peer for peer in peers if peer.member != core.id and peer.member in core.conf.voters]
+        if others:
+            core.transfer_leader(max(others, key=lambda peer: peer.match).member)
