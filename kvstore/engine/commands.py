@@ -15,6 +15,7 @@ from struct import Struct
 from struct import error as struct_error
 
 from kvstore.engine.requests import (
+    TXN_DEPTH_MAX,
     Alarm,
     Command,
     Compact,
@@ -62,10 +63,6 @@ _PREV_KV, _IGNORE_VALUE, _IGNORE_LEASE = 1, 2, 4
 _KEYS_ONLY, _COUNT_ONLY, _SERIALIZABLE, _OPTIONS = 1, 2, 4, 8
 _NO_OPTIONS = (0, 0, 0, 0, 0, 0, 0, 0)
 _NUMBER, _BYTES = 0, 1
-
-TXN_DEPTH_MAX = 128
-"""Nesting allowed in a transaction. Each level takes at least one operation off its parent's
-limit of 128, so a checked request cannot be deeper."""
 
 
 class CommandError(Exception):

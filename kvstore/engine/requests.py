@@ -16,6 +16,11 @@ OPEN_END = b"\0"
 PUT_OVERHEAD_BYTES = 256
 """What etcd adds to key and value when it weighs a put against the quota (`kvOverhead`)."""
 
+TXN_DEPTH_MAX = 128
+"""Levels of transactions within a transaction. With the default limit of 128 operations nothing can
+be deeper, as each level takes at least one off its parent's; with a larger limit the depth is still
+bounded, since everything that walks a transaction recurses."""
+
 
 class SortOrder(IntEnum):
     NONE = 0

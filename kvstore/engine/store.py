@@ -344,6 +344,11 @@ class Store:
         unsaved_drops_bytes = len(self._unsaved_drops) * ROW_OVERHEAD_BYTES
         return self._written_bytes - self._drained_bytes + unsaved_drops_bytes
 
+    @property
+    def unsaved_records(self) -> int:
+        """Records made since the last drain, that is: changes."""
+        return len(self._unsaved_records)
+
     def drain_rows(self) -> list[tuple[bytes, bytes | None]]:
         """Rows made and dropped since the last call, one per row key."""
         keys, records, drops = self._unsaved_keys, self._unsaved_records, self._unsaved_drops

@@ -8,6 +8,7 @@ be refused when it is applied.
 from __future__ import annotations
 
 from kvstore.engine.requests import (
+    TXN_DEPTH_MAX,
     DeleteRange,
     Operation,
     Put,
@@ -73,9 +74,9 @@ def check_txn(txn: Txn, max_ops: int = TXN_OPERATIONS_MAX) -> None:
     _check_overlaps(txn.failure)
 
 
-def _check_shape(txn: Txn, max_ops: int) -> None:
+def _check_shape(txn: Txn, max_ops: int, depth: int = 0) -> None:
     size = max(len(txn.compares), len(txn.success), len(txn.failure))
-    if size > max_ops:
+    if size > max_ops or depth > TXN_DEPTH_MAX:
         raise TooManyOps
     for compare in txn.compares:
         if not compare.key:
@@ -89,7 +90,7 @@ def _check_shape(txn: Txn, max_ops: int) -> None:
             check_delete(operation)
         elif isinstance(operation, Txn):
             # A child has what its parent leaves, so the product over the levels stays bounded.
-            _check_shape(operation, max_ops - size)
+            _check_shape(operation, max_ops - size, depth + 1)
         else:
             raise KeyNotFound
 

@@ -104,6 +104,16 @@ def test_dropping_goes_on_in_steps_and_stays_in_step_with_a_reloaded_member(shel
     assert len(rows_of(shell)) == 101
 
 
+def test_the_sweep_gains_on_the_writers(shell) -> None:
+    fill(shell, 20 * SWEEP_PER_BATCH)
+    shell.compact(shell.engine.revision)
+    held = [shell.engine.logical_bytes]
+    for _ in range(3):
+        fill(shell, SWEEP_PER_BATCH)
+        held.append(shell.engine.logical_bytes)
+    assert held == sorted(held, reverse=True)
+
+
 def test_old_tombstones_are_dropped_in_steps_too(shell, monkeypatch) -> None:
     monkeypatch.setattr(machine, "SWEEP_PER_BATCH", 1)
     for key in (b"a", b"b", b"c"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvstore.engine import OPEN_END, Compare, DeleteRange, Put, Range, Txn, check_txn
+from kvstore.engine import OPEN_END, Compare, DeleteRange, Put, Range, Txn, check_txn, decode, encode
 from kvstore.errors import DuplicateKey, EmptyKey, InvalidSortOption, KeyNotFound, TooManyOps, ValueProvided
 
 COMPARE = Compare(b"a", 0, 0, 0)
@@ -61,6 +61,15 @@ def test_what_is_just_within_the_limit(txn) -> None:
     check_txn(txn)
     with pytest.raises(TooManyOps):
         check_txn(txn, 127)
+
+
+def test_a_larger_limit_does_not_allow_any_depth() -> None:
+    """What passes here must also pass through the envelope, or it would stop every member."""
+    deepest = nested(128)
+    check_txn(deepest, 10_000)
+    assert decode(encode(deepest)) == deepest
+    with pytest.raises(TooManyOps):
+        check_txn(nested(129), 10_000)
 
 
 A, B, M = Put(b"a"), Put(b"b"), Put(b"m")
