@@ -60,9 +60,9 @@ REPLY_GRACE_SECONDS = 0.25
 """For the last replies to leave when a member stops: everything is settled by then, only the network
 is waited for."""
 
-REQUEST_TIMEOUT_BASE_MS = 5000
-"""A request is given up after this and two election timeouts, as in etcd: one lost election may
-pass, and the clients' own limits are near."""
+REQUEST_TIMEOUT_BASE_MS = 4800
+"""A request is given up after this and two election timeouts: one lost election may pass. A little
+less than etcd's 5 s, so that the refusal arrives within etcd's time, not begins to leave then."""
 
 STUCK_DISK_EXIT_CODE = 74
 """How the process ends when the log's disk does not answer at all (EX_IOERR): a thread that hangs in

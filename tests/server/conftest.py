@@ -53,6 +53,10 @@ class Member:
         address = self.handle.client_urls[0].removeprefix("http://")
         self._channel = grpc.aio.insecure_channel(address)
 
+    async def stop_serving(self) -> None:
+        """Leave the member running its calls to their end: the caller's connection stays open."""
+        await self._stack.aclose()
+
     async def stop(self) -> None:
         if self._channel is not None:
             await self._channel.close()
@@ -86,6 +90,12 @@ class Members:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.all: list[Member] = []
+
+    def add(self, **options) -> Member:
+        """One more member, as configured, not started."""
+        made = Member(Config(**options))
+        self.all.append(made)
+        return made
 
     def plan(self, count: int, **options) -> list[Member]:
         """Members of one cluster, not started."""

@@ -1,0 +1,68 @@
+"""A member that can promise nothing any more answers nobody; one that stops answers everybody."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from kvstore.app import StartError
+from kvstore.wire import rpc_pb2 as pb
+
+OTHER = "another-cluster"
+
+
+@pytest.mark.asyncio
+async def test_after_a_fatal_error_not_even_old_data_is_served(members) -> None:
+    (member,) = await members.start(1)
+    await member.put(b"k", b"1")
+    assert await member.get(b"k", serializable=True) == b"1"
+    member.handle.node.fail("the disk is gone")
+    async with asyncio.timeout(5):
+        assert await member.handle.wait_failed() == "the disk is gone"
+    with pytest.raises(StartError, match="the disk is gone"):
+        await member.handle.wait_ready()
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await member.get(b"k", serializable=True, deadline=5)
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    async with asyncio.timeout(5):
+        await member.stop()
+    await member.start()
+    await member.ready()
+    assert await member.get(b"k") == b"1"
+
+
+@pytest.mark.asyncio
+async def test_calls_in_flight_at_a_stop_learn_their_outcome(members) -> None:
+    cluster = await members.start(3)
+    others = [m for m in cluster if m.handle.status().leader != m.handle.member_id]
+    survivor = others[0]
+    await asyncio.gather(*(m.stop() for m in cluster if m is not survivor))
+    request = pb.PutRequest(key=b"k")
+    waiting = [asyncio.ensure_future(survivor.call("KV/Put", request, deadline=None)) for _ in range(20)]
+    while survivor.handle.status().waiting_operations < 20:  # noqa: ASYNC110  nothing tells of it
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(3):
+        stopping = asyncio.ensure_future(survivor.stop_serving())
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        await stopping
+    for answer in answers:
+        assert isinstance(answer, grpc.aio.AioRpcError)
+        assert answer.code() is grpc.StatusCode.UNAVAILABLE
+        assert dict(answer.trailing_metadata())["kvstore-outcome"] in ("not-applied", "unknown")
+
+
+@pytest.mark.asyncio
+async def test_a_member_of_another_cluster_does_not_get_in(members, tmp_path) -> None:
+    """Same URLs, another token: the hello refuses, and neither cluster sees the other."""
+    first, _, third = await members.start(3)
+    await third.stop()
+    stranger_options = {**vars(third.config), "initial_cluster_token": OTHER, "data_dir": str(tmp_path / "s")}
+    stranger = members.add(**stranger_options)
+    await stranger.start()
+    await first.put(b"k", b"1")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stranger.get(b"k", deadline=0.5)
+    assert not stranger.handle.ready
+    assert await stranger.get(b"k", serializable=True) is None
