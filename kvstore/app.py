@@ -36,9 +36,9 @@ from kvstore.server.membership import Founding, found
 from kvstore.server.metrics import HistogramView, PeerCounters, RpcCounters, Sources, make_registry
 from kvstore.server.publication import publish
 from kvstore.server.settings import Url
-from kvstore.server.timed_state import TimedStateFile
 from raft.core.types import ConfState
-from raft.node import Node, NodeConfig, NodeStatus, StateBeyondLog
+from raft.node import Node, NodeConfig, NodeStatus, StateBeyondLog, count_operations
+from raft.node.write_behind import STATE_COMMIT_BOUNDS_S
 from raft.storage import (
     Bootstrap,
     MemberDirectory,
@@ -247,13 +247,16 @@ class _Assembly:
         config = self._config
         rng = random.Random(self._boot_id)  # noqa: S311  spreads timeouts, guards no secret
         self._writer = ThreadedLogWriter(
-            directory.log, loop=self._loop, fatal=lambda reason: node.fail(reason), on_space=self._on_space
+            directory.log,
+            loop=self._loop,
+            fatal=lambda reason: node.fail(reason),
+            on_space=lambda space: self._on_space(node, space),
+            operations=count_operations,
         )
         transport = self._transport = GrpcTransport(tuple(map(str, config.listen_peer)), rng=rng)
         for member in founding.members:
             if member.id != founding.member_id:
                 transport.set_peer(member.id, member.peer_urls)
-        self._state = TimedStateFile(directory.state)
         node = Node(
             config=NodeConfig(
                 member_id=founding.member_id,
@@ -264,7 +267,7 @@ class _Assembly:
             ),
             recovered=directory.recovered,
             log=self._writer,
-            state=self._state,
+            state=directory.state,
             transport=transport,
             machine=engine,
             rng=rng,
@@ -311,7 +314,7 @@ class _Assembly:
             rpcs=lambda: map(_rpc_counters, methods),
             peers=self._peer_counters,
             log_sync=self._log_syncs,
-            state_commit=self._state.commits.view,
+            state_commit=lambda: _state_commits(member),
         )
         routes = make_routes(member, make_registry(member, sources))
         urls = []
@@ -337,10 +340,11 @@ class _Assembly:
         if self._closing_clients is None and self._server is not None:
             self._closing_clients = self._loop.create_task(self._server.stop(None))
 
-    def _on_space(self, space: bool) -> None:
+    def _on_space(self, node: Node, space: bool) -> None:
+        """The disk has no room for the log's next segment, or has it again."""
         if not space:
-            logger.warning("the disk has no room for the next segment of the log")
             self._member.quota.raise_alarm()
+        node.on_log_space(space)
 
     def _log_syncs(self) -> HistogramView:
         assert self._writer is not None
@@ -361,6 +365,11 @@ class _Assembly:
                     ROUND_TRIP_BOUNDS_S, peer.round_trip_buckets, peer.round_trip_seconds
                 ),
             )
+
+
+def _state_commits(member: LocalMember) -> HistogramView:
+    counted = member.node.status().statistics
+    return HistogramView(STATE_COMMIT_BOUNDS_S, counted.state_commit_buckets, counted.state_commit_seconds)
 
 
 def _rpc_counters(method: Method) -> RpcCounters:

@@ -11,6 +11,7 @@ _MEANINGS: tuple[tuple[type[node_errors.NodeError], Callable[[], errors.KVError]
     (node_errors.OutcomeUnknown, errors.OutcomeUnknown),
     (node_errors.Stopped, errors.ServerStopped),
     (node_errors.TooManyRequests, errors.TooManyRequests),
+    (node_errors.NoSpace, errors.NoSpace),
     (node_errors.NoLeader, errors.NoLeader),
     (node_errors.NotApplied, lambda: errors.Unavailable("etcdserver: request timed out")),
     (node_errors.ReadTimedOut, errors.ReadTimedOut),

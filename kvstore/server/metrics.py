@@ -6,7 +6,6 @@ collector reads them when asked. One registry per member, so that several live i
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -65,24 +64,6 @@ class HistogramView(NamedTuple):
     counts: tuple[int, ...]
     """Per bucket, one more than bounds: the last is everything longer."""
     sum_s: float
-
-
-class Histogram:
-    """Counts durations, cheaply enough for anything that touches a disk."""
-
-    def __init__(self, bounds_s: tuple[float, ...]) -> None:
-        self._bounds_s = bounds_s
-        self._counts = [0] * (len(bounds_s) + 1)
-        self._sum_s = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Count one duration."""
-        self._counts[bisect_left(self._bounds_s, seconds)] += 1
-        self._sum_s += seconds
-
-    def view(self) -> HistogramView:
-        """What was counted since start."""
-        return HistogramView(self._bounds_s, tuple(self._counts), self._sum_s)
 
 
 class PeerCounters(NamedTuple):
