@@ -184,6 +184,7 @@ class _Assembly:
         handle.client_urls = _with_ports(config.advertise_client, config.listen_client, ports)
         handle.metrics_urls = await self._start_http(member, methods)
         self._publication = self._loop.create_task(self._join(handle), name=f"publish {handle.name}")
+        self._publication.add_done_callback(self._on_published)
         return handle
 
     async def close(self) -> None:
@@ -333,6 +334,10 @@ class _Assembly:
         if await publish(self._member, handle.name, handle.client_urls):
             logger.info("ready to serve client requests", extra={"node": handle.name})
             handle._set_ready()
+
+    def _on_published(self, publication: asyncio.Task[None]) -> None:
+        if not publication.cancelled() and publication.exception() is not None:
+            self._handle.node.fail(f"cannot join the cluster: {publication.exception()}")
 
     def _on_fatal(self, reason: str) -> None:
         """Nothing may be answered from memory any more: the client listener ends with the driver."""

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
+from google.protobuf.message import EncodeError, Message
 
 from kvstore.errors import Code, KVError
 from kvstore.rpc.call import OUTCOME_TRAILER, Call, HandlerFault, Method, answer, outcome_of
@@ -172,7 +172,7 @@ class _Behaviour:
     def _encode(self, message: Message) -> bytes:
         try:
             data = message.SerializeToString()
-        except ValueError:  # larger than a message can be
+        except (ValueError, EncodeError):  # larger than a message can be
             logger.exception("a reply of %s cannot be encoded", self._method.path)
             raise HandlerFault from None
         self._statistics.sent_bytes += len(data)

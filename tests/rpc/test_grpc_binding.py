@@ -178,6 +178,7 @@ async def test_streams_deliver_in_order_and_end_with_the_caller(harness: Harness
     async with asyncio.timeout(5):
         await harness.service.gone.wait()
     assert harness.stream_row.statistics.started == 1
+    assert harness.stream_row.statistics.handled == {grpc.StatusCode.CANCELLED.value[0]: 1}
 
 
 @pytest.mark.asyncio

@@ -66,3 +66,11 @@ async def test_a_member_of_another_cluster_does_not_get_in(members, tmp_path) ->
         await stranger.get(b"k", deadline=0.5)
     assert not stranger.handle.ready
     assert await stranger.get(b"k", serializable=True) is None
+
+
+@pytest.mark.asyncio
+async def test_client_urls_that_cannot_be_published_are_an_error_not_a_silence(members) -> None:
+    (member,) = members.plan(1, max_request_bytes=10)
+    await member.start()
+    with pytest.raises(StartError, match="cannot join the cluster: etcdserver: request is too large"):
+        await member.ready()
