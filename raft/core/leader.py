@@ -61,8 +61,8 @@ def propose(s: State, datas: Sequence[bytes]) -> int:
 def propose_conf(s: State, change: ConfChange) -> int:
     """Append a membership change; its index. Raises ProposalDropped.
 
-    At most one change may be unapplied, and none before this leader's first entry is applied: then
-    the configuration it was judged against is the one it will be applied to.
+    At most one change may be unapplied, and none before all that was found in the log at the election
+    is applied: then the configuration it is judged against is the one it will be applied to.
     """
     if s.id not in s.tracker.progress:
         raise ProposalDropped(DropReason.REMOVED)
@@ -168,7 +168,8 @@ def report_unreachable(s: State, member: int) -> None:
 def report_restarted(s: State, member: int) -> None:
     """The member's process is a new one: it may hold less than it acknowledged (a torn tail)."""
     progress = s.tracker.progress.get(member)
-    if progress is not None and member != s.id:
+    if progress is not None:
+        assert member != s.id, "this process is the one that was restarted"
         progress.forget(s.log.last_index)
         _request_append(s, progress)
 
@@ -250,8 +251,6 @@ def adopt_conf(s: State) -> None:
     own = s.tracker.progress.get(s.id)
     if (own is None or own.is_learner) and s.config.step_down_on_removal:
         become_follower(s, s.term, NO_NODE)
-        return
-    if not s.tracker.conf.voters:
         return
     commit_by_count(s)
     s.append_due = True

@@ -119,6 +119,12 @@ def test_any_sequence_keeps_a_configuration_whole_and_majorities_overlapping(cha
         conf = after
 
 
+def test_a_change_has_at_most_so_many_steps():
+    change = ConfChange((ConfStep(ConfStepKind.ADD_LEARNER, 1),) * 257)
+    with pytest.raises(ConfChangeRefused, match="256"):
+        change.encode()
+
+
 def test_a_change_that_may_be_simple_is_an_entry_of_the_simple_kind():
     one = ConfChange((ConfStep(ConfStepKind.ADD_VOTER, 4),))
     two = ConfChange((*one.steps, ConfStep(ConfStepKind.REMOVE, 1)))

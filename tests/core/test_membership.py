@@ -11,6 +11,7 @@ from raft.core import (
     ConfStepKind,
     ConfTransition,
     DropReason,
+    Message,
     MessageType,
     ProgressState,
     ProposalDropped,
@@ -154,9 +155,10 @@ def test_without_step_down_a_removed_leader_goes_on(cluster):
     network.change_conf(1, change((REMOVE, 1)))
     network.settle()
     assert network.core(1).role is Role.LEADER
-    with pytest.raises(ProposalDropped) as caught:
-        network.propose(1, b"a")
-    assert caught.value.reason is DropReason.REMOVED
+    for wish in (lambda: network.propose(1, b"a"), lambda: network.change_conf(1, change((LEARN, 1)))):
+        with pytest.raises(ProposalDropped) as caught:
+            wish()
+        assert caught.value.reason is DropReason.REMOVED
 
 
 def test_two_to_one_leaves_a_working_survivor(cluster):
@@ -349,6 +351,20 @@ def test_a_transfer_to_self_a_learner_or_a_stranger_is_ignored(cluster, target):
     assert network.try_propose(1, b"a")
 
 
+def test_nothing_else_happens_during_a_transfer_and_none_without_a_leader(cluster):
+    network = cluster(3)
+    network[2].do(lambda core: core.transfer_leader(3))
+    assert not network.core(2).has_ready(), "nobody to pass it on to"
+    with pytest.raises(ProposalDropped) as caught:
+        network.change_conf(2, change((LEARN, 3)))
+    assert caught.value.reason is DropReason.NOT_LEADER
+    network.elect(1)
+    network[1].do(lambda core: core.transfer_leader(2))
+    with pytest.raises(ProposalDropped) as caught:
+        network.change_conf(1, change((LEARN, 3)))
+    assert caught.value.reason is DropReason.TRANSFERRING
+
+
 def test_a_transfer_to_a_dead_member_is_given_up(cluster):
     network = cluster(3)
     network.elect(1)
@@ -440,6 +456,32 @@ def test_a_delivered_image_resumes_replication(cluster):
     network[1].do(lambda core: core.report_snapshot(3, ok=True))
     network.run_ticks(2)
     assert network.core(1).status().peers[2].state is ProgressState.REPLICATE
+
+
+def test_a_candidate_takes_an_image_from_the_leader_of_its_term(cluster):
+    network = cluster(3, pre_vote=False)
+    network.campaign(3)
+    network[3].run()
+    network.bag.clear()
+    meta = SnapshotMeta(5, 1, network.core(3).conf)
+    network.images[5, 1] = []
+    network.deliver(Message(MessageType.SNAPSHOT, 3, 1, 1, snapshot=meta))
+    assert (network.core(3).role, network.core(3).leader, network.core(3).commit) == (Role.FOLLOWER, 1, 5)
+
+
+def test_a_second_image_overtakes_the_first(cluster):
+    """The first one's completion must not count for the second."""
+    network = cluster(3)
+    for index in (5, 9):
+        meta = SnapshotMeta(index, 1, network.core(3).conf)
+        network.images[index, 1] = []
+        network.deliver(Message(MessageType.SNAPSHOT, 3, 1, 1, snapshot=meta))
+        network[3].take()
+    network[3].sync()
+    core = network.core(3)
+    assert (core.applied, core.commit, core.status().stable) == (5, 9, 5)
+    network[3].sync()
+    assert (core.applied, core.commit, core.status().stable) == (9, 9, 9)
 
 
 def test_an_image_older_than_the_own_log_changes_nothing(cluster):

@@ -218,6 +218,27 @@ def test_apply_work_is_paged_and_bounded(cluster):
     assert len(network.data(1)) == 12
 
 
+def test_proposing_nothing_makes_nothing(cluster):
+    network = cluster(1)
+    network.elect(1)
+    assert network.propose(1) == []
+    assert network.core(1).last_index == 1
+
+
+def test_an_unreachable_member_is_probed(cluster):
+    network = cluster(3)
+    network.elect(1)
+    for member in (2, 9):
+        network[1].do(lambda core, member=member: core.report_unreachable(member))
+    assert [peer.state.value for peer in network.core(1).status().peers] == [
+        "replicate",
+        "probe",
+        "replicate",
+    ]
+    network.run_ticks(1)
+    assert network.core(1).status().peers[1].state is ProgressState.REPLICATE
+
+
 def test_messages_of_strangers_are_ignored(cluster):
     network = cluster(3)
     network.elect(1)
