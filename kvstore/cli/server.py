@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -25,6 +25,10 @@ from kvstore.server import logs
 from kvstore.server.settings import ConfigError, Fate, Group, Kind, Setting
 from kvstore.server.sources import CONFIG_FILE, TABLE, Loaded, load
 from kvstore.version import ETCD_VERSION, __version__
+
+if TYPE_CHECKING:
+    from kvstore.app import NodeHandle  # loads the whole server
+    from raft.core.types import Role
 
 EXIT_STOPPED = 0
 EXIT_CANNOT_START = 1
@@ -145,7 +149,7 @@ def _serve(loaded: Loaded) -> int:
         for warning in loaded.warnings:
             logger.warning(warning)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_serve_until_stopped(loaded))
+            return runner.run(_serve_until_stopped(loaded, handlers))
     finally:
         handlers.close()
 
@@ -197,7 +201,29 @@ class _Stop:
         self._task.cancel()
 
 
-async def _serve_until_stopped(loaded: Loaded) -> int:
+def _follow(node: NodeHandle, handlers: logs.Handlers) -> None:
+    """Log who leads, and let every line tell the member's term and role."""
+    leader = 0
+
+    def changed(term: int, now_leads: int, role: Role) -> None:
+        nonlocal leader
+        handlers.describe(node=node.name, term=term, role=role.name.lower())
+        if now_leads == leader:
+            return
+        leader = now_leads
+        if leader == node.member_id:
+            logger.info("this member leads")
+        elif leader:
+            logger.info("member %x leads", leader)
+        else:
+            logger.info("no leader is known")
+
+    status = node.status()
+    changed(status.term, status.leader, status.role)
+    node.node.subscribe(lambda event: changed(*event))
+
+
+async def _serve_until_stopped(loaded: Loaded, handlers: logs.Handlers) -> int:
     task = asyncio.current_task()
     assert task is not None
     stop = _Stop(task)
@@ -205,6 +231,7 @@ async def _serve_until_stopped(loaded: Loaded) -> int:
 
     try:
         async with serve(loaded.config) as node:
+            _follow(node, handlers)
             gc.collect()
             gc.freeze()  # what was loaded stays: the collector need not look at it again
             reason = await node.wait_failed()

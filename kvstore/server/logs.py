@@ -129,15 +129,36 @@ def set_level(level: str) -> None:
         logging.getLogger(name).setLevel(_LEVELS[level])
 
 
+class _Description(logging.Filter):
+    """Adds what is true of the whole process to every line that does not say it itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fields: dict[str, object] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        for name, value in self.fields.items():
+            if not hasattr(record, name):
+                setattr(record, name, value)
+        return True
+
+
 class Handlers:
     """The handlers of one `configure`; `close` takes them off and restores the levels."""
 
     def __init__(self, handlers: list[logging.Handler]) -> None:
         self._handlers = handlers
+        self._description = _Description()
+        for handler in handlers:
+            handler.addFilter(self._description)
         self._levels = {name: logging.getLogger(name).level for name in LOGGERS}
         for name in LOGGERS:
             for handler in handlers:
                 logging.getLogger(name).addHandler(handler)
+
+    def describe(self, **fields: object) -> None:
+        """Let every line from now on carry these fields (node, term, role), instead of those before."""
+        self._description.fields = fields
 
     def close(self) -> None:
         """Idempotent."""

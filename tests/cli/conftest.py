@@ -15,7 +15,7 @@ import pytest
 
 from kvstore.cli.main import run
 
-START_PATIENCE_S = 20.0
+START_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ def test_one_signal_stops_cleanly_and_soon(number, make_member, ours, tmp_path):
         assert member.process.wait(10) == 0
         assert time.monotonic() - begun < STOP_MAX_S
     log = (tmp_path / "log").read_text()
-    assert f"received signal; shutting down  signal={number.name}" in log
+    assert "received signal; shutting down" in log
+    assert f"signal={number.name}" in log
     assert "Traceback" not in log
     with member.run(log=tmp_path / "log2"):
         assert ours(["get", "a", f"--endpoints={member.endpoint}"]).out == b"a\n1\n"

@@ -83,6 +83,7 @@ def test_configure_reaches_the_outputs_and_leaves_nothing(tmp_path, capsys):
     try:
         logging.getLogger("raft.node").info("hello", extra={"node": "a"})
         logging.getLogger("kvstore.server").debug("not yet")
+        handlers.describe(node="b", term=3, role="follower")
         logs.set_level("debug")
         logging.getLogger("kvstore.server").debug("now")
         assert list(logging.getLogger().handlers) == root
@@ -94,6 +95,8 @@ def test_configure_reaches_the_outputs_and_leaves_nothing(tmp_path, capsys):
         ("raft.node", "hello"),
         ("kvstore.server", "now"),
     ]
+    assert (lines[1]["node"], lines[1]["term"], lines[1]["role"]) == ("b", 3, "follower")
+    assert lines[0]["node"] == "a"
     assert capsys.readouterr().err == path.read_text()
     assert before == {
         name: (list(logging.getLogger(name).handlers), logging.getLogger(name).level) for name in logs.LOGGERS
