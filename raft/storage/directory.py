@@ -25,6 +25,9 @@ LOCK_NAME = "lock"
 LOG_NAME = "wal"
 STATE_NAME = "state.db"
 
+# What may lie where a member is created: its own files, and what file systems put at their roots.
+_HARMLESS_NAMES = frozenset({LOCK_NAME, LOG_NAME, STATE_NAME, "lost+found"})
+
 OpenState = Callable[[str, Identity], Awaitable[StateFile]]
 """Opens or creates the state file at a path, for the member of that identity."""
 
@@ -85,6 +88,8 @@ async def open_member(
     """
     try:
         files.make_directory(path)
+        if not holds_member(files, path):
+            _check_empty(files, path)
         lock = files.lock(f"{path}/{LOCK_NAME}")
     except OSError as error:
         raise DirectoryUnusable(f"{path}: cannot use the data directory: {error}") from error
@@ -166,6 +171,13 @@ def _create(
         create_log(files, log_path, identity, BootstrapItem(bootstrap.conf, bootstrap.blob), segment_bytes)
     except OSError as error:
         raise LogFailed(f"{path}: cannot create the log: {error}") from error
+
+
+def _check_empty(files: FileSystem, path: str) -> None:
+    """A member is not created among the files of something else: the path may be a mistake."""
+    for name in files.list(path):
+        if name not in _HARMLESS_NAMES and not name.startswith((".", f"{STATE_NAME}-")):
+            raise DirectoryForeign(f"{path}: the directory holds {name!r}, which is no data of this program")
 
 
 def _check_owner(path: str, identity: Identity, cluster_id: int | None, member_id: int | None) -> None:

@@ -11,6 +11,7 @@ from raft.core.ready import AppendToken, AppendWork
 from raft.core.types import ConfState, Entry, EntryKind, HardState, SnapshotMeta
 from raft.storage import (
     Bootstrap,
+    DirectoryForeign,
     FileSystem,
     InlineLogWriter,
     MemberDirectory,
@@ -104,3 +105,14 @@ async def check_writer(disk: tuple[FileSystem, str], threaded: bool) -> None:
 @pytest.mark.asyncio
 async def test_what_was_written_is_found_again(disk: tuple[FileSystem, str], threaded: bool) -> None:
     await check_writer(disk, threaded)
+
+
+@pytest.mark.asyncio
+async def test_a_member_is_not_created_among_the_files_of_something_else(
+    disk: tuple[FileSystem, str],
+) -> None:
+    files, path = disk
+    files.make_directory(f"{path}/snap")
+    with pytest.raises(DirectoryForeign, match="the directory holds 'snap', which is no data"):
+        await open_(disk)
+    assert files.list(path) == ["snap"]
