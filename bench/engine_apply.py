@@ -14,6 +14,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 from kvstore.engine import Compact, DeleteRange, Engine, Put, Range, Txn, encode
 from kvstore.engine.record import row_key
@@ -40,6 +41,10 @@ def apply_all(engine: Engine, commands: list[bytes], wanted: bool) -> None:
         engine.apply(1, 1, commands[start : start + BATCH], wanted)
 
 
+def _apply_afresh(commands: list[bytes], wanted: bool) -> None:
+    apply_all(Engine(), commands, wanted)
+
+
 def bench_apply() -> None:
     rng = random.Random(1)
     keys = [b"key%012d" % rng.randrange(10**9) for _ in range(OPERATIONS)]
@@ -50,12 +55,10 @@ def bench_apply() -> None:
     print(f"# batches of {BATCH}, {OPERATIONS} operations, 256 B values")
     for wanted in (False, True):
         who = "outcome wanted" if wanted else "follower"
-        measure(f"put, new key, {who}", OPERATIONS, lambda w=wanted: apply_all(Engine(), puts, w), ROUNDS)
+        measure(f"put, new key, {who}", OPERATIONS, partial(_apply_afresh, puts, wanted), ROUNDS)
         engine = Engine()
         apply_all(engine, puts, False)
-        measure(
-            f"put, overwrite, {who}", OPERATIONS, lambda w=wanted, e=engine: apply_all(e, puts, w), ROUNDS
-        )
+        measure(f"put, overwrite, {who}", OPERATIONS, partial(apply_all, engine, puts, wanted), ROUNDS)
     engine = Engine()
     apply_all(engine, puts, False)
     measure(
