@@ -1,7 +1,8 @@
 """The crash-true twin of the file system: what was not synced may be lost, in any way a disk may lose it.
 
 At a crash, of each file's un-synced writes any subset of 512 B sectors survives (of several
-writes to one sector, a prefix); of un-synced names in a directory, any prefix of the changes.
+writes to one sector, a prefix); of un-synced names in a directory, any subset of the changes (of
+several to one name, a prefix).
 Every choice is drawn from the given source, so a seed repeats a crash and an enumeration visits all.
 Faults can be planted at the nth call. Deterministic, single-threaded by intent.
 """
@@ -96,8 +97,12 @@ class _Directory:
         self.pending.clear()
 
     def crash(self, choose: Choose) -> None:
-        if self.pending:
-            for changes in self.pending[: choose(len(self.pending) + 1)]:
+        lost: set[str] = set()
+        for changes in self.pending:
+            names = {name for name, _ in changes}
+            if lost & names or not choose(2):
+                lost |= names  # what builds on a lost name is lost with it
+            else:
                 _apply(self.durable, changes)
         self.pending.clear()
         self.current = dict(self.durable)

@@ -71,8 +71,6 @@ class LogImage:
     """The last segment holds a torn frame at `end`: the log goes on in another segment."""
     spare: bool = False
     """A prepared, empty segment follows the last one."""
-    void: bool = False
-    """The segment after the last one holds a torn start and nothing else: to be replaced."""
 
 
 @dataclass(slots=True)
@@ -176,16 +174,14 @@ def _judge_unstarted(segment: _Segment, salt: int, image: LogImage, *, expected:
     """A segment without a good start frame is the prepared next one, or its start was torn.
 
     The start frame is synced before anything follows it and promises nothing, so a torn one is
-    no cut. The oldest segment was renamed into place whole, so there it is damage.
+    no cut; it will be replaced. The oldest segment was renamed into place whole, so there it is damage.
     """
     blank = not any_byte(segment.data, SECTOR_BYTES)
     if not expected:
         raise Damaged("segment has no valid start", segment.path)
     if blank:
         image.spare = True
-    elif records.is_torn(segment.data, SECTOR_BYTES, salt, segment.seed):
-        image.void = True
-    else:
+    elif not records.is_torn(segment.data, SECTOR_BYTES, salt, segment.seed):
         raise Damaged("segment start is damaged", segment.path)
 
 

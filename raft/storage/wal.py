@@ -97,8 +97,6 @@ class Log:
             unfinished = f"{directory}/{UNFINISHED_NAME}"
             if files.exists(unfinished):
                 files.unlink(unfinished)
-            if image.void:
-                files.unlink(next_path)
             # Names found at start may live in the cache only.
             files.sync_directory(directory)
             self._file = files.open(self._path(self._segments[-1].sequence))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ from raft.storage import (
     Recovered,
     open_member,
 )
+from raft.storage.recovery import LogImage
 
 CONF = ConfState((1, 2, 3))
 BASE = SnapshotMeta(0, 0, CONF)
+BLOB = b"members" * 150
+"""Large enough that the first frame of a segment fills several sectors."""
 SEGMENT_BYTES = 16 * 1024
 """The smallest allowed, so that short workloads rotate."""
 
@@ -35,18 +38,28 @@ class Disk:
 
     files: FileSystem
     path: str
+    opened: list[MemberDirectory] = field(default_factory=list)
 
     async def open(self, **overrides: Any) -> MemberDirectory:
         options: dict[str, Any] = {
             "cluster_id": 7,
             "member_id": 1,
-            "bootstrap": Bootstrap(conf=CONF, blob=b"members"),
+            "bootstrap": Bootstrap(conf=CONF, blob=BLOB),
             "segment_bytes": SEGMENT_BYTES,
             "new_disk_id": lambda: 0xD15C,
         }
         if isinstance(self.files, MemoryFiles):
             options["open_state"] = MemoryStateOpener(self.files)
-        return await open_member(self.files, self.path, **{**options, **overrides})
+        member = await open_member(self.files, self.path, **{**options, **overrides})
+        self.opened.append(member)
+        return member
+
+    def abandon(self) -> None:
+        """End what a failed test left open: a thread of SQLite's connection would outlive the run."""
+        for member in self.opened:
+            connection = getattr(member.state, "_connection", None)
+            if connection is not None:
+                connection.stop()
 
     def segments(self) -> list[str]:
         """Paths of the log's segments, oldest first."""
@@ -105,7 +118,7 @@ class Model:
     def compacted(self, snapshot: SnapshotMeta) -> Model:
         return replace(self, base=snapshot, entries=self.entries[snapshot.index - self.base.index :])
 
-    def matches(self, found: Recovered) -> bool:
+    def matches(self, found: Recovered | LogImage) -> bool:
         expected = self.state._replace(commit=max(self.state.commit, self.base.index))
         return (
             found.hard_state == expected
@@ -134,6 +147,7 @@ class Kit:
     Disk = Disk
     Model = Model
     CONF = CONF
+    BLOB = BLOB
     close = staticmethod(close)
     append = staticmethod(append)
 
@@ -157,7 +171,10 @@ def kit() -> type[Kit]:
 
 
 @pytest.fixture(params=["real", "twin"])
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Disk:
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     if request.param == "real":
-        return Disk(RealFiles(), str(tmp_path / "member"))
-    return Kit.twin()
+        real = Disk(RealFiles(), str(tmp_path / "member"))
+        yield real
+        real.abandon()
+    else:
+        yield Kit.twin()

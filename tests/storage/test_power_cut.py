@@ -12,11 +12,16 @@ from typing import Any
 
 import pytest
 
-from raft.core.types import SnapshotMeta
+from raft.core.ready import AppendToken, AppendWork
+from raft.core.types import Entry, EntryKind, HardState, SnapshotMeta
 from raft.storage import LogFailed, MemberDirectory, MemoryFiles, RealFiles, StateMark, StorageError
 from raft.storage.memory import PowerCut, fail_at
 from raft.storage.records import SECTOR_BYTES
+from raft.storage.recovery import read_log
 from raft.storage.wal import NoSpace
+
+SEGMENT_BYTES = 16 * 1024
+"""Of the kit's disks."""
 
 Step = Callable[[MemberDirectory], Awaitable[None]]
 
@@ -131,7 +136,7 @@ async def total_calls(kit: Any) -> int:
 
 @pytest.mark.asyncio
 async def test_every_survival_of_every_crash_point_of_a_short_life(kit: Any) -> None:
-    """All subsets of un-synced sectors and all prefixes of un-synced names, at each operation."""
+    """All subsets of un-synced sectors and names, at each operation."""
     steps = script(kit)
     states = 0
     for call in range(1, await total_calls(kit) + 1):
@@ -181,6 +186,62 @@ async def test_an_error_at_any_call_loses_nothing_acknowledged(kit: Any, code: i
         wrong = await check_found(kit, disk, steps, low, high)
         assert wrong == "", f"errno {code} at call {call}: {wrong}"
     assert stopped > 20
+
+
+class Planted:
+    """The real disk with a fault at one call: a proxy for the file system and its files."""
+
+    CALLS = frozenset(
+        {"open", "make_directory", "rename", "unlink", "sync_directory", "pwrite", "allocate", "sync"}
+    )
+
+    def __init__(self, target: Any, fault: Callable[[str], None]) -> None:
+        self._target = target
+        self._fault = fault
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._target, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            if name in self.CALLS:
+                self._fault(name)
+            result = method(*arguments, **options)
+            return Planted(result, self._fault) if name == "open" else result
+
+        return call
+
+
+@pytest.mark.parametrize(
+    "error", [PowerCut("kill"), OSError(errno.EIO, "eio"), OSError(errno.ENOSPC, "full")]
+)
+@pytest.mark.asyncio
+async def test_a_real_disk_survives_a_kill_or_an_error_at_any_call(
+    kit: Any, tmp_path: Any, error: Exception
+) -> None:
+    """What was written stays, as after `kill -9`; the error strikes once or for ever after."""
+    steps = script(kit)
+    call = 1
+    while True:
+        disk = kit.Disk(RealFiles(), str(tmp_path / str(call)))
+        seen = 0
+
+        def fault(operation: str) -> None:
+            nonlocal seen
+            seen += 1
+            if seen >= call:  # noqa: B023  # called only in this turn of the loop
+                raise error
+
+        disk.files = Planted(RealFiles(), fault)
+        low, high = await run(disk, steps)
+        for member in disk.opened:
+            await kit.close(member)
+        disk.files = RealFiles()
+        wrong = await check_found(kit, disk, steps, low, high)
+        assert wrong == "", f"{error} at call {call}: {wrong}"
+        if seen < call:
+            break
+        call += 5 if call > 12 else 1
+    assert call > 40
 
 
 @pytest.mark.asyncio
@@ -255,7 +316,7 @@ async def test_a_tail_cut_at_any_byte(kit: Any, disk: Any, size: int) -> None:
     whole = disk.read(segment)
     end = len(whole.rstrip(b"\0"))
     start = next(at for at in range(start, end) if at % 16 == 0 and at >= start)
-    step = 1 if isinstance(disk.files, MemoryFiles) else 37
+    step = 1 if isinstance(disk.files, MemoryFiles) else max(7, size // 20)
     seen = set()
     for kept in [*range(start, end, step), end]:
         torn = whole[:kept].ljust(len(whole), b"\0")
@@ -347,7 +408,9 @@ async def test_a_cut_stays_known_until_confirmed(kit: Any, disk: Any) -> None:
     member.log.commit()
     await kit.close(member)
     (segment,) = disk.segments()
-    disk.edit(segment, lambda data: data.__setitem__(slice(1536, 2048), bytes(512)))
+    last_sector = (len(disk.read(segment).rstrip(b"\0")) - 1) // SECTOR_BYTES * SECTOR_BYTES
+    lost = slice(last_sector - SECTOR_BYTES, last_sector)
+    disk.edit(segment, lambda data: data.__setitem__(lost, bytes(SECTOR_BYTES)))
     model = kit.Model()
     for round_ in range(3):
         member = await disk.open()
@@ -368,6 +431,52 @@ async def test_a_cut_stays_known_until_confirmed(kit: Any, disk: Any) -> None:
     assert member.recovered.admitted
     assert model.matches(member.recovered)
     await kit.close(member)
+
+
+@pytest.mark.asyncio
+async def test_a_snapshot_replaces_the_log_or_does_not(kit: Any) -> None:
+    """At every crash the log is the old one or begins at the snapshot; never a mixture, rotation included."""
+    rng = kit.seeded(23)
+    found_models = set()
+    for fill in (False, True):  # a full segment makes the snapshot's frame the first of the next one
+        for call in range(1, 12):
+            for _ in range(10):
+                disk = kit.twin()
+                log = (await disk.open()).log
+                model = kit.Model()
+                while model.last_index < 3 or (fill and log._offset + 1000 <= SEGMENT_BYTES):
+                    work = kit.append(model.last_index, model, 3, 100)
+                    model = model.after(work)
+                    log.stage_work(work)
+                    log.commit()
+                snapshot = SnapshotMeta(
+                    model.last_index - 1, 7, kit.CONF
+                )  # within the log, of another history
+                install = AppendWork(
+                    token=AppendToken(7, 9, snapshot.index, 7),
+                    snapshot=snapshot,
+                    entries=[Entry(7, snapshot.index + 1, EntryKind.NORMAL, b"x" * 900)],
+                    hard_state=HardState(7, 0, snapshot.index),
+                    must_sync=True,
+                )
+                log.maintain()
+                disk.files.fault = cut_at(disk.files.calls + call)
+                acknowledged = False
+                try:
+                    log.stage_work(install)
+                    log.commit()
+                    acknowledged = True
+                    log.maintain()
+                except PowerCut:
+                    pass
+                disk.files.crash(rng.randrange)
+                image = read_log(disk.files, f"{disk.path}/wal")
+                assert image is not None
+                matching = [m for m in (model, model.after(install)) if m.matches(image)]
+                assert len(matching) == 1, f"seed 23, call {call}: {image}"
+                assert matching[0] is not model or not acknowledged
+                found_models.add((fill, matching[0] is model))
+    assert len(found_models) == 4
 
 
 @pytest.mark.asyncio
