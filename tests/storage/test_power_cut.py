@@ -316,9 +316,12 @@ async def test_a_tail_cut_at_any_byte(kit: Any, disk: Any, size: int) -> None:
     whole = disk.read(segment)
     end = len(whole.rstrip(b"\0"))
     start = next(at for at in range(start, end) if at % 16 == 0 and at >= start)
-    step = 1 if isinstance(disk.files, MemoryFiles) else max(7, size // 20)
+    places = set(range(start, end + 1))
+    if not isinstance(disk.files, MemoryFiles):  # dear there, so only where something changes
+        borders = {at for at in places if at % SECTOR_BYTES == 0}
+        places = {start, start + 1, start + 20, end - 9, end - 1, end} | borders
     seen = set()
-    for kept in [*range(start, end, step), end]:
+    for kept in sorted(places):
         torn = whole[:kept].ljust(len(whole), b"\0")
         disk.edit(segment, lambda data, torn=torn: data.__setitem__(slice(None), torn))
         last_sector = (end - 1) // SECTOR_BYTES * SECTOR_BYTES
