@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 CLUSTER_ID = 0xC1
 SEGMENT_BYTES = 64 * 1024
 """Small, so that segments change often, and cheap to hold in memory."""
-POLL_S = 0.005
+POLL_S = 0.01
 """How often, in virtual time, a condition is looked at."""
 
 

@@ -95,7 +95,7 @@ class Applier:
         member_id, boot_id, counter, commands = decode_envelope(data)
         batch = None
         if boot_id == self._boot_id and member_id == self._member_id:
-            batch = self._proposals.applied(counter)
+            batch = self._proposals.applied(counter, self._clock())
         outcomes = self._machine.apply(index, term, commands, batch is not None)
         self.operations += len(commands)
         self._budget -= len(commands)

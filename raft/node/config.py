@@ -61,6 +61,12 @@ class NodeConfig:
     gather_ms: int = 10
     """How long commands may gather behind an earlier batch of this member that is not applied yet.
     One batch in flight gathers best; where a round trip exceeds this, several are in flight."""
+    linger_ms: float = 1.0
+    """After a batch is applied: how long to wait until as many commands as were unanswered then are there
+    before a smaller batch goes. Clients that were answered together return one by one; without this
+    the first of them takes off alone and the others wait for its whole round trip (measured in virtual
+    time, 16 writers that return within 0.3 ms: 8 commands a batch and 2.1 ms, with it 16 and 1.2 ms).
+    A client that is alone never waits."""
     batches_in_flight_max: int = 64
     """Bound on the batches handed over and not applied."""
     bytes_in_flight_max: int = 16 << 20

@@ -254,9 +254,7 @@ class Node:
 
     def _make_core(self, mark: StateMark, conf: ConfState) -> RaftCore:
         recovered = self._recovered
-        config = Config(
-            member_id=self._id, election_ticks=self._config.election_ticks, heartbeat_ticks=1
-        ).validate()
+        config = Config(member_id=self._id, election_ticks=self._config.election_ticks, heartbeat_ticks=1)
         boot = BootState(
             hard_state=recovered.hard_state,
             snapshot=recovered.snapshot,
@@ -494,11 +492,13 @@ class Node:
 
     def _from_peer(self, member_id: int, boot_id: int, message: PeerMessage) -> None:
         core = self._core
+        if boot_id != self._admission.boot_id(member_id):
+            return  # a process that is gone: what it acknowledged may be lost with it
         if type(message) is Message:
             if message.from_ != member_id or message.to != self._id:
                 return
             if message.type is MessageType.SNAPSHOT:
-                return  # the core may not take one before its bytes are here, and none are ever sent
+                return  # never sent, and the core must not take one whose bytes are not here
             if self._cut_guard.active and not self._cut_guard.may_step(member_id, boot_id, message):
                 return
             core.step(message)

@@ -76,6 +76,10 @@ class Proposals:
         """The leader refused a batch or is no longer that process: hand over nothing more in it."""
         self._position = 0
         """Positions given out in this window."""
+        self._expected = 0
+        """Commands unanswered when the last batch was applied: as many clients may want to go together."""
+        self._expected_until_s = 0.0
+        """Until when it is worth waiting for them."""
         self.handed_over_s = 0.0
         """Loop time of the latest batch or resend; paces gathering and sending again."""
         self.batches = 0
@@ -117,7 +121,9 @@ class Proposals:
     def gather_wait_s(self, now_s: float) -> float:
         """How long the waiting commands should still gather; 0.0 when a batch should go now."""
         if not self._flight:
-            return 0.0
+            if len(self.waiting) >= self._expected:
+                return 0.0
+            return max(0.0, self._expected_until_s - now_s)
         if (
             len(self.waiting) >= self._config.batch_operations_max
             or self._waiting_bytes >= self._config.batch_bytes_max
@@ -174,12 +180,14 @@ class Proposals:
 
     # -- fates
 
-    def applied(self, counter: int) -> Batch | None:
+    def applied(self, counter: int, now_s: float) -> Batch | None:
         """Our batch `counter` is being applied: return it for settling, None when nobody waits for it."""
         if not self._flight or self._flight[0].counter != counter:
             return None
         batch = self._flight.popleft()
         self._flight_bytes -= len(batch.data)
+        self._expected = len(batch.operations) + len(self.waiting)
+        self._expected_until_s = now_s + self._config.linger_ms / 1000
         return batch
 
     def term_applied(self, term: int) -> None:

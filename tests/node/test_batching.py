@@ -83,6 +83,26 @@ def test_a_lone_writer_waits_for_nobody() -> None:
     run(scenario)
 
 
+def test_clients_that_return_one_by_one_still_travel_together() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = cluster.leader()
+        assert leader is not None
+        before = leader.status().statistics
+        begun_s = cluster.loop.time()
+
+        async def writer(number: int) -> None:
+            for n in range(50):
+                await asyncio.sleep(number * 0.00002)
+                await cluster.propose(leader.member_id, b"%d.%d" % (number, n))
+
+        await asyncio.gather(*(writer(number) for number in range(16)))
+        batches = leader.status().statistics.batches_proposed - before.batches_proposed
+        assert 16 * 50 / batches > 12
+        assert (cluster.loop.time() - begun_s) / 50 < 0.0025, "one round trip each, not two"
+
+    run(scenario)
+
+
 def test_no_task_is_made_per_operation() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         made = 0

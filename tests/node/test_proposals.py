@@ -62,11 +62,11 @@ def test_a_batch_settles_its_commands_with_their_outcomes(proposals: Proposals, 
     batch = take(proposals)
     assert commands_of(batch) == [b"a", b"b"]
     assert (batch.position, decode_envelope(batch.data)[:2]) == (1, (1, BOOT))
-    found = proposals.applied(batch.counter)
+    found = proposals.applied(batch.counter, 0.0)
     assert found is batch
     settle_batch(batch, ["A", "B"])
     assert client.told == {b"a": ["A"], b"b": ["B"]}
-    assert proposals.applied(batch.counter) is None, "a batch is applied for its readers once"
+    assert proposals.applied(batch.counter, 0.0) is None, "a batch is applied for its readers once"
 
 
 def test_one_readers_exception_does_not_starve_the_others(proposals: Proposals, client: Client) -> None:
@@ -77,7 +77,7 @@ def test_one_readers_exception_does_not_starve_the_others(proposals: Proposals, 
     client.offer(b"y")
     proposals.open_window(5, 2, LEADER_BOOT)
     batch = take(proposals)
-    proposals.applied(batch.counter)
+    proposals.applied(batch.counter, 0.0)
     settle_batch(batch, [1, 2])
     assert client.told[b"y"] == [2]
 
@@ -92,6 +92,24 @@ def test_commands_gather_behind_a_batch_in_flight(proposals: Proposals, client: 
     assert proposals.gather_wait_s(0.011) == 0.0, "but not for ever"
     client.offer(b"c", b"d", b"e")
     assert proposals.gather_wait_s(0.002) == 0.0, "a full batch has nothing to gain"
+
+
+def test_clients_answered_together_are_waited_for_and_a_lone_one_is_not(
+    proposals: Proposals, client: Client
+) -> None:
+    client.offer(b"a", b"b", b"c")
+    proposals.open_window(5, 2, LEADER_BOOT)
+    proposals.applied(take(proposals).counter, 1.0)
+    client.offer(b"a2")
+    assert 0.0 < proposals.gather_wait_s(1.0001) <= CONFIG.linger_ms / 1000
+    assert proposals.gather_wait_s(1.1) == 0.0, "not for long"
+    client.offer(b"b2", b"c2")
+    assert proposals.gather_wait_s(1.0001) == 0.0, "all are back"
+    proposals.applied(take(proposals).counter, 2.0)
+    client.offer(b"d")
+    proposals.applied(take(proposals).counter, 3.0)
+    client.offer(b"d2")
+    assert proposals.gather_wait_s(3.0) == 0.0
 
 
 def test_first_entry_of_a_higher_term_frees_what_is_in_flight_in_order(
@@ -110,7 +128,7 @@ def test_first_entry_of_a_higher_term_frees_what_is_in_flight_in_order(
     assert [batch.position for batch in again] == [1, 2]
     counters = {first.counter, second.counter, *(batch.counter for batch in again)}
     assert len(counters) == 4, "a repeated batch has a name of its own"
-    assert proposals.applied(first.counter) is None
+    assert proposals.applied(first.counter, 0.0) is None
     assert all(not told for told in client.told.values())
 
 
@@ -125,7 +143,7 @@ def test_expired_commands_are_unknown_and_not_repeated(proposals: Proposals, cli
     proposals.open_window(6, 2, LEADER_BOOT)
     again = take(proposals)
     assert commands_of(again) == [b"b"]
-    proposals.applied(again.counter)
+    proposals.applied(again.counter, 0.0)
     settle_batch(again, ["B"])
     assert client.told == {b"a": [RequestTimedOut], b"b": ["B"]}
 
@@ -138,7 +156,7 @@ def test_an_expired_command_that_is_applied_after_all_is_not_told_twice(
     proposals.open_window(5, 2, LEADER_BOOT)
     batch = take(proposals)
     proposals.expire(1.5, leader=2)
-    assert proposals.applied(batch.counter) is batch
+    assert proposals.applied(batch.counter, 0.0) is batch
     settle_batch(batch, ["A", "B"])
     assert client.told == {b"a": [RequestTimedOut], b"b": ["B"]}
 
@@ -162,7 +180,7 @@ def test_refusal_frees_from_its_position_on_and_closes_the_window(
     proposals.refused(5, 2, LEADER_BOOT, 2)
     assert not proposals.open_window(5, 2, LEADER_BOOT)
     assert len(proposals.waiting) == 8
-    assert proposals.applied(batches[0].counter) is batches[0], "the first was appended and stays"
+    assert proposals.applied(batches[0].counter, 0.0) is batches[0], "the first was appended and stays"
     assert not proposals.open_window(5, 2, LEADER_BOOT), "a refusal holds for the whole term"
     assert proposals.open_window(6, 3, 99)
     assert commands_of(take(proposals)) == commands_of(batches[1])
