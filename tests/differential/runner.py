@@ -34,6 +34,7 @@ from tests.differential.programs import (
     Txn,
     expected_options,
     resolve,
+    without_inner_revisions,
 )
 
 REQUEST_SECONDS_MAX = 10.0  # longer than the servers' own 7 s
@@ -274,6 +275,8 @@ class Run:
 
     async def _program(self, pair: Pair, index: int) -> None:
         steps = Generator(f"{self.seed}:{index}").program()
+        if pair.size > 1:
+            steps = [without_inner_revisions(step) for step in steps]
         self.tally.programs += 1
         try:
             found = await run_steps(pair, steps, index % pair.size, self.tally, self.alter)

@@ -13,7 +13,19 @@ import pytest
 from bench import clusters
 from kvstore.wire import kv_pb2, rpc_pb2
 from tests.differential import judge
-from tests.differential.programs import BASE, NOW, Compare, Generator, Put, Range, Request, Txn, resolve
+from tests.differential.programs import (
+    BASE,
+    NOW,
+    Compare,
+    Generator,
+    Put,
+    Range,
+    Request,
+    Step,
+    Txn,
+    resolve,
+    without_inner_revisions,
+)
 from tests.differential.runner import Run, Tally
 
 SECONDS = 75  # with start and stop a run of 90 s
@@ -93,6 +105,19 @@ def test_symbols_become_revisions() -> None:
     assert solved.success[0].request_range.revision == 92
     assert solved.success[0].request_range.min_mod_revision == 1
     assert request.compare[0].mod_revision == NOW - 3
+
+
+def test_inner_revisions_are_left_out_and_nothing_else() -> None:
+    write, read = Txn(), Txn()
+    write.success.add().request_txn.success.add().request_range.CopyFrom(
+        Range(key=b"a", revision=NOW, limit=2)
+    )
+    read.success.add().request_range.CopyFrom(Range(key=b"a", revision=NOW))
+    kept = without_inner_revisions(Step(write, ("txn", "range limit", "range revision in the past")))
+    assert kept.options == ("txn", "range limit")
+    assert kept.request.success[0].request_txn.success[0].request_range == Range(key=b"a", limit=2)
+    reading = Step(read, ("txn", "txn reads linearizable"))
+    assert without_inner_revisions(reading) is reading
 
 
 PAIRS = [kv_pb2.KeyValue(key=key, version=version) for key, version in ((b"a", 1), (b"b", 1), (b"c", 2))]
