@@ -13,11 +13,13 @@ import grpc.aio
 import pytest
 
 from bench import clusters, rpc
+from bench.proxy import Proxies
 from kvstore.wire import rpc_pb2
 
 PAUSES = int(os.environ.get("KVSTORE_PAUSES", "20"))
 CONTROL_PAUSES_MAX = 20
 READS = 1000
+SILENCE_SECONDS = 0.5
 READ_BYTES_MIN = 20  # of one request on the wire, headers compressed: a lower bound
 TAKE_OVER_SECONDS_MAX = 20.0
 ANSWER_SECONDS_MAX = 20.0
@@ -60,18 +62,26 @@ async def read(store: rpc.Store) -> bytes | None:
     return reply.kvs[0].value if reply.kvs else b""
 
 
-async def one_pause(cluster: clusters.Cluster, number: int) -> list[bytes | None]:
-    """Pause the leader, let another commit, send the reads, go on; the answers that are stale."""
+async def one_pause(cluster: clusters.Cluster, proxies: Proxies, number: int) -> list[bytes | None]:
+    """Pause the leader, let another commit, send the reads, go on; the answers that are stale.
+
+    In every other pause the network is silent too until the first read is answered or a while has passed:
+    then no message of the new leader can reach the old one first, and nothing but the proof it must ask for
+    stands between it and a stale answer.
+    """
     await asyncio.to_thread(cluster.wait_ready)
     leader = cluster.leader()
     old, new, newer = (b"%d-%s" % (number, word) for word in (b"old", b"new", b"newer"))
     async with rpc.Store(leader.endpoint) as paused:
         others = [rpc.Store(member.endpoint) for member in cluster.members if member is not leader]
+        reads: list[asyncio.Future[bytes | None]] = []
         await put_somewhere([paused], old)
         leader.signal(signal.SIGSTOP)
         try:
+            if number % 2:
+                proxies.cut(cluster.members.index(leader))
             await put_somewhere(others, new)
-            reads = [asyncio.ensure_future(read(paused)) for _ in range(READS)]
+            reads += [asyncio.ensure_future(read(paused)) for _ in range(READS)]
             deadline = time.monotonic() + ANSWER_SECONDS_MAX
             while waiting_bytes(leader.client_port) < READS * READ_BYTES_MIN:
                 assert time.monotonic() < deadline, "the reads do not reach the paused leader's sockets"
@@ -80,6 +90,9 @@ async def one_pause(cluster: clusters.Cluster, number: int) -> list[bytes | None
             await put_somewhere(others, newer)
         finally:
             leader.signal(signal.SIGCONT)
+            if reads:
+                await asyncio.wait(reads, timeout=SILENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            proxies.heal()
         answers = await asyncio.gather(*reads)
         for store in others:
             await store.close()
@@ -89,9 +102,10 @@ async def one_pause(cluster: clusters.Cluster, number: int) -> list[bytes | None
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_paused_leader_answers_nothing_stale(tmp_path: Path) -> None:
-    with clusters.ours(tmp_path) as cluster:
+    cluster = clusters.ours(tmp_path)
+    with Proxies(cluster) as proxies, cluster:
         for number in range(PAUSES):
-            stale = asyncio.run(one_pause(cluster, number))
+            stale = asyncio.run(one_pause(cluster, proxies, number))
             assert stale == [], f"pause {number}: {len(stale)} of {READS} reads are stale: {set(stale)}"
 
 
@@ -99,9 +113,10 @@ def test_a_paused_leader_answers_nothing_stale(tmp_path: Path) -> None:
 @pytest.mark.timeout(400)
 def test_without_the_quorum_check_it_does(tmp_path: Path) -> None:
     program = [sys.executable, str(Path(__file__).parent / "without_quorum_check.py"), "server"]
-    with clusters.Cluster(label="unsafe", program=program, folder=tmp_path) as cluster:
+    cluster = clusters.Cluster(label="unsafe", program=program, folder=tmp_path)
+    with Proxies(cluster) as proxies, cluster:
         for number in range(CONTROL_PAUSES_MAX):
-            stale = asyncio.run(one_pause(cluster, number))
+            stale = asyncio.run(one_pause(cluster, proxies, number))
             if stale:
                 assert set(stale) == {b"%d-old" % number}
                 return
