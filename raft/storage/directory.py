@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from raft.core.types import ConfState
@@ -48,8 +48,6 @@ class MemberDirectory:
 
     recovered: Recovered
     bootstrap: Bootstrap
-    peer_disks: Mapping[int, int]
-    """Disk id of each peer as durably recorded, by member id."""
     fresh: bool
     """Created by this call."""
     log: Log
@@ -152,7 +150,6 @@ async def _open_locked(
     return MemberDirectory(
         recovered=recovered,
         bootstrap=Bootstrap(conf=image.bootstrap.conf, blob=image.bootstrap.blob),
-        peer_disks=dict(image.peers),
         fresh=fresh,
         log=log,
         state=state,

@@ -92,7 +92,7 @@ async def check_writer(disk: tuple[FileSystem, str], threaded: bool) -> None:
     assert again.recovered.snapshot == SnapshotMeta(150, 1, CONF)
     assert [e.index for e in again.recovered.entries] == list(range(151, 201))
     assert again.recovered.hard_state == HardState(1, 1, 195)
-    assert dict(again.peer_disks) == {2: 99}
+    assert dict(again.recovered.peer_disks) == {2: 99}
     assert again.bootstrap.blob == b"members"
     assert [row async for chunk in again.state.scan(b"", None) for row in chunk] == [(b"b", b"2")]
     assert await again.state.mark() == StateMark(150, 1, CONF)

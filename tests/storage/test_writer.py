@@ -317,4 +317,4 @@ async def test_close_finishes_what_was_submitted(kit: Any, kind: Any) -> None:
     assert noted == [77]
     member = await b.reopen()
     assert b.model.matches(member.recovered)
-    assert dict(member.peer_disks) == {2: 77}
+    assert dict(member.recovered.peer_disks) == {2: 77}
