@@ -47,12 +47,14 @@ check: $(STAMP) ## the gate that never writes: lint, format, types, house rules,
 	$(BIN)/mypy --strict tools bench cluster.py
 	$(BIN)/python -m pytest -q tests/test_tidy.py
 	$(BIN)/python tools/genproto.py --check
+	$(BIN)/python tools/configuration.py --check
 	$(BIN)/python tools/lock.py --check
 
 fix: $(STAMP) ## the gate that writes: sort, format, regenerate
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python tools/genproto.py
+	$(BIN)/python tools/configuration.py
 
 bench: $(STAMP) ## side by side with etcd, same client, alternating; writes bench/results/latest.json
 	$(BIN)/python -m bench.compare --rounds $(ROUNDS) --seconds $(SECONDS)
