@@ -34,6 +34,9 @@ READ_ROUNDS_MAX = 8
 READS_WAITING_MAX = 65_536
 """Reads waiting for a round; beyond it they are refused."""
 
+TIMER_RESOLUTION_S = 0.001
+"""Loops count timers in whole milliseconds; uvloop turns a shorter one into a busy wait."""
+
 RESEND_MS = 1000
 """Forwarded batches not applied by then are sent again; the leader knows them by their position."""
 

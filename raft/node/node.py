@@ -33,6 +33,7 @@ from raft.node.config import (
     INBOX_PER_TURN_MAX,
     RESEND_MS,
     TICKS_PER_STALL_MAX,
+    TIMER_RESOLUTION_S,
     TURN_ROUNDS_MAX,
     NodeConfig,
 )
@@ -88,6 +89,8 @@ class Node:
         if recovered.identity.member_id != config.member_id:
             raise ValueError("the data directory belongs to another member")
         self._config = config
+        self._tick_s = config.heartbeat_interval_ms / 1000
+        self._timeout_s = config.request_timeout_ms / 1000
         self._id = config.member_id
         self._boot_id = boot_id
         self._recovered = recovered
@@ -99,7 +102,7 @@ class Node:
         self._fatal = fatal
         self._proposals = Proposals(config, boot_id)
         self._forwarding = Forwarding()
-        self._reads = Reads(boot_id, config.gather_ms / 1000)
+        self._reads = Reads(boot_id, gather_s=config.gather_ms / 1000, linger_s=config.linger_ms / 1000)
         self._inbox: deque[_InboxItem] = deque()
         """Whatever the core has to hear, in order of arrival. Bounded by INBOX_MAX for peer messages."""
         self._held: dict[int, list[_FromPeer]] = {}
@@ -418,14 +421,6 @@ class Node:
 
     # ------------------------------------------------------------------ the turn
 
-    @property
-    def _tick_s(self) -> float:
-        return self._config.heartbeat_interval_ms / 1000
-
-    @property
-    def _timeout_s(self) -> float:
-        return self._config.request_timeout_ms / 1000
-
     def _post(self, action: Callable[[], None]) -> None:
         """Have `action` done by the owner."""
         if not self._ended:
@@ -610,9 +605,9 @@ class Node:
             self._core.read_index(self._reads.begin(now_s))
 
     def _gather(self, wait_s: float) -> None:
-        """Come back when what gathers has gathered long enough; ticks look after longer waits."""
+        """Come back when what waits has gathered long enough; ticks look after longer waits."""
         if self._gather_timer is None and wait_s <= self._config.gather_ms / 1000:
-            self._gather_timer = self._loop.call_later(wait_s, self._gathered)
+            self._gather_timer = self._loop.call_later(max(wait_s, TIMER_RESOLUTION_S), self._gathered)
 
     def _gathered(self) -> None:
         self._gather_timer = None
@@ -628,7 +623,7 @@ class Node:
         if ready.apply is not None:
             self._applier.add(ready.apply)
         for context, index in ready.read_states:
-            self._reads.confirmed(context, index, self._applier.applied)
+            self._reads.confirmed(context, index, self._applier.applied, self._loop.time())
         if ready.dropped_reads:
             self._reads.dropped(ready.dropped_reads, self._loop.time())
         self._observe()

@@ -33,8 +33,15 @@ the boot bits keep an answer to an earlier process from confirming a read of thi
 class Reads:
     """Every read of this process that is not settled."""
 
-    def __init__(self, boot_id: int, gather_s: float) -> None:
+    def __init__(self, boot_id: int, *, gather_s: float, linger_s: float) -> None:
         self._gather_s = gather_s
+        """How long reads may gather behind a round in flight."""
+        self._linger_s = linger_s
+        """How long to wait for readers that were answered together (NodeConfig.linger_ms)."""
+        self._expected = 0
+        """Reads unanswered when the last round was confirmed: as many may want to go together."""
+        self._expected_until_s = 0.0
+        """Until when it is worth waiting for them."""
         self._context_base = (boot_id & ((1 << _CONTEXT_BOOT_BITS) - 1)) << _CONTEXT_COUNTER_BITS
         self.waiting: deque[Read] = deque()
         """Read-only outside. Not in a round. Oldest first."""
@@ -61,7 +68,9 @@ class Reads:
         if now_s < self._held_until_s:
             return self._held_until_s - now_s
         if not self._rounds:
-            return 0.0
+            if len(self.waiting) >= self._expected:
+                return 0.0
+            return max(0.0, self._expected_until_s - now_s)
         if len(self._rounds) >= READ_ROUNDS_MAX:
             return None
         newest_s = next(reversed(self._rounds.values()))[0]
@@ -76,11 +85,13 @@ class Reads:
         self.waiting.clear()
         return context
 
-    def confirmed(self, context: int, index: int, applied: int) -> None:
+    def confirmed(self, context: int, index: int, applied: int, now_s: float) -> None:
         """The round is confirmed at `index`. A context given back before is ignored."""
         found = self._rounds.pop(context, None)
         if found is None:
             return
+        self._expected = len(found[1]) + len(self.waiting)
+        self._expected_until_s = now_s + self._linger_s
         if index <= applied:
             for settle, _ in found[1]:
                 _tell(settle, None)

@@ -22,7 +22,7 @@ class Reader:
 
 
 def make() -> tuple[Reads, Reader]:
-    reads = Reads(BOOT, gather_s=0.01)
+    reads = Reads(BOOT, gather_s=0.01, linger_s=0.001)
     return reads, Reader(reads)
 
 
@@ -35,12 +35,13 @@ def test_reads_that_wait_share_a_round_and_later_ones_wait_for_the_next() -> Non
     reader.read("c")
     assert reads.begin_wait_s(0.001) is not None
     assert reads.begin_wait_s(0.001) != 0.0
-    reads.confirmed(first, 5, applied=5)
+    reads.confirmed(first, 5, applied=5, now_s=0.0)
     assert reader.told == {"a": "ok", "b": "ok"}, "c arrived after the round began"
+    assert 0.0 < (reads.begin_wait_s(0.0005) or 0.0) <= 0.001, "a and b may come back at once"
     assert reads.begin_wait_s(0.001) == 0.0
     second = reads.begin(0.001)
     assert second != first
-    reads.confirmed(second, 6, applied=5)
+    reads.confirmed(second, 6, applied=5, now_s=0.0)
     assert "c" not in reader.told
     reads.applied(6)
     assert reader.told["c"] == "ok"
@@ -63,9 +64,9 @@ def test_a_silent_round_is_begun_anew_and_its_late_answer_ignored() -> None:
     reads.sweep(0.5)
     again = reads.begin(0.5)
     assert again != lost
-    reads.confirmed(lost, 1, applied=9)
+    reads.confirmed(lost, 1, applied=9, now_s=0.0)
     assert reader.told == {}
-    reads.confirmed(again, 1, applied=9)
+    reads.confirmed(again, 1, applied=9, now_s=0.0)
     assert reader.told == {"a": "ok"}
 
 
@@ -81,7 +82,7 @@ def test_dropped_reads_are_held_back_until_another_leader_is_known() -> None:
 def test_time_is_up_wherever_a_read_waits() -> None:
     reads, reader = make()
     reader.read("applying", deadline_s=1.0)
-    reads.confirmed(reads.begin(0.0), 10, applied=3)
+    reads.confirmed(reads.begin(0.0), 10, applied=3, now_s=0.0)
     reader.read("round", deadline_s=1.1)
     reads.begin(0.9)
     reader.read("waiting", deadline_s=1.2)
@@ -92,7 +93,7 @@ def test_time_is_up_wherever_a_read_waits() -> None:
 def test_stop_settles_all() -> None:
     reads, reader = make()
     reader.read("a")
-    reads.confirmed(reads.begin(0.0), 10, applied=3)
+    reads.confirmed(reads.begin(0.0), 10, applied=3, now_s=0.0)
     reader.read("b")
     reads.begin(0.0)
     reader.read("c")
@@ -101,5 +102,8 @@ def test_stop_settles_all() -> None:
 
 
 def test_contexts_differ_between_processes() -> None:
-    assert Reads(1, 0.0).begin(0.0) != Reads(2, 0.0).begin(0.0)
-    assert Reads(2**64 - 1, 0.0).begin(0.0) < 2**63
+    def first_context(boot_id: int) -> int:
+        return Reads(boot_id, gather_s=0.01, linger_s=0.001).begin(0.0)
+
+    assert first_context(1) != first_context(2)
+    assert first_context(2**64 - 1) < 2**63
