@@ -148,7 +148,8 @@ class MemberCollector(Collector):
 
     def _store(self) -> Iterator[Metric]:
         engine = self._member.engine
-        yield _gauge("etcd_mvcc_db_total_size_in_bytes", "Stored bytes.", engine.logical_bytes)
+        stored = max(self._member.node.status().state_file_bytes, engine.logical_bytes)
+        yield _gauge("etcd_mvcc_db_total_size_in_bytes", "Stored bytes.", stored)
         yield _gauge(
             "etcd_mvcc_db_total_size_in_use_in_bytes",
             "Stored bytes that are not history.",

@@ -63,6 +63,7 @@ def on_heartbeat(s: State, m: Message) -> None:
 def accept_heartbeat(s: State, m: Message) -> None:
     # A member that lost a torn tail may hold less than the leader believes; what it holds still matches.
     s.log.commit_to(min(m.commit, s.log.last_index))
+    s.held_by_all = max(s.held_by_all, m.index)
     s.send(MessageType.HEARTBEAT_RESPONSE, m.from_).context = m.context
 
 

@@ -39,6 +39,8 @@ def _heartbeat(s: State) -> None:
     if s.reads.rounds:
         # Answers to the open rounds may be lost. A retry is a new round; it takes in who waits.
         round_id = s.reads.begin(s.log.committed)
+    held = min([progress.match for progress in s.tracker.progress.values()], default=0)
+    s.held_by_all = max(s.held_by_all, held)
     broadcast_heartbeat(s, round_id, voters_only=False)
 
 

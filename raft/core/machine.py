@@ -134,6 +134,16 @@ class RaftCore:
         return self._state.log.last_index
 
     @property
+    def first_index(self) -> int:
+        """Lowest index still held, or the one to come."""
+        return self._state.log.first_index
+
+    @property
+    def held_by_all(self) -> int:
+        """Highest index known durable on every member: compacting up to it strands nobody."""
+        return self._state.held_by_all
+
+    @property
     def uncommitted_bytes(self) -> int:
         """Leader: data bytes no quorum is known to hold."""
         return self._state.uncommitted_bytes

@@ -122,7 +122,10 @@ def _send_snapshot(s: State, member: int, progress: Progress) -> bool:
 
 
 def broadcast_heartbeat(s: State, round_id: int, *, voters_only: bool) -> None:
-    """Tell the others that this leader lives and, with a round id, ask them to confirm it."""
+    """Tell the others that this leader lives and, with a round id, ask them to confirm it.
+
+    `index` says what every member holds, so that all may forget it once their images cover it.
+    """
     committed = s.log.committed
     for member, progress in s.tracker.progress.items():
         if member == s.id or (voters_only and progress.is_learner):
@@ -130,5 +133,13 @@ def broadcast_heartbeat(s: State, round_id: int, *, voters_only: bool) -> None:
         # Never beyond what is known to match: the follower's entries past that may be another's.
         commit = min(progress.match, committed)
         s.messages.append(
-            Message(MessageType.HEARTBEAT, member, s.id, s.term, commit=commit, context=round_id)
+            Message(
+                MessageType.HEARTBEAT,
+                member,
+                s.id,
+                s.term,
+                index=s.held_by_all,
+                commit=commit,
+                context=round_id,
+            )
         )

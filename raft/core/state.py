@@ -40,6 +40,7 @@ class State:
         "election_timeout",
         "forwarded_reads",
         "heartbeat_elapsed",
+        "held_by_all",
         "id",
         "last_request_id",
         "leader",
@@ -89,6 +90,9 @@ class State:
         self.pending_conf_index = 0
         """Leader: no membership change may be proposed until `applied` reaches this index. It stands at
         the newest change's index, and at a new leader's last index, where one may hide."""
+        self.held_by_all = 0
+        """Highest index known durable on every member, as leaders have said. Never decreases: whoever leads
+        later holds those entries too, so nobody will ever ask for them again."""
         self.uncommitted_bytes = 0
         """Leader: data bytes of entries in (committed, last]."""
         self.append_due = False

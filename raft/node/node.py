@@ -28,6 +28,7 @@ from raft.core.ready import AppendWork, Ready
 from raft.core.types import ConfState, EntryId, Role
 from raft.node.admission import HELD_MESSAGES_MAX, Admission, CutGuard
 from raft.node.applying import Applier
+from raft.node.compaction import Compaction
 from raft.node.config import (
     INBOX_MAX,
     INBOX_PER_TURN_MAX,
@@ -47,14 +48,7 @@ from raft.node.reads import Reads, ReadSettle
 from raft.node.status import NodeEvent, NodeStatistics, NodeStatus
 from raft.node.write_behind import WriteBehind
 from raft.storage.protocol import LogWriter, Recovered, StateFile, StateMark
-from raft.transport.protocol import (
-    ForwardedBatch,
-    ForwardRefused,
-    Hello,
-    HelloAnswer,
-    PeerMessage,
-    Transport,
-)
+from raft.transport.protocol import ForwardedBatch, ForwardRefused, Hello, HelloAnswer, PeerMessage, Transport
 from raft.transport.rules import HELLO_FORMAT_VERSION
 
 logger = logging.getLogger(__name__)
@@ -167,6 +161,7 @@ class Node:
             stall_s=self._config.election_timeout_ms / 2000,
             post=self._post,
         )
+        self._compaction = Compaction(self._core, self._log)
         self._failover = Failover(
             core=self._core,
             transport=self._transport,
@@ -335,6 +330,7 @@ class Node:
             role=core.role,
             commit=core.commit,
             applied=self._applier.applied,
+            first_index=self._core.first_index,
             last_index=core.last_index,
             durable_index=self._write_behind.durable.index,
             admitted=self._admission.admitted,
@@ -344,6 +340,7 @@ class Node:
             waiting_operations=len(proposals.waiting),
             in_flight_operations=proposals.flight_count,
             undurable_bytes=self._write_behind.undurable_bytes,
+            state_file_bytes=self._state.size_bytes(),
             statistics=NodeStatistics(
                 batches_proposed=proposals.batches,
                 operations_proposed=proposals.operations,
@@ -532,6 +529,7 @@ class Node:
             self._send_again(now_s)
         if self._write_behind.due(now_s):
             self._write_behind.begin()
+        self._compaction.consider(self._write_behind.durable)
 
     # ------------------------------------------------------------------ handing over
 

@@ -52,6 +52,8 @@ class NodeStatus:
     role: Role
     commit: int
     applied: int
+    first_index: int
+    """Lowest entry the log still holds; those before it are in every member's image."""
     last_index: int
     durable_index: int
     """How far the state file has come; never beyond `applied`."""
@@ -65,6 +67,8 @@ class NodeStatus:
     waiting_operations: int
     in_flight_operations: int
     undurable_bytes: int
+    state_file_bytes: int
+    """Size of the state file on disk, its journal included."""
     statistics: NodeStatistics
     writer: WriterStatistics
     peers: Mapping[int, PeerStatistics]

@@ -25,6 +25,7 @@ class FakeStatus:
     leader: int
     commit: int
     applied: int
+    state_file_bytes: int
 
 
 class FakeNode:
@@ -41,7 +42,7 @@ class FakeNode:
         self.barriers = 0
 
     def status(self) -> FakeStatus:
-        return FakeStatus(self.term, self.leader, self.index, self.index)
+        return FakeStatus(self.term, self.leader, self.index, self.index, 4096)
 
     def propose(self, command: bytes, settle: Callable[[object, NodeError | None], None]) -> None:
         def act() -> None:

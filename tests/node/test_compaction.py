@@ -1,0 +1,99 @@
+"""The log forgets what every member holds and every image covers, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
+from raft.node.compaction import COMPACTION_ENTRIES_MIN
+
+Scenario = Callable[[SimulatedCluster], Awaitable[None]]
+
+ENTRIES = COMPACTION_ENTRIES_MIN + 200
+COMPACTED_TIMEOUT_S = 30.0
+
+
+def run(scenario: Scenario, *, seed: int) -> None:
+    async def main() -> None:
+        cluster = SimulatedCluster(seed=seed, size=3)
+        await cluster.start_all()
+        await cluster.wait_for_leader()
+        await scenario(cluster)
+        await cluster.stop_all()
+
+    print(f"seed {seed}")
+    run_virtual(main())
+
+
+async def write(cluster: SimulatedCluster, member: int, name: str) -> None:
+    """One entry per command: each is awaited before the next."""
+    for n in range(ENTRIES):
+        await cluster.propose(member, b"%s %d" % (name.encode(), n))
+
+
+def bases(cluster: SimulatedCluster) -> list[int]:
+    return [node.status().first_index - 1 for node in cluster.running]
+
+
+def ledger(cluster: SimulatedCluster, member: int) -> list[bytes]:
+    machine = cluster.members[member].machine
+    assert isinstance(machine, LedgerMachine)
+    return machine.applied
+
+
+def test_every_member_forgets_what_all_hold_and_starts_again_without_it() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        await write(cluster, 1, "a")
+        await cluster.wait_until(lambda: min(bases(cluster)) > 0, COMPACTED_TIMEOUT_S, "compaction")
+        for member in cluster.members:
+            cluster.crash(member)
+        for member in cluster.members:
+            await cluster.start(member)
+        await cluster.wait_for_leader()
+        assert min(bases(cluster)) > 0, "the log on disk begins behind its new base"
+        for member in cluster.members:
+            await cluster.propose(member, b"after %d" % member)
+            await cluster.read_barrier(member)
+            assert len(ledger(cluster, member)) == ENTRIES + member, "nothing lost, nothing applied twice"
+
+    run(scenario, seed=1)
+
+
+def test_the_log_is_kept_for_a_member_that_is_down() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = await cluster.wait_for_leader()
+        down = next(member for member in cluster.members if member != leader.member_id)
+        cluster.crash(down)
+        await write(cluster, leader.member_id, "b")
+        await cluster.wait_until(
+            lambda: all(node.status().durable_index > ENTRIES for node in cluster.running),
+            COMPACTED_TIMEOUT_S,
+            "durable images",
+        )
+        assert bases(cluster) == [0, 0], "the absent member still needs every entry"
+        await cluster.start(down)
+        await cluster.wait_until(lambda: min(bases(cluster)) > 0, COMPACTED_TIMEOUT_S, "compaction")
+        await cluster.read_barrier(down)
+        assert len(ledger(cluster, down)) == ENTRIES
+
+    run(scenario, seed=2)
+
+
+def test_a_new_leader_serves_a_member_that_lags_behind_its_base() -> None:
+    """Whoever leads next holds a base no member is behind of, however often the lead changes."""
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        for turn in range(4):
+            leader = await cluster.wait_for_leader()
+            await write(cluster, leader.member_id, f"turn {turn}")
+            await cluster.wait_until(
+                lambda: min(bases(cluster)) > 0 and len(cluster.running) == 3, COMPACTED_TIMEOUT_S
+            )
+            cluster.crash(leader.member_id)
+            await cluster.wait_for_leader()
+            await cluster.start(leader.member_id)
+        for member in cluster.members:
+            await cluster.read_barrier(member)
+            assert len(ledger(cluster, member)) == 4 * ENTRIES
+
+    run(scenario, seed=3)
