@@ -22,6 +22,7 @@ class Statistics:
 
 class Status:
     term, leader, commit, applied, statistics = 3, 7, 10, 9, Statistics
+    state_file_bytes = 4096
 
 
 class Node:
