@@ -16,7 +16,6 @@ runs against both.
 
 from raft.transport.memory import LinkConditions, MemoryTransport, Network
 from raft.transport.protocol import (
-    ForwardAck,
     ForwardedBatch,
     ForwardRefused,
     Hello,
@@ -30,7 +29,6 @@ from raft.transport.protocol import (
 )
 
 __all__ = [
-    "ForwardAck",
     "ForwardRefused",
     "ForwardedBatch",
     "Hello",

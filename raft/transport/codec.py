@@ -14,7 +14,6 @@ from google.protobuf.message import DecodeError
 from raft.core.messages import Message, MessageType
 from raft.core.types import ConfState, Entry, EntryKind, SnapshotMeta
 from raft.transport.protocol import (
-    ForwardAck,
     ForwardedBatch,
     ForwardRefused,
     Hello,
@@ -80,12 +79,9 @@ def encode_frame(messages: Iterable[PeerMessage]) -> bytes:
             batch = add().batch
             batch.term, batch.boot_id, batch.counter = message.term, message.boot_id, message.counter
             batch.data = message.data
-        elif isinstance(message, ForwardRefused):
+        else:
             refused = add().refused
             refused.term, refused.boot_id, refused.counter = message.term, message.boot_id, message.counter
-        else:
-            ack = add().ack
-            ack.term, ack.boot_id, ack.counter = message.term, message.boot_id, message.counter
     return frame.SerializeToString()
 
 
@@ -102,9 +98,6 @@ def decode_frame(data: bytes) -> list[PeerMessage]:
         elif kind == "refused":
             refused = item.refused
             decoded.append(ForwardRefused(refused.term, refused.boot_id, refused.counter))
-        elif kind == "ack":
-            ack = item.ack
-            decoded.append(ForwardAck(ack.term, ack.boot_id, ack.counter))
         else:
             raise Malformed("a peer message of no known kind")
     return decoded

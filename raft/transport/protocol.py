@@ -58,16 +58,7 @@ class ForwardRefused:
     counter: int
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardAck:
-    """The leader of `term` has taken every batch of this origin up to `counter` into its log."""
-
-    term: int
-    boot_id: int
-    counter: int
-
-
-PeerMessage = Message | ForwardedBatch | ForwardRefused | ForwardAck
+PeerMessage = Message | ForwardedBatch | ForwardRefused
 
 
 class Liveness(Enum):

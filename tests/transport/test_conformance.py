@@ -9,7 +9,7 @@ import pytest
 
 from raft.core.messages import Message, MessageType
 from raft.core.types import Entry, EntryKind
-from raft.transport.protocol import ForwardAck, ForwardedBatch, ForwardRefused, Liveness
+from raft.transport.protocol import ForwardedBatch, ForwardRefused, Liveness
 from raft.transport.rules import BULK_BOUNDS, MESSAGE_BYTES_MAX, URGENT_BOUNDS
 
 pytestmark = pytest.mark.asyncio
@@ -53,7 +53,7 @@ async def test_messages_arrive_in_order_with_their_sender(harness: Harness) -> N
 async def test_urgent_messages_overtake_bulk_and_keep_their_own_order(harness: Harness) -> None:
     first, _, _, recorder = await harness.pair()
     bulk = [append(index) for index in range(50)]
-    urgent = [heartbeat(1), ForwardRefused(1, 10, 2), ForwardAck(1, 10, 1), heartbeat(2)]
+    urgent = [heartbeat(1), ForwardRefused(1, 10, 2), heartbeat(2)]
     for message in [*bulk, *urgent]:
         assert first.send(2, message)
     await recorder.until(lambda: len(recorder.messages) == len(bulk) + len(urgent))

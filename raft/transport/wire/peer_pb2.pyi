@@ -39,16 +39,14 @@ class Frame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[PeerMessage, _Mapping]]] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("raft", "batch", "refused", "ack")
+    __slots__ = ("raft", "batch", "refused")
     RAFT_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
-    ACK_FIELD_NUMBER: _ClassVar[int]
     raft: Message
     batch: ForwardedBatch
     refused: ForwardRefused
-    ack: ForwardAck
-    def __init__(self, raft: _Optional[_Union[Message, _Mapping]] = ..., batch: _Optional[_Union[ForwardedBatch, _Mapping]] = ..., refused: _Optional[_Union[ForwardRefused, _Mapping]] = ..., ack: _Optional[_Union[ForwardAck, _Mapping]] = ...) -> None: ...
+    def __init__(self, raft: _Optional[_Union[Message, _Mapping]] = ..., batch: _Optional[_Union[ForwardedBatch, _Mapping]] = ..., refused: _Optional[_Union[ForwardRefused, _Mapping]] = ...) -> None: ...
 
 class Message(_message.Message):
     __slots__ = ("type", "to", "term", "log_term", "index", "entries", "commit", "reject", "reject_hint", "context", "snapshot")
@@ -126,16 +124,6 @@ class ForwardedBatch(_message.Message):
     def __init__(self, term: _Optional[int] = ..., boot_id: _Optional[int] = ..., counter: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ForwardRefused(_message.Message):
-    __slots__ = ("term", "boot_id", "counter")
-    TERM_FIELD_NUMBER: _ClassVar[int]
-    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
-    COUNTER_FIELD_NUMBER: _ClassVar[int]
-    term: int
-    boot_id: int
-    counter: int
-    def __init__(self, term: _Optional[int] = ..., boot_id: _Optional[int] = ..., counter: _Optional[int] = ...) -> None: ...
-
-class ForwardAck(_message.Message):
     __slots__ = ("term", "boot_id", "counter")
     TERM_FIELD_NUMBER: _ClassVar[int]
     BOOT_ID_FIELD_NUMBER: _ClassVar[int]
