@@ -15,9 +15,11 @@ ROUNDS ?= 3
 SECONDS ?= 3
 KILLS ?= 10
 CRASHES ?= 50
+SEEDS ?= 0-
+MINUTES ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env cluster demo test check fix bench profile bench-failover torture differential lock clean
+.PHONY: help env cluster demo test check fix bench profile bench-failover torture simulate differential lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +69,9 @@ bench-failover: $(STAMP) ## kill -9 of the leader under load: the gap in writes;
 
 torture: $(STAMP) ## kill -9 of all three nodes under load, again and again; nothing acknowledged may be lost
 	$(BIN)/python -m bench.torture --rounds $(CRASHES)
+
+simulate: $(STAMP) ## seeded whole members under faults, on all cores; SEEDS=0-99 MINUTES=5; writes bench/results/simulation.json
+	$(BIN)/python -m kvstore.testing --seeds $(SEEDS) --minutes $(MINUTES) --output bench/results/simulation.json
 
 differential: $(STAMP) ## random programs against this store and etcd, every reply compared
 	$(BIN)/python -m tests.differential --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED))

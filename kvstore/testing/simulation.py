@@ -13,11 +13,13 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from raft.core import RaftCore
 from raft.core.types import ConfState
 from raft.node import Machine, Node, NodeConfig, NodeError
 from raft.storage import Bootstrap, InlineLogWriter, MemoryFiles, MemoryStateOpener, open_member
 from raft.storage.memory import MemoryFile, MemoryLock, PowerCut
 from raft.storage.protocol import Row
+from raft.storage.wal import Log
 from raft.transport.memory import MemoryTransport, Network
 
 logger = logging.getLogger(__name__)
@@ -111,7 +113,7 @@ class SimulatedMember:
 
     member_id: int
     files: MemoryFiles
-    node: Node | None = None
+    node: SimulatedNode | None = None
     """None while the process is down."""
     machine: Machine | None = None
     transport: MemoryTransport | None = None
@@ -120,9 +122,36 @@ class SimulatedMember:
     """Reasons given to `fatal`, by all its processes."""
 
     @property
-    def running(self) -> Node:
+    def running(self) -> SimulatedNode:
         assert self.node is not None, f"member {self.member_id} is down"
         return self.node
+
+
+class SimulatedNode(Node):
+    """A member whose process can be made to stand still, as by SIGSTOP."""
+
+    paused = False
+    turned: Callable[[RaftCore], None] | None = None
+    """Called after each turn."""
+
+    @property
+    def core(self) -> RaftCore:
+        return self._core
+
+    @property
+    def failed(self) -> bool:
+        """This process has given up and answers nobody."""
+        return self._ended
+
+    def _turn(self) -> None:
+        if not self.paused:
+            super()._turn()
+            if self.turned is not None and not self._ended:
+                self.turned(self._core)
+
+    def resume(self) -> None:
+        self.paused = False
+        self._turn()
 
 
 class SimulatedCluster:
@@ -164,7 +193,7 @@ class SimulatedCluster:
         for member_id in self._voters:
             await self.start(member_id)
 
-    async def start(self, member_id: int) -> Node:
+    async def start(self, member_id: int) -> SimulatedNode:
         """Start a member's process on whatever its disk holds."""
         member = self.members[member_id]
         assert member.node is None
@@ -180,19 +209,19 @@ class SimulatedCluster:
             segment_bytes=SEGMENT_BYTES,
             new_disk_id=lambda: rng.getrandbits(64),
         )
-        node: Node | None = None
+        node: SimulatedNode | None = None
 
         def fatal(reason: str) -> None:
             if node is not None:
                 node.fail(reason)
 
-        member.writer = InlineLogWriter(directory.log, loop=self.loop, fatal=fatal)
-        member.machine = self._machine()
+        member.writer = self.make_writer(member_id, directory.log, fatal)
+        member.machine = self.make_machine(member_id)
         member.transport = self.network.transport()
         for other in self._voters:
             if other != member_id:
                 member.transport.set_peer(other, ())
-        node = member.node = Node(
+        node = member.node = SimulatedNode(
             config=self._config(member_id),
             recovered=directory.recovered,
             log=member.writer,
@@ -201,10 +230,22 @@ class SimulatedCluster:
             machine=member.machine,
             rng=rng,
             boot_id=rng.getrandbits(64),
-            fatal=member.failures.append,
+            fatal=lambda reason: self.on_failure(member_id, reason),
         )
         await node.start()
         return node
+
+    def make_writer(self, member_id: int, log: Log, fatal: Callable[[str], None]) -> InlineLogWriter:
+        """The disk's speed; a simulation may choose another."""
+        return InlineLogWriter(log, loop=self.loop, fatal=fatal)
+
+    def make_machine(self, member_id: int) -> Machine:
+        """A fresh state machine for a process; a simulation may wrap it."""
+        return self._machine()
+
+    def on_failure(self, member_id: int, reason: str) -> None:
+        """A process of the member gave up by itself, or was killed."""
+        self.members[member_id].failures.append(reason)
 
     async def stop(self, member_id: int) -> None:
         """Stop a member in good order."""
@@ -239,7 +280,7 @@ class SimulatedCluster:
     # ---- asking
 
     @property
-    def running(self) -> list[Node]:
+    def running(self) -> list[SimulatedNode]:
         return [member.node for member in self.members.values() if member.node is not None]
 
     def leader(self) -> Node | None:

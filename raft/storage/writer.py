@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from raft.core.ready import AppendWork
 from raft.core.types import HardState, SnapshotMeta
@@ -407,17 +407,23 @@ class InlineLogWriter(_WriterBase):
     def _commit(self, job: _Job) -> None:
         if self._failed or self._closing:
             return
+        if self._write([job]):
+            self._loop.call_soon(self._deliver, [job])
+            self._settle_files()
+
+    def _write(self, group: Sequence[_Job]) -> bool:
+        """Make a group durable; False when that failed, and all is over."""
         try:
-            self._stage(job)
+            for job in group:
+                self._stage(job)
             if self._log.staged:
                 self._log.commit()
                 self._dirty = True
                 self._last_commit = self._loop.time()
         except LogFailed as error:
             self._die(error)
-            return
-        self._loop.call_soon(self._deliver, [job])
-        self._settle_files()
+            return False
+        return True
 
     def _die(self, error: LogFailed) -> None:
         self._closing = True

@@ -1,0 +1,195 @@
+"""Clients of a simulated cluster, and the history of what they asked and were told.
+
+Every written value is unique, so every command is, and a reply names the write it saw. A client asks one
+member at a time and never repeats a command: what it was not told stays unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any, Protocol
+
+from kvstore.engine import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    DeleteRange,
+    DeleteResult,
+    Engine,
+    Put,
+    PutResult,
+    Range,
+    Txn,
+    TxnResult,
+    encode,
+)
+from kvstore.testing.judge import Judge
+from kvstore.verify import Event
+from raft.node import NodeError, NotApplied
+
+RETRY_S = 0.02
+"""Wait of a client that finds nobody to ask."""
+
+
+class Members(Protocol):
+    """What clients see of a cluster."""
+
+    def usable(self) -> list[int]:
+        """Members whose process runs."""
+
+    def paused(self, member_id: int) -> bool:
+        """Whether a member's process stands still: it takes requests and answers later."""
+
+    def engine(self, member_id: int) -> Engine | None:
+        """The state a running member serves; None while its process is down."""
+
+    def propose(self, member_id: int, command: bytes) -> asyncio.Future[object]: ...
+
+    def read_barrier(self, member_id: int) -> asyncio.Future[None]: ...
+
+
+class Clients:
+    """All clients of one run. Times are the positions of events, which is all a checker needs."""
+
+    def __init__(
+        self, members: Members, judge: Judge, rng: random.Random, *, keys: int, padding: int
+    ) -> None:
+        """Values are padded by up to `padding` bytes, so that records span sectors of the disk."""
+        self._padding = padding
+        self._members = members
+        self._judge = judge
+        self._rng = rng
+        self.keys = [f"k{number}" for number in range(keys)]
+        self.events: list[Event] = []
+        self.outcomes: Counter[str] = Counter()
+        """Operations by kind and how they ended, as `put ok`."""
+        self._processes = 0
+        """Operations begun; each is its own process in the history, as its client may go on after
+        an unknown outcome."""
+        self._seen: dict[str, str | None] = {}
+        """Value last seen per key, for a compare that has a chance."""
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Every client ends after its present operation."""
+        self._stopping = True
+
+    @property
+    def acknowledged(self) -> int:
+        return sum(count for how, count in self.outcomes.items() if how.endswith(" ok"))
+
+    async def run(self, think_s: float) -> None:
+        """Be one client: ask, wait, think for `think_s` on average."""
+        rng = self._rng
+        while not self._stopping:
+            usable = self._members.usable()
+            if not usable:
+                await asyncio.sleep(RETRY_S)
+                continue
+            member_id = rng.choice(usable)
+            draw = rng.random()
+            if draw < 0.35:
+                await self.put(member_id)
+            elif draw < 0.40:
+                await self.delete(member_id)
+            elif draw < 0.60:
+                await self.compare_and_swap(member_id)
+            else:
+                await self.get(member_id, serializable=draw < 0.70 and not self._members.paused(member_id))
+            await asyncio.sleep(rng.uniform(0, 2 * think_s))
+
+    async def put(self, member_id: int) -> bool:
+        """Write a fresh value; whether that was acknowledged."""
+        key, value = self._rng.choice(self.keys), self._value()
+        command = encode(Put(key.encode(), value.encode()))
+        answer = await self._write(member_id, "put", [key, value], command)
+        if answer is None:
+            return False
+        process, outcome = answer
+        assert isinstance(outcome, PutResult), outcome
+        self._seen[key] = value
+        self._end(process, "put", "ok", {"revision": outcome.revision})
+        return True
+
+    async def delete(self, member_id: int) -> None:
+        key = self._rng.choice(self.keys)
+        # The end of the interval makes the command unique and names no other key.
+        command = encode(DeleteRange(key.encode(), f"{key}\0{self._value()}".encode()))
+        answer = await self._write(member_id, "delete", [key], command)
+        if answer is not None:
+            process, outcome = answer
+            assert isinstance(outcome, DeleteResult), outcome
+            self._seen[key] = None
+            self._end(process, "delete", "ok", {"revision": outcome.revision, "deleted": outcome.deleted})
+
+    async def compare_and_swap(self, member_id: int) -> None:
+        key, value = self._rng.choice(self.keys), self._value()
+        expected = self._seen.get(key)
+        if expected is None:
+            compare = Compare(key.encode(), CompareTarget.VERSION, CompareResult.EQUAL, 0)
+        else:
+            compare = Compare(key.encode(), CompareTarget.VALUE, CompareResult.EQUAL, expected.encode())
+        command = encode(Txn((compare,), (Put(key.encode(), value.encode()),)))
+        answer = await self._write(member_id, "cas", [key, expected, value], command)
+        if answer is not None:
+            process, outcome = answer
+            assert isinstance(outcome, TxnResult), outcome
+            if outcome.succeeded:
+                self._seen[key] = value
+            self._end(process, "cas", "ok", {"revision": outcome.revision, "succeeded": outcome.succeeded})
+
+    async def get(self, member_id: int, *, serializable: bool = False, key: str | None = None) -> bool:
+        """Read a key; whether that was answered."""
+        key = key or self._rng.choice(self.keys)
+        process = self._begin("get", [key, "serializable"] if serializable else [key])
+        engine = self._members.engine(member_id)
+        assert engine is not None, "only a running member is asked"
+        if not serializable:
+            try:
+                await self._members.read_barrier(member_id)
+            except NodeError:
+                self._end(process, "get", "fail")
+                return False
+        if self._members.engine(member_id) is not engine:
+            self._end(process, "get", "fail")  # that process is gone
+            return False
+        result = engine.range(Range(key.encode()))
+        found = result.kvs[0] if result.kvs else None
+        shown = None if found is None else found.value.decode()
+        self._seen[key] = shown
+        reply = {"revision": result.revision, "value": shown, "mod": found.mod_revision if found else 0}
+        self._end(process, "get", "ok", reply)
+        return True
+
+    # ---- the history
+
+    async def _write(
+        self, member_id: int, f: str, invoked: list[Any], command: bytes
+    ) -> tuple[int, object] | None:
+        """Propose and wait; None when the end has been recorded already: not applied, or unknown."""
+        process = self._begin(f, invoked)
+        try:
+            outcome = await self._members.propose(member_id, command)
+        except NotApplied:
+            self._judge.refused(command)
+            self._end(process, f, "fail")
+            return None
+        except NodeError:
+            self._end(process, f, "info")
+            return None
+        self._judge.acknowledged(command)
+        return process, outcome
+
+    def _value(self) -> str:
+        return f"v{self._processes}" + "." * self._rng.randint(0, self._padding)
+
+    def _begin(self, f: str, invoked: list[Any]) -> int:
+        self._processes += 1
+        self.events.append(Event(len(self.events) + 1, self._processes, "invoke", f, invoked))
+        return self._processes
+
+    def _end(self, process: int, f: str, how: str, value: Any = None) -> None:
+        self.outcomes[f"{f} {how}"] += 1
+        self.events.append(Event(len(self.events) + 1, process, how, f, value))

@@ -1,0 +1,127 @@
+"""Disks of a simulated member that take their time, fail, or are full."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from typing import Any
+
+from raft.storage import InlineLogWriter
+from raft.storage.memory import Fault, PowerCut
+from raft.storage.wal import Log
+
+
+class SlowLogWriter(InlineLogWriter):
+    """A log writer whose syncs last; what comes meanwhile shares the next one, as in a real member.
+
+    The bytes reach the disk at the beginning or at the end of a sync, by chance: a crash in between finds
+    them there and unacknowledged, or not there at all.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        fatal: Callable[[str], None],
+        duration_s: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        """`duration_s` is asked before each sync; 0.0 means at once. `chance` is `Random.random`."""
+        super().__init__(log, loop=loop, fatal=fatal)
+        self._duration_s = duration_s
+        self._chance = chance
+        self._queue: list[Any] = []
+        """Arrived during the sync in progress."""
+        self._syncing: list[Any] | None = None
+        """The group being synced, None while the disk is idle."""
+        self._written = False
+        """The bytes of `_syncing` are on the disk already."""
+        self._began_s = 0.0
+
+    def stalled_seconds(self) -> float:
+        """See LogWriter; by the loop's clock."""
+        return 0.0 if self._syncing is None else self._loop.time() - self._began_s
+
+    async def close(self) -> None:
+        """See LogWriter."""
+        while self._syncing is not None and not self._failed and not self._closing:
+            self._end()
+        await super().close()
+
+    def _commit(self, job: Any) -> None:
+        if self._failed or self._closing:
+            return
+        self._queue.append(job)
+        if self._syncing is None:
+            self._begin()
+
+    def _begin(self) -> None:
+        duration_s = self._duration_s()
+        group, self._queue = self._queue, []
+        if duration_s <= 0.0:
+            if self._write(group):
+                self._loop.call_soon(self._deliver, group)
+                self._settle_files()
+            return
+        self._syncing, self._began_s = group, self._loop.time()
+        self._written = self._chance() < 0.5
+        if not self._written or self._write(group):
+            self._loop.call_later(duration_s, self._end)
+
+    def _end(self) -> None:
+        group, self._syncing = self._syncing, None
+        if group is None or self._failed or self._closing:
+            return
+        if self._written or self._write(group):
+            self._deliver(group)
+            self._settle_files()
+            if self._queue and self._syncing is None:
+                self._begin()
+
+
+class FaultyDisk:
+    """One fault of a member's disk, to be planted as `MemoryFiles.fault`; `struck` tells how often it hit."""
+
+    def __init__(self, fault: Callable[[int, str, str], BaseException | None]) -> None:
+        self._fault = fault
+        self.struck = 0
+
+    def __call__(self, call: int, operation: str, path: str) -> BaseException | None:
+        error = self._fault(call, operation, path)
+        self.struck += error is not None
+        return error
+
+
+def io_error(first_call: int) -> Fault:
+    """From the `first_call`th operation on, writes and syncs fail with EIO."""
+
+    def fault(call: int, operation: str, path: str) -> BaseException | None:
+        if call >= first_call and operation in ("pwrite", "datasync", "sync"):
+            return OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return None
+
+    return fault
+
+
+def no_space(call: int, operation: str, path: str) -> BaseException | None:
+    """A full disk: no new segment of the log, no growth of the state file."""
+    if operation == "allocate" or (operation == "pwrite" and "/wal/" not in path):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    return None
+
+
+def power_cut(first_call: int, *, at_sync: bool) -> Fault:
+    """The disk stops at an operation; with `at_sync` at the next sync: written, and not yet durable."""
+    stopped = False
+
+    def fault(call: int, operation: str, path: str) -> BaseException | None:
+        nonlocal stopped
+        if not stopped and (call < first_call or (at_sync and operation != "datasync")):
+            return None
+        stopped = True
+        return PowerCut("the power is gone")
+
+    return fault

@@ -1,0 +1,171 @@
+"""The schedule of what goes wrong in a simulated run: drawn from a seed, then plain data.
+
+Swarm: each class of faults is in a run with probability one half, and then has its own rate. A run with
+few classes goes deep into their combinations; all runs together cover all of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+KEPT_PROBABILITY = 0.5
+"""Chance of each class to be in a run."""
+
+WIPE_PROBABILITY = 0.15
+"""A lost disk leaves a cluster of three no member to spare for the rest of the run, so it is rarer."""
+
+RATES_PER_S = (0.05, 0.15, 0.5)
+"""Faults of one class per virtual second; drawn per run and class."""
+
+CHOSEN_RATES_PER_S = (0.3, 0.6, 1.0)
+"""The same for classes that were asked for by name, which have fewer others beside them."""
+
+
+class Fault(NamedTuple):
+    """One thing that goes wrong. Members are ids, times seconds after the first fault may come."""
+
+    at_s: float
+    kind: str
+    for_s: float
+    """How long it lasts: a cut link, a dead process, a pause, bad weather. 0.0 for a moment's faults."""
+    members: Sequence[int] = ()
+    """Whom it strikes; for cuts, one side."""
+    links: Sequence[tuple[int, int]] = ()
+    """Directed links it strikes, (from, to)."""
+    detail: Any = None
+
+
+class Draw:
+    """Draws faults for a cluster of `size` members."""
+
+    def __init__(self, rng: random.Random, size: int) -> None:
+        self._rng = rng
+        self._ids = list(range(1, size + 1))
+
+    def schedule(self, length_s: float, classes: Sequence[str] = ()) -> list[Fault]:
+        """All faults of a run in order; `classes` instead of a swarm's choice, if given."""
+        rng = self._rng
+        faults: list[Fault] = []
+        for name in CLASSES:
+            probability = KEPT_PROBABILITY if name != "wipe" else WIPE_PROBABILITY
+            kept, rate = (
+                rng.random() < probability,
+                rng.choice(CHOSEN_RATES_PER_S if classes else RATES_PER_S),
+            )
+            if name not in classes if classes else not kept:
+                continue
+            draw = CLASSES[name]
+            at_s = rng.uniform(0, length_s / 2) if classes else rng.expovariate(rate)
+            while at_s < length_s:
+                faults.append(draw(self, at_s))
+                at_s += rng.expovariate(rate)
+        wipes = [fault for fault in faults if fault.kind == "wipe"]
+        faults = [fault for fault in faults if fault.kind != "wipe" or fault is wipes[0]]
+        return sorted(faults, key=lambda fault: fault.at_s)
+
+    def _some(self, *, most: int | None = None) -> list[int]:
+        return sorted(self._rng.sample(self._ids, self._rng.randint(1, most or len(self._ids))))
+
+    def _one(self) -> list[int]:
+        return [self._rng.choice(self._ids)]
+
+    def _links(self) -> list[tuple[int, int]]:
+        every = [(a, b) for a in self._ids for b in self._ids if a != b]
+        return sorted(self._rng.sample(every, self._rng.randint(1, len(every))))
+
+    def delay(self, at_s: float) -> Fault:
+        most_s = self._rng.choice((0.005, 0.05, 0.3, 1.5, 5.0))
+        weather = {"delay_min_s": self._rng.uniform(0, most_s / 4), "delay_max_s": most_s}
+        return Fault(at_s, "delay", self._rng.uniform(0.2, 4), links=self._links(), detail=weather)
+
+    def drop(self, at_s: float) -> Fault:
+        weather = {"drop_probability": self._rng.uniform(0.01, 0.4)}
+        return Fault(at_s, "drop", self._rng.uniform(0.2, 5), links=self._links(), detail=weather)
+
+    def duplicate(self, at_s: float) -> Fault:
+        weather = {"duplicate_probability": self._rng.uniform(0.05, 0.5)}
+        return Fault(at_s, "duplicate", self._rng.uniform(0.2, 5), links=self._links(), detail=weather)
+
+    def reset(self, at_s: float) -> Fault:
+        return Fault(at_s, "reset", 0.0, links=self._links())
+
+    def partition(self, at_s: float) -> Fault:
+        side = self._some(most=len(self._ids) - 1)
+        return Fault(at_s, "partition", self._long(), links=self._between(side, both=True))
+
+    def one_way(self, at_s: float) -> Fault:
+        return Fault(at_s, "one-way", self._long(), links=self._links())
+
+    def isolate_leader(self, at_s: float) -> Fault:
+        how = self._rng.choice(("both", "both", "in", "out"))
+        return Fault(at_s, "isolate-leader", self._long(), detail=how)
+
+    def bridge(self, at_s: float) -> Fault:
+        ids = self._rng.sample(self._ids, len(self._ids))
+        half = len(ids) // 2
+        left, right = ids[:half], ids[half + 1 :]  # ids[half] sees both
+        links = [(a, b) for a in left for b in right] + [(b, a) for a in left for b in right]
+        return Fault(at_s, "bridge", self._long(), links=links)
+
+    def flapping(self, at_s: float) -> Fault:
+        side = self._some(most=len(self._ids) - 1)
+        links = self._between(side, both=self._rng.random() < 0.6)
+        return Fault(at_s, "flapping", self._long(), links=links, detail=self._rng.uniform(0.05, 2.0))
+
+    def crash(self, at_s: float) -> Fault:
+        members = self._ids if self._rng.random() < 0.25 else self._some()
+        how = self._rng.choice(("kill", "power", "power", "in-commit", "in-commit"))
+        return Fault(at_s, "crash", self._rng.choice((0.0, 0.1, 1.0, 3.0)), members, detail=how)
+
+    def stop(self, at_s: float) -> Fault:
+        return Fault(at_s, "stop", self._rng.uniform(0, 1), self._one())
+
+    def pause(self, at_s: float) -> Fault:
+        return Fault(at_s, "pause", self._rng.choice((0.02, 0.3, 1.2, 5.0)), self._some())
+
+    def slow_disk(self, at_s: float) -> Fault:
+        most_s = self._rng.choice((0.005, 0.05, 0.3, 1.0))
+        return Fault(at_s, "slow-disk", self._long(), self._some(), detail=most_s)
+
+    def hung_disk(self, at_s: float) -> Fault:
+        return Fault(at_s, "hung-disk", self._rng.uniform(0.4, 4), self._one())
+
+    def io_error(self, at_s: float) -> Fault:
+        return Fault(at_s, "io-error", self._rng.uniform(0.2, 2), self._one(), detail=self._rng.randrange(40))
+
+    def no_space(self, at_s: float) -> Fault:
+        return Fault(at_s, "no-space", self._rng.uniform(1, 6), self._one())
+
+    def wipe(self, at_s: float) -> Fault:
+        return Fault(at_s, "wipe", self._rng.uniform(0, 1), self._one())
+
+    def _long(self) -> float:
+        return self._rng.choice((0.1, 0.5, 1.5, 5.0)) * self._rng.uniform(0.7, 1.5)
+
+    def _between(self, side: Sequence[int], *, both: bool) -> list[tuple[int, int]]:
+        out = [(a, b) for a in side for b in self._ids if b not in side]
+        return out + [(b, a) for a, b in out] if both else out
+
+
+CLASSES: dict[str, Callable[[Draw, float], Fault]] = {
+    "delay": Draw.delay,
+    "drop": Draw.drop,
+    "duplicate": Draw.duplicate,
+    "reset": Draw.reset,
+    "partition": Draw.partition,
+    "one-way": Draw.one_way,
+    "isolate-leader": Draw.isolate_leader,
+    "bridge": Draw.bridge,
+    "flapping": Draw.flapping,
+    "crash": Draw.crash,
+    "stop": Draw.stop,
+    "pause": Draw.pause,
+    "slow-disk": Draw.slow_disk,
+    "hung-disk": Draw.hung_disk,
+    "io-error": Draw.io_error,
+    "no-space": Draw.no_space,
+    "wipe": Draw.wipe,
+}
+"""Every class of faults by the name it is counted under."""

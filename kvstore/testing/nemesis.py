@@ -1,0 +1,303 @@
+"""Carries a schedule of faults out on a simulated cluster, and takes everything back at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from kvstore.testing.disks import FaultyDisk, SlowLogWriter, io_error, no_space, power_cut
+from kvstore.testing.faults import Fault
+from kvstore.testing.judge import Judge
+from kvstore.testing.simulation import SimulatedCluster, SimulatedNode
+from raft.storage import MemoryFiles
+from raft.storage.wal import Log
+
+SUPERVISE_S = 0.01
+"""How often dead processes are looked for, in virtual time."""
+
+RESTART_S = 0.5
+"""A process that ended by itself is started again after this."""
+
+NEVER_S = float("inf")
+
+
+class FaultyCluster(SimulatedCluster):
+    """A cluster with disks that can be slow, hung, full or failing, and a supervisor for its processes."""
+
+    judge: Judge
+
+    def prepare(self, judge: Judge) -> None:
+        """Set what faults change. Called once, before the first start."""
+        self.judge = judge
+        self.sync_s = dict.fromkeys(self.members, 0.0)
+        """Longest sync of each member's disk; 0.0 for at once."""
+        self.hung_until_s = dict.fromkeys(self.members, 0.0)
+        self.start_at_s = dict.fromkeys(self.members, 0.0)
+        """When a process that is down may be started."""
+        self.lives: Counter[int] = Counter()
+        """Processes of each member so far."""
+        self.wiped: set[int] = set()
+        self.disks: dict[int, FaultyDisk] = {}
+        """The fault planted in each member's disk, while its process lives."""
+        self.cutting: set[int] = set()
+        """Members whose power is going: their process ends with it."""
+        self.processes: Counter[str] = Counter()
+        """How processes ended."""
+        self._supervisor = self.loop.create_task(self._supervise(), name="supervisor")
+
+    def make_writer(self, member_id: int, log: Log, fatal: Callable[[str], None]) -> SlowLogWriter:
+        def duration_s() -> float:
+            hung_s = self.hung_until_s[member_id] - self.loop.time()
+            if hung_s > 0:
+                return hung_s
+            most_s = self.sync_s[member_id]
+            return self.rng.uniform(0, most_s) if most_s else 0.0
+
+        return SlowLogWriter(log, loop=self.loop, fatal=fatal, duration_s=duration_s, chance=self.rng.random)
+
+    def on_failure(self, member_id: int, reason: str) -> None:
+        super().on_failure(member_id, reason)
+        if reason == "killed":
+            return
+        disk = self.disks.get(member_id)
+        if disk is None or not disk.struck:
+            self.judge.violate(f"member {member_id} stopped by itself: {reason}")
+        self.processes["gave up"] += 1
+        self.loop.call_soon(self._bury, member_id, self.lives[member_id])
+
+    def _bury(self, member_id: int, life: int) -> None:
+        if self.members[member_id].node is not None and self.lives[member_id] == life:
+            self.kill(member_id, RESTART_S, power=member_id in self.cutting)
+
+    def kill(self, member_id: int, down_s: float, *, power: bool) -> None:
+        """End a process now and let it start again after `down_s`."""
+        if self.members[member_id].node is not None:
+            self.crash(member_id, power=power)
+            self.processes["power" if power else "kill"] += 1
+        self.disks.pop(member_id, None)
+        self.cutting.discard(member_id)
+        self.start_at_s[member_id] = max(self.start_at_s[member_id], self.loop.time() + down_s)
+
+    def wipe(self, member_id: int, down_s: float) -> None:
+        """The member's disk is replaced by an empty one."""
+        self.kill(member_id, down_s, power=False)
+        self.members[member_id].files = MemoryFiles()
+        self.wiped.add(member_id)
+
+    def plant(self, member_id: int, disk: FaultyDisk) -> None:
+        self.disks[member_id] = disk
+        self.members[member_id].files.fault = disk
+
+    def mend(self, member_id: int) -> None:
+        self.disks.pop(member_id, None)
+        self.members[member_id].files.fault = None
+
+    async def begin(self, member_id: int) -> SimulatedNode:
+        """Start a member's process under the judge's eyes."""
+        self.judge.restarted(member_id)
+        self.lives[member_id] += 1
+        return await self.start(member_id)
+
+    async def _supervise(self) -> None:
+        while True:
+            for member_id, member in self.members.items():
+                if member.node is None and self.loop.time() >= self.start_at_s[member_id]:
+                    try:
+                        await self.begin(member_id)
+                    except Exception as error:  # noqa: BLE001  # a member that cannot start is a finding
+                        self.judge.violate(f"member {member_id} cannot start: {error!r}")
+                        self.start_at_s[member_id] = NEVER_S
+            await asyncio.sleep(SUPERVISE_S)
+
+    async def end(self) -> None:
+        """Stop everything; AssertionError when an exception went astray."""
+        self._supervisor.cancel()
+        await asyncio.gather(self._supervisor, return_exceptions=True)
+        await self.stop_all()
+
+
+class Nemesis:
+    """Strikes each fault at its time and lifts it at its end."""
+
+    def __init__(self, cluster: FaultyCluster, rng: random.Random) -> None:
+        self._cluster = cluster
+        self._network = cluster.network
+        self._rng = rng
+        first, second, *_ = cluster.members
+        self._fair = replace(cluster.network.conditions(first, second))
+        """The weather before any fault, the same on all links."""
+        self._cuts: Counter[tuple[int, int]] = Counter()
+        """How many faults block each link now."""
+        self.struck: Counter[str] = Counter()
+        """Faults by class that found something to strike."""
+
+    async def run(self, faults: Sequence[Fault]) -> None:
+        """Carry out a schedule; returns when the last fault has been lifted."""
+        async with asyncio.TaskGroup() as group:
+            for fault in faults:
+                group.create_task(self._carry_out(fault))
+
+    async def _carry_out(self, fault: Fault) -> None:
+        await asyncio.sleep(fault.at_s)
+        self.struck[fault.kind] += 1
+        await _STRIKES[fault.kind](self, fault)
+
+    # ---- network
+
+    def cut(self, links: Sequence[tuple[int, int]]) -> None:
+        for link in links:
+            self._cuts[link] += 1
+            if self._cuts[link] == 1:
+                self._network.block(*link)
+
+    def mend(self, links: Sequence[tuple[int, int]]) -> None:
+        for link in links:
+            self._cuts[link] -= 1
+            if self._cuts[link] == 0:
+                self._network.unblock(*link)
+
+    async def _cut(self, fault: Fault) -> None:
+        self.cut(fault.links)
+        try:
+            await asyncio.sleep(fault.for_s)
+        finally:
+            self.mend(fault.links)
+
+    async def _flap(self, fault: Fault) -> None:
+        end_s = self._cluster.loop.time() + fault.for_s
+        while self._cluster.loop.time() < end_s:
+            await self._cut(fault._replace(for_s=self._rng.uniform(0.5, 1) * fault.detail))
+            await asyncio.sleep(self._rng.uniform(0.5, 1) * fault.detail)
+
+    async def _isolate_leader(self, fault: Fault) -> None:
+        leaders = [node.member_id for node in self._cluster.running if node.is_leader]
+        if leaders:
+            leader = self._rng.choice(leaders)
+            others = [other for other in self._cluster.members if other != leader]
+            out = [(leader, other) for other in others] if fault.detail != "in" else []
+            into = [(other, leader) for other in others] if fault.detail != "out" else []
+            await self._cut(fault._replace(links=out + into))
+
+    async def _weather(self, fault: Fault) -> None:
+        """Delays, losses, repetitions. Where two faults meet the later rules, and any end is fair weather."""
+        conditions = [self._network.conditions(*link) for link in fault.links]
+        try:
+            for link in conditions:
+                for name, value in fault.detail.items():
+                    setattr(link, name, value)
+            await asyncio.sleep(fault.for_s)
+        finally:
+            for link in conditions:
+                for name in fault.detail:
+                    setattr(link, name, getattr(self._fair, name))
+
+    async def _reset(self, fault: Fault) -> None:
+        for source, target in fault.links:
+            self._network.disconnect(source, target)
+
+    # ---- processes
+
+    async def _crash(self, fault: Fault) -> None:
+        cluster = self._cluster
+        up = [member_id for member_id in fault.members if cluster.members[member_id].node is not None]
+        if fault.detail == "in-commit":
+            for member_id in up:
+                files = cluster.members[member_id].files
+                first = files.calls + self._rng.randrange(1, 60)
+                cluster.cutting.add(member_id)
+                cluster.plant(member_id, FaultyDisk(power_cut(first, at_sync=self._rng.random() < 0.7)))
+            await asyncio.sleep(self._rng.uniform(0, 0.3))
+        for member_id in up:
+            cluster.kill(member_id, fault.for_s * self._rng.random(), power=fault.detail != "kill")
+
+    async def _stop(self, fault: Fault) -> None:
+        cluster, (member_id,) = self._cluster, fault.members
+        if cluster.members[member_id].node is not None:
+            cluster.start_at_s[member_id] = cluster.loop.time() + fault.for_s
+            cluster.disks.pop(member_id, None)
+            await cluster.stop(member_id)
+            cluster.processes["stopped"] += 1
+
+    async def _pause(self, fault: Fault) -> None:
+        cluster = self._cluster
+        nodes = [cluster.members[member_id].node for member_id in fault.members]
+        paused = [node for node in nodes if node is not None and not node.paused]
+        links = [(other, node.member_id) for node in paused for other in cluster.members]
+        links = [(source, target) for source, target in links if source != target]
+        for node in paused:
+            node.paused = True
+        self.cut(links)  # what arrives waits in the sockets
+        try:
+            await asyncio.sleep(fault.for_s)
+        finally:
+            self.mend(links)
+            for node in paused:
+                node.resume()
+
+    # ---- disks
+
+    async def _slow_disk(self, fault: Fault) -> None:
+        cluster = self._cluster
+        for member_id in fault.members:
+            cluster.sync_s[member_id] = fault.detail
+        try:
+            await asyncio.sleep(fault.for_s)
+        finally:
+            for member_id in fault.members:
+                cluster.sync_s[member_id] = 0.0
+
+    async def _hung_disk(self, fault: Fault) -> None:
+        self._cluster.hung_until_s[fault.members[0]] = self._cluster.loop.time() + fault.for_s
+
+    async def _io_error(self, fault: Fault) -> None:
+        """The disk fails for good: the process must be gone as soon as that shows."""
+        cluster, (member_id,) = self._cluster, fault.members
+        if cluster.members[member_id].node is None or member_id in cluster.disks:
+            return
+        life = cluster.lives[member_id]
+        disk = FaultyDisk(io_error(cluster.members[member_id].files.calls + fault.detail))
+        cluster.plant(member_id, disk)
+        await asyncio.sleep(fault.for_s)
+        alive = cluster.members[member_id].node is not None and cluster.lives[member_id] == life
+        if disk.struck and alive:
+            cluster.judge.violate(f"member {member_id} lives on after its disk failed")
+        if alive and cluster.disks.get(member_id) is disk:
+            cluster.mend(member_id)
+
+    async def _no_space(self, fault: Fault) -> None:
+        cluster, (member_id,) = self._cluster, fault.members
+        if cluster.members[member_id].node is None or member_id in cluster.disks:
+            return
+        disk = FaultyDisk(no_space)
+        cluster.plant(member_id, disk)
+        await asyncio.sleep(fault.for_s)
+        if cluster.disks.get(member_id) is disk:
+            cluster.mend(member_id)
+
+    async def _wipe(self, fault: Fault) -> None:
+        if len(self._cluster.members) > 2:
+            self._cluster.wipe(fault.members[0], fault.for_s)
+
+
+_STRIKES = {
+    "delay": Nemesis._weather,
+    "drop": Nemesis._weather,
+    "duplicate": Nemesis._weather,
+    "reset": Nemesis._reset,
+    "partition": Nemesis._cut,
+    "one-way": Nemesis._cut,
+    "isolate-leader": Nemesis._isolate_leader,
+    "bridge": Nemesis._cut,
+    "flapping": Nemesis._flap,
+    "crash": Nemesis._crash,
+    "stop": Nemesis._stop,
+    "pause": Nemesis._pause,
+    "slow-disk": Nemesis._slow_disk,
+    "hung-disk": Nemesis._hung_disk,
+    "io-error": Nemesis._io_error,
+    "no-space": Nemesis._no_space,
+    "wipe": Nemesis._wipe,
+}
