@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from raft.storage import InlineLogWriter
@@ -26,11 +26,12 @@ class SlowLogWriter(InlineLogWriter):
         *,
         loop: asyncio.AbstractEventLoop,
         fatal: Callable[[str], None],
+        on_space: Callable[[bool], None],
         duration_s: Callable[[], float],
         chance: Callable[[], float],
     ) -> None:
         """`duration_s` is asked before each sync; 0.0 means at once. `chance` is `Random.random`."""
-        super().__init__(log, loop=loop, fatal=fatal)
+        super().__init__(log, loop=loop, fatal=fatal, on_space=on_space)
         self._duration_s = duration_s
         self._chance = chance
         self._queue: list[Any] = []
@@ -95,11 +96,11 @@ class FaultyDisk:
         return error
 
 
-def io_error(first_call: int) -> Fault:
-    """From the `first_call`th operation on, writes and syncs fail with EIO."""
+def io_error(first_call: int, operations: Sequence[str]) -> Fault:
+    """From the `first_call`th call on, these operations fail with EIO."""
 
     def fault(call: int, operation: str, path: str) -> BaseException | None:
-        if call >= first_call and operation in ("pwrite", "datasync", "sync"):
+        if call >= first_call and operation in operations:
             return OSError(errno.EIO, os.strerror(errno.EIO), path)
         return None
 

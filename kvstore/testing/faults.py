@@ -133,7 +133,9 @@ class Draw:
         return Fault(at_s, "hung-disk", self._rng.uniform(0.4, 4), self._one())
 
     def io_error(self, at_s: float) -> Fault:
-        return Fault(at_s, "io-error", self._rng.uniform(0.2, 2), self._one(), detail=self._rng.randrange(40))
+        operations = self._rng.choice((("datasync", "sync"), ("pwrite", "datasync", "sync")))
+        detail = (self._rng.randrange(40), operations)
+        return Fault(at_s, "io-error", self._rng.uniform(0.2, 2), self._one(), detail=detail)
 
     def no_space(self, at_s: float) -> Fault:
         return Fault(at_s, "no-space", self._rng.uniform(1, 6), self._one())

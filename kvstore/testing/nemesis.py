@@ -48,7 +48,9 @@ class FaultyCluster(SimulatedCluster):
         """How processes ended."""
         self._supervisor = self.loop.create_task(self._supervise(), name="supervisor")
 
-    def make_writer(self, member_id: int, log: Log, fatal: Callable[[str], None]) -> SlowLogWriter:
+    def make_writer(
+        self, member_id: int, log: Log, fatal: Callable[[str], None], on_space: Callable[[bool], None]
+    ) -> SlowLogWriter:
         def duration_s() -> float:
             hung_s = self.hung_until_s[member_id] - self.loop.time()
             if hung_s > 0:
@@ -56,7 +58,14 @@ class FaultyCluster(SimulatedCluster):
             most_s = self.sync_s[member_id]
             return self.rng.uniform(0, most_s) if most_s else 0.0
 
-        return SlowLogWriter(log, loop=self.loop, fatal=fatal, duration_s=duration_s, chance=self.rng.random)
+        return SlowLogWriter(
+            log,
+            loop=self.loop,
+            fatal=fatal,
+            on_space=on_space,
+            duration_s=duration_s,
+            chance=self.rng.random,
+        )
 
     def on_failure(self, member_id: int, reason: str) -> None:
         super().on_failure(member_id, reason)
@@ -258,7 +267,8 @@ class Nemesis:
         if cluster.members[member_id].node is None or member_id in cluster.disks:
             return
         life = cluster.lives[member_id]
-        disk = FaultyDisk(io_error(cluster.members[member_id].files.calls + fault.detail))
+        after, operations = fault.detail
+        disk = FaultyDisk(io_error(cluster.members[member_id].files.calls + after, operations))
         cluster.plant(member_id, disk)
         await asyncio.sleep(fault.for_s)
         alive = cluster.members[member_id].node is not None and cluster.lives[member_id] == life

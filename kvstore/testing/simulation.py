@@ -215,7 +215,11 @@ class SimulatedCluster:
             if node is not None:
                 node.fail(reason)
 
-        member.writer = self.make_writer(member_id, directory.log, fatal)
+        def on_space(available: bool) -> None:
+            if node is not None:
+                node.on_log_space(available)
+
+        member.writer = self.make_writer(member_id, directory.log, fatal, on_space)
         member.machine = self.make_machine(member_id)
         member.transport = self.network.transport()
         for other in self._voters:
@@ -235,9 +239,11 @@ class SimulatedCluster:
         await node.start()
         return node
 
-    def make_writer(self, member_id: int, log: Log, fatal: Callable[[str], None]) -> InlineLogWriter:
+    def make_writer(
+        self, member_id: int, log: Log, fatal: Callable[[str], None], on_space: Callable[[bool], None]
+    ) -> InlineLogWriter:
         """The disk's speed; a simulation may choose another."""
-        return InlineLogWriter(log, loop=self.loop, fatal=fatal)
+        return InlineLogWriter(log, loop=self.loop, fatal=fatal, on_space=on_space)
 
     def make_machine(self, member_id: int) -> Machine:
         """A fresh state machine for a process; a simulation may wrap it."""

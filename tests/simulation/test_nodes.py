@@ -140,7 +140,7 @@ BUGS: dict[Bug, tuple[Sequence[str], str]] = {
     promises_leave_before_the_sync: (("crash", "slow-disk"), "another batch|leader completeness|two leaders"),
     reads_skip_the_quorum: (("isolate-leader", "pause"), "not linearizable"),
     batches_are_sent_to_the_next_leader_at_once: (("crash", "delay", "slow-disk"), "applied twice"),
-    leader_takes_a_batch_again: (("flapping", "reset"), "applied twice"),
+    leader_takes_a_batch_again: (("reset", "delay", "slow-disk"), "applied twice"),
     failed_sync_is_ignored: (("io-error",), "lives on after its disk failed"),
     fresh_disk_votes_at_once: (("wipe",), "votes again"),
 }
