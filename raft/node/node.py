@@ -136,6 +136,24 @@ class Node:
         conf = mark.conf if mark.conf.voters else self._recovered.snapshot.conf
         self._conf = conf
         self._core = self._make_core(mark, conf)
+        hello = Hello(
+            format_version=HELLO_FORMAT_VERSION,
+            cluster_id=self._config.cluster_id,
+            member_id=self._id,
+            disk_id=self._recovered.identity.disk_id,
+            boot_id=self._boot_id,
+        )
+        self._join(mark, conf, hello)
+        self._recovered = replace(self._recovered, entries=())  # the core holds them now
+        self._ended = False
+        await self._transport.start(hello, self)
+        # A random phase, so that members started together do not count their silence in step.
+        self._tick_at_s = self._loop.time() + self._rng.random() * self._tick_s
+        self._tick_timer = self._loop.call_at(self._tick_at_s, self._on_tick)
+        self._wake()
+
+    def _join(self, mark: StateMark, conf: ConfState, hello: Hello) -> None:
+        """Make the parts that work around the core."""
         self._write_behind = WriteBehind(
             config=self._config,
             machine=self._machine,
@@ -170,13 +188,6 @@ class Node:
             post=self._post,
             may_campaign=self._may_campaign,
         )
-        hello = Hello(
-            format_version=HELLO_FORMAT_VERSION,
-            cluster_id=self._config.cluster_id,
-            member_id=self._id,
-            disk_id=self._recovered.identity.disk_id,
-            boot_id=self._boot_id,
-        )
         self._admission = Admission(
             hello=hello,
             recovered=self._recovered,
@@ -194,13 +205,6 @@ class Node:
             voters=conf.voters,
             released=self._log.record_admitted,
         )
-        self._recovered = replace(self._recovered, entries=())  # the core holds them now
-        self._ended = False
-        await self._transport.start(hello, self)
-        # A random phase, so that members started together do not count their silence in step.
-        self._tick_at_s = self._loop.time() + self._rng.random() * self._tick_s
-        self._tick_timer = self._loop.call_at(self._tick_at_s, self._on_tick)
-        self._wake()
 
     async def stop(self) -> None:
         """Leave at once, so that the others elect at once; then settle, flush and close. Idempotent."""
