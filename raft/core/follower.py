@@ -83,6 +83,8 @@ def accept_snapshot(s: State, m: Message) -> None:
         log.commit_to(snapshot.index)  # the log already leads there: keep it
         index = snapshot.index
     else:
+        if log.snapshot is None:
+            s.conf_overtaken = s.tracker.conf
         log.restore(snapshot)
         s.tracker.adopt(snapshot.conf, log.last_index + 1)
         index = snapshot.index

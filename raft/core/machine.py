@@ -320,6 +320,10 @@ class RaftCore:
         the new configuration. Raises ConfChangeRefused for a change that does not fit, which only a log
         written under other rules can hold; the configuration is then unchanged."""
         s = self._state
+        if s.log.snapshot is not None:
+            # The active configuration is that of the snapshot, which holds this change already.
+            s.conf_overtaken = apply_change(s.conf_overtaken, change)
+            return s.conf_overtaken
         conf = apply_change(s.tracker.conf, change)
         # Newcomers are probed at the last entry: that asks them what they hold.
         s.tracker.adopt(conf, max(s.log.last_index, 1))

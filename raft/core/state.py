@@ -34,6 +34,7 @@ class State:
     __slots__ = (
         "append_due",
         "commit_due",
+        "conf_overtaken",
         "config",
         "dropped_reads",
         "election_elapsed",
@@ -77,6 +78,9 @@ class State:
         if self.log.last_term > hard.term:
             raise BootRefused(f"entries of term {self.log.last_term} beyond the hard state's {hard.term}")
         self.tracker = Tracker(config, boot.conf, self.log.last_index + 1)
+        self.conf_overtaken = boot.conf
+        """Configuration as of the entries applied, valid while a restored snapshot is not yet durable:
+        entries handed out before it are still being applied, to a state machine that is behind it."""
 
         self.election_elapsed = 0
         """Ticks since the leader was heard, a vote was granted or (leader) CheckQuorum last looked."""

@@ -484,6 +484,32 @@ def test_a_second_image_overtakes_the_first(cluster):
     assert (core.applied, core.commit, core.status().stable) == (9, 9, 9)
 
 
+def test_a_change_applied_under_an_image_on_its_way_concerns_the_state_machine_only(cluster):
+    """Entries handed out before the image arrived are still being applied, to a state machine that is
+    behind it; the active configuration is the image's already."""
+    network = cluster(3)
+    network.elect(1)
+    network.change_conf(1, change((LEARN, 4)))
+    while not network[3].applying or network[3].applying[-1].entries[-1].index < 2:
+        network[1].run()
+        network.deliver_all()
+        network[3].take()
+        network[3].sync(len(network[3].writing))
+        network.tick(1)
+    newer = ConfState((1, 2, 3), (4, 5))
+    network.images[9, 1] = []
+    meta = SnapshotMeta(9, 1, newer)
+    network.deliver(Message(MessageType.SNAPSHOT, 3, 1, 1, snapshot=meta))
+    core = network.core(3)
+    network[3].take()
+    assert core.apply_conf(change((LEARN, 4))) == ConfState((1, 2, 3), (4,)), "what the state machine stores"
+    assert core.conf == newer
+    network[3].applying.clear()
+    network[3].sync(len(network[3].writing))
+    assert core.conf == newer
+    assert core.applied == 9
+
+
 def test_an_image_older_than_the_own_log_changes_nothing(cluster):
     network = cluster(3)
     kept = []
