@@ -41,6 +41,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "raft.core": (),
     "raft.storage": ("raft.core",),
     "raft.transport": ("raft.core",),
+    "raft.sim": ("raft.core",),
     "raft.node": ("raft.core", "raft.storage", "raft.transport"),
     "kvstore": (
         "kvstore.app",

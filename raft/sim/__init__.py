@@ -1,0 +1,29 @@
+"""A simulated cluster of cores: one seed is one history, judged at each step.
+
+`raft.core` is the real thing; driver, disk, network, clock and clients are models of it all that keep
+the core's contract and go wrong in every way it allows. No asyncio, no files, no wall clock: a minute of
+a cluster's life takes about a second.
+
+* `generate(seed)` makes a random `Schedule`, `quiet(seed)` one in which nothing goes wrong; a schedule
+  is data and travels as JSON.
+* `run(schedule)` plays it and returns a `Report`; `report.invariant` names the broken promise or is None.
+* `shrink(schedule, invariant)` shortens a failing schedule, `as_test` makes a test file of it.
+"""
+
+from raft.sim.cluster import Report, run
+from raft.sim.probes import PROBES
+from raft.sim.schedule import Fault, Op, Schedule, generate, quiet
+from raft.sim.shrink import as_test, shrink
+
+__all__ = [
+    "PROBES",
+    "Fault",
+    "Op",
+    "Report",
+    "Schedule",
+    "as_test",
+    "generate",
+    "quiet",
+    "run",
+    "shrink",
+]

@@ -1,0 +1,87 @@
+"""What one member's disk holds, at the level of operations: a log, a hard state and an image.
+
+Work is written in the order handed out. A crash keeps everything synced and, of the rest, a random
+prefix, the first lost work perhaps in part (its promise and some of its entries).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raft.core import AppendWork, ConfState, Entry, HardState, SnapshotMeta
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A state machine as of one applied index. What it holds is a digest of all it was given."""
+
+    index: int
+    term: int
+    conf: ConfState
+    digest: int
+
+
+class Disk:
+    """The durable part of a member. Invariant: image.index >= base.index, entries follow base."""
+
+    __slots__ = ("base", "entries", "hard", "image", "overwritten")
+
+    def __init__(self, conf: ConfState) -> None:
+        self.hard = HardState(0, 0, 0)
+        self.base = SnapshotMeta(0, 0, conf)
+        self.entries: list[Entry] = []
+        """Gap-free from base.index + 1."""
+        self.image = Image(0, 0, conf, 0)
+        self.overwritten = 0
+        """Entries that a later leader's replaced."""
+
+    @property
+    def last_index(self) -> int:
+        return self.base.index + len(self.entries)
+
+    def holds(self, index: int, term: int) -> bool:
+        """Whether this entry would survive a crash, itself or in the image."""
+        position = index - self.base.index - 1
+        if position < 0:
+            return position < -1 or self.base.term == term
+        return position < len(self.entries) and self.entries[position].term == term
+
+    def recovered_hard_state(self) -> HardState:
+        """What a restart reads. The commit index is a hint and never beyond the log."""
+        return self.hard._replace(commit=min(self.hard.commit, self.last_index))
+
+    def write(self, work: AppendWork) -> None:
+        """Make one piece of work durable."""
+        if work.snapshot is not None:
+            self.base = work.snapshot
+            self.entries = []
+        if work.entries:
+            self._put(work.entries)
+        if work.hard_state is not None:
+            self.hard = work.hard_state
+
+    def _put(self, entries: Sequence[Entry]) -> None:
+        position = entries[0].index - self.base.index - 1
+        assert 0 <= position <= len(self.entries), f"a hole in the log before {entries[0].index}"
+        self.overwritten += len(self.entries) - position
+        self.entries[position:] = entries
+
+    def crash(self, unsynced: Sequence[AppendWork], rng: random.Random) -> list[AppendWork]:
+        """The works among `unsynced` that reached the disk after all; the last one may be a part."""
+        kept = list(unsynced[: rng.randint(0, len(unsynced))])
+        if len(kept) < len(unsynced) and rng.random() < 0.5:
+            torn = unsynced[len(kept)]
+            if torn.snapshot is None:
+                entries = torn.entries[: rng.randint(0, len(torn.entries))]
+                kept.append(AppendWork(torn.token, entries, torn.hard_state))
+        return kept
+
+    def drop_prefix(self, index: int) -> None:
+        """Compact: entries up to `index`, which the image covers, go."""
+        assert self.base.index <= index <= self.image.index
+        count = index - self.base.index
+        if count:
+            self.base = SnapshotMeta(index, self.entries[count - 1].term, self.image.conf)
+            del self.entries[:count]

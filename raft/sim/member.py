@@ -1,0 +1,463 @@
+"""One member: a real core, and a driver in miniature that keeps the core's contract to the letter.
+
+What the contract leaves open is drawn from the seed: when work is taken, how many writes share a sync,
+how late a sync completes, how entries are applied in slices, which image a snapshot is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from raft.core import (
+    NO_NODE,
+    AppendWork,
+    ApplyWork,
+    BootState,
+    ConfChange,
+    Config,
+    ConfState,
+    EntryKind,
+    Message,
+    MessageType,
+    ProposalDropped,
+    RaftCore,
+    ReadState,
+    Ready,
+    Role,
+    SnapshotMeta,
+)
+from raft.sim.checkers import Seen, Violation
+from raft.sim.disk import Disk, Image
+
+if TYPE_CHECKING:
+    from raft.sim.cluster import Cluster
+
+_T = MessageType
+_ANSWERS = frozenset((_T.APPEND_RESPONSE, _T.HEARTBEAT_RESPONSE))
+_FROM_A_LEADER = frozenset((_T.APPEND, _T.HEARTBEAT, _T.SNAPSHOT))
+
+
+class Member:
+    """A process that may be down, paused or up; its disk outlives it."""
+
+    def __init__(self, cluster: Cluster, member_id: int, conf: ConfState) -> None:
+        self.id = member_id
+        self.cluster = cluster
+        self.disk = Disk(conf)
+        self.seen = Seen()
+        self.rng = cluster.kernel.stream(f"member/{member_id}")
+        self.disk_rng = cluster.kernel.stream(f"disk/{member_id}")
+        schedule = cluster.schedule
+        drift = 1 + schedule.drift * (2 * self.rng.random() - 1)
+        self.tick_us = int(schedule.tick_us * drift)
+        self.sync_us = schedule.sync_us
+        """Present latency of this disk; 0 completes at once."""
+        self.config = Config(member_id=member_id, **schedule.core)
+        self.life = 0
+        """Number of the process; what an earlier one had scheduled is void."""
+        self.up = False
+        self.paused = 0
+        """Faults that now hold this process still."""
+        self.down = 0
+        """Faults that now keep this process down."""
+        self.doomed = ""
+        """What this process is to die in the midst of: sync, vote (a sync of nothing but a promise) or
+        apply; empty while no such end is near."""
+        self.boot()
+
+    # ------------------------------------------------------------------ life
+
+    def boot(self) -> None:
+        """Start a process on what the disk holds."""
+        disk, image = self.disk, self.disk.image
+        boot = BootState(
+            hard_state=disk.recovered_hard_state(),
+            snapshot=disk.base,
+            entries=list(disk.entries),
+            applied=image.index,
+            conf=image.conf,
+        )
+        self.life += 1
+        self.core = RaftCore(self.config, boot, self.cluster.kernel.stream(f"core/{self.id}/{self.life}"))
+        self.up = True
+        self.writing: list[AppendWork] = []
+        """Taken and not durable, oldest first."""
+        self.syncing = 0
+        """How many of them the sync under way covers."""
+        self.applying: list[ApplyWork] = []
+        self.sliced = 0
+        """Entries of the first of them already applied."""
+        self.apply_due = False
+        self.take_due = False
+        self.inbox: list[Message] = []
+        """What arrived while paused."""
+        self.applied = image.index
+        self.applied_term = image.term
+        self.digest = image.digest
+        self.conf = image.conf
+        self.writes: dict[int, tuple[int, bytes]] = {}
+        """Unanswered own writes: index -> (term, data)."""
+        self.reads: dict[int, int] = {}
+        """Unanswered reads: context -> what must at least be seen."""
+        self.waiting: list[ReadState] = []
+        """Reads proved and not yet applied far enough."""
+        self.ticks = 0
+        self.leader_heard = -1_000_000
+        """Tick at which a leader was last heard."""
+        self.led_since = 0
+        """Tick since which this leader may be expected to hear a quorum."""
+        self.transfer_since = 0
+        self.heard: dict[int, int] = {}
+        """Leader: the tick at which each member last answered in its term."""
+        self.seen.restart(disk.hard)
+        self.cluster.judge.observe(self)
+        self.cluster.after(int(self.rng.random() * self.tick_us), self._tick, self.life)
+
+    def crash(self) -> None:
+        """Lose the process, and of what was not synced a part."""
+        disk, probes = self.disk, self.cluster.probes
+        kept = disk.crash(self.writing, self.disk_rng)
+        for work in self.writing[len(kept) :]:
+            probes.hit("a crash loses entries", when=bool(work.entries))
+            probes.hit("a crash loses a vote", when=work.must_sync and not work.entries)
+        for work in kept:
+            self._write(work)
+            probes.hit("a crash keeps what was never reported", when=bool(work.entries))
+            if work.snapshot is not None:
+                disk.image = self.cluster.images[work.snapshot.index, work.snapshot.term]
+        probes.hit("a leader crashes", when=self.core.role is Role.LEADER)
+        probes.hit("a crash amid applying", when=bool(self.applying))
+        for _, data in self.writes.values():
+            self.cluster.settle_write(data, "unknown")
+        self.cluster.drop_reads(len(self.reads) + len(self.waiting))
+        self.up = False
+        self.life += 1
+        self.cluster.network.disconnect(self.id)
+
+    def resume(self) -> None:
+        """After a pause: messages first, then one tick, not the backlog."""
+        inbox, self.inbox = self.inbox, []
+        self.cluster.probes.hit("a pause ends with queued messages", when=bool(inbox))
+        life = self.life
+        for message in inbox:
+            if self.life == life:
+                self.receive(message)
+
+    # ------------------------------------------------------------------ inputs
+
+    def _tick(self, life: int) -> None:
+        if life != self.life:
+            return
+        self.cluster.after(self.tick_us, self._tick, life)
+        if self.paused:
+            return
+        self.ticks += 1
+        role = self.core.role
+        self.core.tick()
+        self.cluster.probes.hit(
+            "a leader steps down by itself", when=role is Role.LEADER and self.core.role is not role
+        )
+        self.cluster.judge.ticked(self)
+        self.settle()
+
+    def receive(self, message: Message) -> None:
+        """A message has arrived at this process, if there is one."""
+        if not self.up:
+            return
+        if self.paused:
+            self.inbox.append(message)
+            return
+        core, kind = self.core, message.type
+        s = core._state
+        term, vote = s.term, s.vote
+        withheld = False
+        if kind in _FROM_A_LEADER:
+            if message.term >= term:
+                self.leader_heard = self.ticks
+        elif kind in _ANSWERS:
+            if message.term == term:
+                self.heard[message.from_] = self.ticks
+        elif kind is _T.VOTE:
+            recent = self.ticks - self.leader_heard < s.config.election_ticks or s.role is Role.LEADER
+            withheld = s.config.withhold_votes and recent and s.leader != NO_NODE
+        self.cluster.probes.watch_message(self, message)
+        core.step(message)
+        if kind is _T.TRANSFER_LEADER and s.role is Role.LEADER:
+            self.led_since = self.transfer_since = self.ticks
+        self.cluster.judge.stepped(self, message, term, vote, withheld)
+        self.settle()
+
+    def do(self, action: Callable[[RaftCore], Any]) -> None:
+        """Any other input."""
+        action(self.core)
+        self.settle()
+
+    def settle(self) -> None:
+        """After an input: take the core's work now or a little later, then look for what went wrong."""
+        lazy = self.cluster.schedule.lazy_us
+        if not lazy:
+            self._take()
+        elif not self.take_due and self.core.has_ready():
+            self.take_due = True
+            self.cluster.after(int(self.rng.random() * lazy), self._take_late, self.life)
+        self.cluster.judge.observe(self)
+        self.cluster.note(self)
+
+    def _take_late(self, life: int) -> None:
+        if life == self.life:
+            self.take_due = False
+            self._take()
+            self.cluster.judge.observe(self)
+            self.cluster.note(self)
+
+    # ------------------------------------------------------------------ the core's work
+
+    def _take(self) -> None:
+        core = self.core
+        while core.has_ready():
+            ready = core.take_ready()
+            if ready.append is not None:
+                self.cluster.judge.took_work(self, ready.append)
+                self._submit(ready.append)
+            for message in ready.messages:
+                self._send(message)
+            if ready.apply is not None:
+                self.applying.append(ready.apply)
+            if ready.read_states or ready.dropped_reads:
+                self._take_reads(ready)
+            if self.applying and not self.apply_due:
+                self._apply_soon()
+
+    def _send(self, message: Message) -> None:
+        if message.type is _T.SNAPSHOT:
+            self._send_snapshot(message)
+            return
+        self.cluster.judge.promised(self, message)
+        if not self.cluster.network.post(message) and self.rng.random() < 0.1:
+            self.cluster.after(0, self._unreachable, self.life, message.to)
+
+    def _unreachable(self, life: int, member: int) -> None:
+        if life == self.life and not self.paused:
+            self.do(lambda core: core.report_unreachable(member))
+
+    def _submit(self, work: AppendWork) -> None:
+        if not (work.must_sync or self.writing or work.responses):
+            self._complete([work])  # only a commit index, and nothing before it
+            return
+        self.writing.append(work)
+        if not self.sync_us:
+            works, self.writing = self.writing, []
+            self._complete(works)
+        elif not self.syncing:
+            self._sync()
+
+    def _sync(self) -> None:
+        """Start a sync of what waits, mostly all of it."""
+        count = len(self.writing)
+        rng = self.disk_rng
+        if count > 1 and rng.random() < 0.25:
+            count = rng.randint(1, count)
+        self.syncing = count
+        self.cluster.probes.hit("one sync covers several works", when=count > 1)
+        delay = int(self.sync_us * (0.5 + rng.random()))
+        self.cluster.after(delay, self._synced, self.life)
+        promise = any(work.must_sync and not work.entries for work in self.writing)
+        if self.doomed == "sync" or (self.doomed == "vote" and promise):
+            self.cluster.after(int(delay * rng.random()), self._die, self.life)
+
+    def _die(self, life: int) -> None:
+        if life == self.life:
+            self.doomed = ""
+            self.crash()
+
+    def _synced(self, life: int) -> None:
+        if life != self.life:
+            return
+        if self.paused:  # the process cannot notice now
+            self.cluster.after(self.tick_us, self._synced, life)
+            return
+        works = self.writing[: self.syncing]
+        del self.writing[: self.syncing]
+        self.syncing = 0
+        self._complete(works)
+        if self.writing:
+            self._sync()
+        self.settle()
+
+    def _complete(self, works: Sequence[AppendWork]) -> None:
+        """These works are durable: their promises leave, and the core is told, one by one or at once."""
+        one_by_one = len(works) > 1 and self.disk_rng.random() < 0.5
+        overwritten = self.disk.overwritten
+        for work in works:
+            self._write(work)
+            if work.snapshot is not None:
+                self._install(work.snapshot)
+        self.cluster.probes.hit("a suffix is overwritten", when=self.disk.overwritten > overwritten)
+        for work in works:
+            for response in work.responses:
+                self._send(response)
+            if one_by_one or work is works[-1]:
+                self.core.on_append_done(work.token)
+        self.cluster.judge.check_match(self, self.id)
+
+    def _write(self, work: AppendWork) -> None:
+        before = self.disk.hard
+        self.disk.write(work)
+        if work.hard_state is not None:
+            self.cluster.judge.wrote(self, before)
+
+    # ------------------------------------------------------------------ the state machine
+
+    def _install(self, snapshot: SnapshotMeta) -> None:
+        """The image that replaces this log is the state machine from now on."""
+        image = self.disk.image = self.cluster.images[snapshot.index, snapshot.term]
+        for index in [index for index in self.writes if index <= image.index]:
+            self.cluster.settle_write(self.writes.pop(index)[1], "unknown")
+        self.applied, self.applied_term = image.index, image.term
+        self.digest, self.conf = image.digest, image.conf
+        self.cluster.probes.hit("a snapshot is installed")
+        self.cluster.probes.hit("a snapshot overtakes applying", when=bool(self.applying))
+
+    def _apply_soon(self) -> None:
+        delay = self.cluster.schedule.apply_us
+        self.apply_due = True
+        self.cluster.after(int(delay * 2 * self.rng.random()) if delay else 0, self._apply, self.life)
+
+    def _apply(self, life: int) -> None:
+        if life != self.life:
+            return
+        self.apply_due = False
+        if self.paused:
+            self._apply_soon()
+            return
+        work = self.applying[0]
+        entries = work.entries
+        last = len(entries)
+        if self.cluster.schedule.apply_us and last - self.sliced > 1 and self.rng.random() < 0.3:
+            last = self.rng.randint(self.sliced + 1, last)
+        for entry in entries[self.sliced : last]:
+            if entry.index <= self.applied:
+                continue  # a snapshot has overtaken it
+            if entry.index != self.applied + 1:
+                raise Violation("applied in order and without gaps", self.id, entry.index, self.applied)
+            self.applied, self.applied_term = entry.index, entry.term
+            self.digest = crc32(entry.data, self.digest ^ entry.term)
+            if entry.kind is not EntryKind.NORMAL:
+                self._apply_conf(ConfChange.decode(entry.data))
+            self.cluster.judge.applied(self, entry, self.digest)
+            if self.writes:
+                self._answer_writes(entry.index, entry.term)
+        self.sliced = last
+        if self.doomed == "apply":
+            self._die(life)
+            return
+        if last == len(entries):
+            self.applying.pop(0)
+            self.sliced = 0
+            self.core.on_apply_done(entries[-1].index, work.nbytes)
+            self._keep_house()
+        if self.waiting:
+            self._serve_reads()
+        self.settle()
+        if self.applying and not self.apply_due:
+            self._apply_soon()
+
+    def _apply_conf(self, change: ConfChange) -> None:
+        leads = self.core.role is Role.LEADER
+        self.conf = self.core.apply_conf(change)
+        self.led_since = self.ticks
+        probes = self.cluster.probes
+        probes.hit("a joint configuration is entered", when=bool(self.conf.voters_outgoing))
+        probes.hit("a joint configuration is left", when=change.leaves_joint)
+        probes.hit("a leader removes itself", when=leads and self.core.role is not Role.LEADER)
+
+    def _answer_writes(self, index: int, term: int) -> None:
+        """The fate rule: an entry is committed under its id, or never."""
+        own = self.writes.pop(index, None)
+        if own is not None:
+            self.cluster.settle_write(own[1], "ok" if own[0] == term else "failed")
+        if self.writes:
+            for other in [i for i, (made, _) in self.writes.items() if made < term]:
+                self.cluster.settle_write(self.writes.pop(other)[1], "failed")
+
+    def _keep_house(self) -> None:
+        """Write the image behind the log, and compact the log up to near it."""
+        schedule = self.cluster.schedule
+        if schedule.compact_every and self.applied - self.disk.image.index >= schedule.compact_every:
+            self.checkpoint()
+            self.compact(self.applied - self.rng.randint(0, schedule.compact_keep))
+
+    def image(self) -> Image:
+        """The state machine as it is now."""
+        return Image(self.applied, self.applied_term, self.conf, self.digest)
+
+    def checkpoint(self) -> None:
+        if self.applied > self.disk.image.index:
+            self.disk.image = self.image()
+
+    def compact(self, index: int) -> None:
+        """Drop the log up to `index`, as far as the image and the core allow."""
+        if self.core._state.log.snapshot is not None:
+            return  # the log is being replaced
+        index = min(index, self.disk.image.index, self.core.applied)
+        if index > self.disk.base.index:
+            self.core.compact(index)
+            self.disk.drop_prefix(index)
+            self.cluster.probes.hit("a log is compacted")
+
+    # ------------------------------------------------------------------ snapshots
+
+    def _send_snapshot(self, message: Message) -> None:
+        """Bring a member an image not older than this log's base."""
+        image = self.disk.image if self.rng.random() < 0.5 else self.image()
+        self.cluster.images[image.index, image.term] = image
+        meta = SnapshotMeta(image.index, image.term, image.conf)
+        sent = Message(_T.SNAPSHOT, message.to, self.id, message.term, snapshot=meta)
+        under_way = 10 * self.cluster.schedule.base_us
+        if not self.cluster.network.post(sent, under_way):
+            self.cluster.probes.hit("a snapshot is lost")
+        # Whatever becomes of it, the sender hears in time: delivered, or given up.
+        ok = self.rng.random() < 0.7
+        patience = 3 * under_way + self.rng.randint(1, 5) * self.tick_us
+        self.cluster.after(patience, self._snapshot_ended, self.life, message.to, ok)
+
+    def _snapshot_ended(self, life: int, member: int, ok: bool) -> None:
+        if life == self.life:
+            self.do(lambda core: core.report_snapshot(member, ok=ok))
+
+    # ------------------------------------------------------------------ clients
+
+    def propose(self, data: bytes) -> bool:
+        """One write; False when it is certainly not proposed."""
+        try:
+            (entry_id,) = self.core.propose([data])
+        except ProposalDropped as refusal:
+            self.cluster.probes.hit(f"a write is refused: {refusal.reason.value}")
+            return False
+        self.cluster.judge.proposed.add(data)
+        self.writes[entry_id.index] = (entry_id.term, data)
+        self.settle()
+        return True
+
+    def read(self, context: int, floor: int) -> None:
+        self.reads[context] = floor
+        self.do(lambda core: core.read_index(context))
+
+    def _take_reads(self, ready: Ready) -> None:
+        for read in ready.read_states:
+            if read.context not in self.reads:
+                raise Violation("a read is answered once", self.id, read)
+            self.cluster.judge.proved(self, read, self.reads.pop(read.context))
+            self.waiting.append(read)
+        for context in ready.dropped_reads:
+            if self.reads.pop(context, None) is None:
+                raise Violation("a read is answered once", self.id, context)
+            self.cluster.drop_reads(1)
+        self._serve_reads()
+
+    def _serve_reads(self) -> None:
+        held = [read for read in self.waiting if read.index > self.applied]
+        self.cluster.serve_reads(self, len(self.waiting) - len(held))
+        self.waiting = held

@@ -1,0 +1,115 @@
+"""Links between members. Two kinds: datagrams (any loss, repetition and order) and streams (in order;
+a break loses everything under way). What ails a link follows from the faults now at work on it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from raft.core import Message
+from raft.sim.kernel import Kernel
+
+Deliver = Callable[[Message], None]
+
+TAIL_US = 400_000
+"""How late the slow part of a delayed link's messages may be: several election timeouts of a fast run."""
+
+
+class Link:
+    """One direction between two members."""
+
+    __slots__ = ("cut", "drop", "duplicate", "generation", "last_at", "rng", "slow", "tail")
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.generation = 0
+        """Streams: the connection's number; what was sent on an earlier one is lost."""
+        self.last_at = 0
+        """Streams: when the newest message arrives; later ones arrive no earlier."""
+        self.calm()
+
+    def calm(self) -> None:
+        self.cut = False
+        self.drop = 0.0
+        self.duplicate = 0.0
+        self.tail = 0.0
+        """Share of messages that come very late."""
+        self.slow = 0
+        """Microseconds added to each."""
+
+
+class Network:
+    """Every link, made when first used."""
+
+    def __init__(
+        self, kernel: Kernel, deliver: Deliver, *, base_us: int, jitter_us: int, ordered: bool
+    ) -> None:
+        self._kernel = kernel
+        self._deliver = deliver
+        self._base_us = base_us
+        self._jitter_us = jitter_us
+        self._ordered = ordered
+        self._links: dict[tuple[int, int], Link] = {}
+        self.ailing: Callable[[int, int, Link], None] = lambda source, target, link: None
+        """Puts the faults now at work into a link; called when a link is made and by `refresh`."""
+        self.lost = 0
+        self.repeated = 0
+
+    def link(self, source: int, target: int) -> Link:
+        link = self._links.get((source, target))
+        if link is None:
+            link = self._links[source, target] = Link(self._kernel.stream(f"net/{source}->{target}"))
+            self.ailing(source, target, link)
+        return link
+
+    def refresh(self) -> None:
+        """Faults have come or gone."""
+        for (source, target), link in self._links.items():
+            was_cut = link.cut
+            link.calm()
+            self.ailing(source, target, link)
+            if link.cut and not was_cut:
+                link.generation += 1
+
+    def disconnect(self, member: int) -> None:
+        """The member's process is gone, and its connections with it; datagrams still travel."""
+        if self._ordered:
+            for pair, link in self._links.items():
+                if member in pair:
+                    link.generation += 1
+
+    def post(self, message: Message, extra_us: int = 0) -> bool:
+        """Send; False when it is already certain to be lost."""
+        link = self._links.get((message.from_, message.to)) or self.link(message.from_, message.to)
+        if link.cut:
+            self.lost += 1
+            return False
+        rng = link.rng
+        if link.drop and rng.random() < link.drop:
+            self.lost += 1
+            if self._ordered:
+                link.generation += 1  # a stream loses nothing but by breaking
+            return False
+        when = self._kernel.now + self._base_us + extra_us + link.slow
+        if self._jitter_us:
+            when += int(rng.random() * self._jitter_us)
+        if link.tail and rng.random() < link.tail:
+            when += int(rng.random() * TAIL_US)
+        if self._ordered:
+            when = link.last_at = max(when, link.last_at)
+        self._kernel.at(when, self._arrive, link, link.generation, message)
+        if link.duplicate and not self._ordered and rng.random() < link.duplicate:
+            self.repeated += 1
+            self._kernel.at(when + int(rng.random() * TAIL_US), self._arrive, link, link.generation, message)
+        return True
+
+    def _arrive(self, link: Link, generation: int, message: Message) -> None:
+        if link.cut or (self._ordered and generation != link.generation):
+            self.lost += 1
+            return
+        self._deliver(message)
+
+    def after(self, delay_us: int, action: Callable[..., None], *args: Any) -> None:
+        self._kernel.at(self._kernel.now + delay_us, action, *args)

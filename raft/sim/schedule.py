@@ -1,0 +1,304 @@
+"""A run as data: everything that is not the core's own doing. Generated from a seed, or read from JSON.
+
+Faults and operations are plain lists, so a failing run is shortened by striking out entries. What is
+drawn while running (delays, losses, what a crash leaves) comes from streams of the same seed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+from raft.sim.kernel import MILLISECOND, SECOND, stream
+
+FORMAT_VERSION = 1
+
+
+class Fault(NamedTuple):
+    """One trouble. `member` 0 means whoever leads when it begins."""
+
+    kind: str
+    at: int
+    until: int
+    """When it ends; `at` for what takes no time."""
+    args: dict[str, Any]
+
+
+class Op(NamedTuple):
+    """One client call; `pick` chooses the member it is sent to."""
+
+    at: int
+    kind: str
+    """write, or read."""
+    pick: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One run. Times in virtual microseconds."""
+
+    seed: int
+    size: int = 3
+    """Voters at the start, members 1..size."""
+    spares: int = 0
+    """Further processes that wait to be made members."""
+    duration_us: int = 60 * SECOND
+    tick_us: int = 100 * MILLISECOND
+    drift: float = 0.0
+    """Each member's clock runs wrong by up to this share."""
+    core: dict[str, Any] = field(default_factory=dict)
+    """Settings of `raft.core.Config` besides the member id."""
+    base_us: int = 1 * MILLISECOND
+    jitter_us: int = 0
+    ordered: bool = True
+    sync_us: int = 0
+    """A sync takes about this long; 0 is a disk that takes no time at all."""
+    apply_us: int = 0
+    lazy_us: int = 0
+    """How long inputs gather before the core's work is taken; 0 takes it after every input."""
+    compact_every: int = 0
+    """Entries applied between images; 0 never compacts."""
+    compact_keep: int = 0
+    """Entries kept in the log behind the image."""
+    liveness: bool = True
+    """Whether the run ends with a calm in which a majority must recover."""
+    faults: tuple[Fault, ...] = ()
+    ops: tuple[Op, ...] = ()
+
+    def to_json(self) -> str:
+        """One line per fault and operation would be long; this is compact and stable."""
+        return json.dumps({"version": FORMAT_VERSION, **asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Schedule:
+        """Raises ValueError for another format."""
+        fields = json.loads(text)
+        if fields.pop("version", None) != FORMAT_VERSION:
+            raise ValueError("a schedule of another format")
+        fields["faults"] = tuple(Fault(*fault) for fault in fields["faults"])
+        fields["ops"] = tuple(Op(*op) for op in fields["ops"])
+        return cls(**fields)
+
+
+def quiet(seed: int, *, seconds: int = 6, rate: int = 20) -> Schedule:
+    """Three members, nothing goes wrong, and disks take no time: what every correct-looking bug survives."""
+    duration = seconds * SECOND
+    gap = SECOND // rate
+    ops = tuple(
+        Op(at, "read" if number % 4 == 3 else "write", number)
+        for number, at in enumerate(range(2 * SECOND, duration, gap))
+    )
+    return Schedule(seed, duration_us=duration, ops=ops, compact_every=50, compact_keep=20)
+
+
+# ---------------------------------------------------------------------- generation
+
+OPS_PER_SECOND = (20, 25, 30)
+FAULT_SHARE = 0.8
+"""Faults begin within this first part of a run."""
+
+
+def generate(seed: int, *, seconds: int = 60) -> Schedule:
+    """A random run: a subset of the kinds of fault, each kept with probability one half."""
+    rng = stream(seed, "schedule")
+    size = rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 7))
+    calm = rng.random() < 0.75
+    duration = seconds * SECOND
+    schedule = Schedule(
+        seed,
+        size=size,
+        spares=rng.choice((0, 1, 2, 2)),
+        duration_us=duration,
+        tick_us=rng.choice((50, 100, 100)) * MILLISECOND,
+        drift=rng.choice((0.0, 0.05)),
+        core=_core_settings(rng, calm=calm),
+        base_us=rng.choice((200, 1_000, 5_000)),
+        jitter_us=rng.choice((0, 2_000, 20_000)),
+        ordered=rng.random() < 0.4,
+        sync_us=rng.choice((300, 1_000, 10_000)),
+        apply_us=rng.choice((0, 500, 5_000)),
+        lazy_us=rng.choice((0, 0, 1_000)),
+        compact_every=rng.choice((0, 3, 10, 30, 100)),
+        compact_keep=rng.choice((0, 1, 5, 20)),
+    )
+    faults: list[Fault] = []
+    while len(faults) < 3:
+        for name, make in _CLASSES.items():
+            own = stream(seed, f"faults/{name}/{len(faults)}")
+            if rng.random() < 0.5:
+                faults += make(own, schedule)
+    return replace(schedule, faults=tuple(sorted(faults, key=lambda f: f.at)), ops=_ops(rng, duration))
+
+
+def _core_settings(rng: random.Random, *, calm: bool) -> dict[str, Any]:
+    return {
+        "election_ticks": rng.choice((3, 5, 10)),
+        "append_entries_max": rng.choice((1, 2, 4, 64)),
+        "append_bytes_max": rng.choice((1, 64, 1 << 20)),
+        "inflight_messages_max": rng.choice((1, 2, 4, 64)),
+        "inflight_bytes_max": rng.choice((64, 1 << 20)),
+        "uncommitted_bytes_max": rng.choice((200, 1 << 20)),
+        "apply_bytes_max": rng.choice((1, 64, 1 << 20)),
+        "applying_bytes_max": rng.choice((1, 256, 1 << 20)),
+        "pending_reads_max": rng.choice((16, 64)),
+        "pre_vote": calm or rng.random() < 0.3,
+        "check_quorum": calm,
+        "withhold_votes": calm,
+    }
+
+
+def _ops(rng: random.Random, duration: int) -> tuple[Op, ...]:
+    count = rng.choice(OPS_PER_SECOND) * (duration // SECOND)
+    share = rng.choice((0.1, 0.3, 0.5))
+    times = sorted([rng.randrange(duration) for _ in range(count)])
+    return tuple(Op(at, "read" if rng.random() < share else "write", rng.randrange(64)) for at in times)
+
+
+def _times(rng: random.Random, schedule: Schedule, most: int, longest_us: int) -> list[tuple[int, int]]:
+    """When each fault of one kind begins and ends."""
+    last = int(schedule.duration_us * FAULT_SHARE)
+    spans = []
+    for _ in range(rng.randint(1, most)):
+        at = rng.randrange(last)
+        spans.append((at, min(at + rng.randint(longest_us // 50, longest_us), schedule.duration_us)))
+    return spans
+
+
+def _everyone(schedule: Schedule) -> list[int]:
+    return list(range(1, schedule.size + schedule.spares + 1))
+
+
+def _member(rng: random.Random, schedule: Schedule) -> int:
+    """Some member, or (half the time) whoever leads."""
+    return 0 if rng.random() < 0.5 else rng.choice(_everyone(schedule))
+
+
+def _loss(rng: random.Random, schedule: Schedule) -> list[Fault]:
+    return [
+        Fault("drop", at, until, {"share": rng.choice((0.02, 0.1, 0.3))})
+        for at, until in _times(rng, schedule, 4, 15 * SECOND)
+    ]
+
+
+def _delay(rng: random.Random, schedule: Schedule) -> list[Fault]:
+    return [
+        Fault("slow", at, until, {"us": rng.choice((5_000, 50_000)), "member": _member(rng, schedule)})
+        for at, until in _times(rng, schedule, 3, 10 * SECOND)
+    ]
+
+
+def _reorder(rng: random.Random, schedule: Schedule) -> list[Fault]:
+    return [
+        Fault("tail", at, until, {"share": rng.choice((0.02, 0.1, 0.4))})
+        for at, until in _times(rng, schedule, 3, 20 * SECOND)
+    ]
+
+
+def _repeat(rng: random.Random, schedule: Schedule) -> list[Fault]:
+    return [
+        Fault("duplicate", at, until, {"share": rng.choice((0.02, 0.1, 0.3))})
+        for at, until in _times(rng, schedule, 3, 20 * SECOND)
+    ]
+
+
+def _partitions(rng: random.Random, schedule: Schedule) -> list[Fault]:
+    faults = []
+    for at, until in _times(rng, schedule, 8, 8 * SECOND):
+        members = _everyone(schedule)
+        rng.shuffle(members)
+        split = rng.randint(1, len(members))
+        left, right = members[:split], members[split:]
+        shape = rng.choice(("halves", "one", "deaf", "mute", "bridge", "ring", "swizzle"))
+        if shape == "swizzle":
+            for member in left:
+                begin, end = sorted((rng.randint(at, until), rng.randint(at, until)))
+                faults.append(Fault("isolate", begin, end, {"member": member, "way": "both"}))
+        elif shape in ("one", "deaf", "mute"):
+            way = {"one": "both", "deaf": "in", "mute": "out"}[shape]
+            faults.append(Fault("isolate", at, until, {"member": _member(rng, schedule), "way": way}))
+        elif shape == "ring":
+            faults.append(Fault("cut", at, until, {"pairs": _ring(members)}))
+        else:
+            if shape == "bridge":
+                right = right[1:]  # its first member hears both sides
+            pairs = [[a, b] for a in left for b in right] + [[b, a] for a in left for b in right]
+            faults.append(Fault("cut", at, until, {"pairs": pairs}))
+    return faults
+
+
+def _ring(members: list[int]) -> list[list[int]]:
+    """Every member sees a majority, no two the same: each hears only its nearest neighbours."""
+    count = len(members)
+    reach = max(count // 4, 1)
+    return [
+        [a, b]
+        for i, a in enumerate(members)
+        for j, b in enumerate(members)
+        if i != j and min((i - j) % count, (j - i) % count) > reach
+    ]
+
+
+def _crashes(rng: random.Random, schedule: Schedule) -> list[Fault]:
+    faults = []
+    for at, until in _times(rng, schedule, 10, 6 * SECOND):
+        amid = rng.choice(("", "", "sync", "vote", "apply"))
+        faults.append(Fault("crash", at, until, {"member": _member(rng, schedule), "amid": amid}))
+    if rng.random() < 0.4:
+        at = rng.randrange(int(schedule.duration_us * FAULT_SHARE))
+        until = at + rng.randint(1, 2 * SECOND)
+        faults += [
+            Fault("crash", at, until, {"member": member, "amid": ""}) for member in _everyone(schedule)
+        ]
+    return faults
+
+
+def _pauses(rng: random.Random, schedule: Schedule) -> list[Fault]:
+    return [
+        Fault("pause", at, until, {"member": _member(rng, schedule)})
+        for at, until in _times(rng, schedule, 5, 6 * SECOND)
+    ]
+
+
+def _slow_disks(rng: random.Random, schedule: Schedule) -> list[Fault]:
+    return [
+        Fault("disk", at, until, {"member": _member(rng, schedule), "us": rng.choice((20_000, 500_000))})
+        for at, until in _times(rng, schedule, 4, 10 * SECOND)
+    ]
+
+
+def _churn(rng: random.Random, schedule: Schedule) -> list[Fault]:
+    return [
+        Fault("member", at, at, {"pick": rng.randrange(1 << 30)})
+        for at, _ in _times(rng, schedule, 16, SECOND)
+    ]
+
+
+def _transfers(rng: random.Random, schedule: Schedule) -> list[Fault]:
+    return [
+        Fault("transfer", at, at, {"to": rng.choice(_everyone(schedule))})
+        for at, _ in _times(rng, schedule, 8, SECOND)
+    ]
+
+
+def _nudges(rng: random.Random, schedule: Schedule) -> list[Fault]:
+    return [
+        Fault("nudge", at, at, {"member": rng.choice(_everyone(schedule)), "pick": rng.randrange(1 << 30)})
+        for at, _ in _times(rng, schedule, 12, SECOND)
+    ]
+
+
+_CLASSES = {
+    "loss": _loss,
+    "delay": _delay,
+    "reorder": _reorder,
+    "repeat": _repeat,
+    "partition": _partitions,
+    "crash": _crashes,
+    "pause": _pauses,
+    "disk": _slow_disks,
+    "member": _churn,
+    "transfer": _transfers,
+    "nudge": _nudges,
+}

@@ -1,0 +1,107 @@
+"""Shortens a failing schedule while the *same* promise breaks: first the time after the violation goes,
+then faults, then operations, then details. Greedy and bounded; what is left is data again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from raft.sim.cluster import run
+from raft.sim.schedule import Schedule
+
+RUNS_MAX = 300
+"""Runs spent on one schedule; each is at most as long as the first."""
+
+T = TypeVar("T")
+
+
+class _Budget:
+    """Tries candidates until the runs are spent."""
+
+    def __init__(self, invariant: str, runs: int) -> None:
+        self.invariant = invariant
+        self.runs = runs
+
+    def fails(self, schedule: Schedule) -> bool:
+        if self.runs <= 0:
+            return False
+        self.runs -= 1
+        return run(schedule).invariant == self.invariant
+
+
+def shrink(schedule: Schedule, invariant: str, *, runs: int = RUNS_MAX) -> Schedule:
+    """The shortest schedule found that still breaks `invariant`. Raises ValueError if the given one
+    does not."""
+    report = run(schedule)
+    if report.invariant != invariant:
+        raise ValueError(f"the schedule breaks {report.invariant!r}, not {invariant!r}")
+    budget = _Budget(invariant, runs)
+    if report.at_us <= schedule.duration_us:
+        schedule = _cut(schedule, report.at_us)
+    faults = _fewer(schedule.faults, lambda some: budget.fails(replace(schedule, faults=tuple(some))))
+    schedule = replace(schedule, faults=tuple(faults))
+    ops = _fewer(schedule.ops, lambda some: budget.fails(replace(schedule, ops=tuple(some))))
+    schedule = replace(schedule, ops=tuple(ops))
+    for simpler in ({"spares": 0}, {"drift": 0.0}, {"lazy_us": 0}, {"apply_us": 0}, {"jitter_us": 0}):
+        candidate = replace(schedule, **simpler)
+        if candidate != schedule and _members_exist(candidate) and budget.fails(candidate):
+            schedule = candidate
+    return schedule
+
+
+def _cut(schedule: Schedule, at_us: int) -> Schedule:
+    """Nothing after the violation matters."""
+    return replace(
+        schedule,
+        duration_us=at_us,
+        liveness=False,
+        faults=tuple(fault for fault in schedule.faults if fault.at <= at_us),
+        ops=tuple(op for op in schedule.ops if op.at <= at_us),
+    )
+
+
+def _members_exist(schedule: Schedule) -> bool:
+    """Whether every fault still names members of the run."""
+    most = schedule.size + schedule.spares
+    for fault in schedule.faults:
+        named = [fault.args.get("member", 0), fault.args.get("to", 0)]
+        if max(named + [m for pair in fault.args.get("pairs", ()) for m in pair]) > most:
+            return False
+    return True
+
+
+def _fewer(entries: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> Sequence[T]:
+    """Strike out entries, in halves first, then in ever smaller pieces."""
+    if entries and fails(()):
+        return ()
+    piece = max(len(entries) // 2, 1)
+    while entries:
+        start = 0
+        while start < len(entries):
+            without = [*entries[:start], *entries[start + piece :]]
+            if without and fails(without):
+                entries = without
+            else:
+                start += piece
+        if piece == 1:
+            break
+        piece = max(piece // 2, 1)
+    return entries
+
+
+def as_test(schedule: Schedule, invariant: str, name: str) -> str:
+    """A test file that fails for as long as `schedule` breaks a promise."""
+    return f'''"""A shrunk run: {len(schedule.faults)} faults, {len(schedule.ops)} operations; it broke:
+{invariant}.
+"""
+
+from raft.sim import Schedule, run
+
+SCHEDULE = """{schedule.to_json()}"""
+
+
+def test_{name}():
+    report = run(Schedule.from_json(SCHEDULE))
+    assert report.invariant is None, report.detail
+'''
