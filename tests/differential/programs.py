@@ -8,7 +8,7 @@ distance", one near BASE "the revision at the program's start plus the distance"
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from kvstore.wire import rpc_pb2
@@ -86,17 +86,26 @@ def without_inner_revisions(step: Step) -> Step:
     if not isinstance(step.request, Txn) or "txn reads" in " ".join(step.options):
         return step
     copy = Txn.FromString(step.request.SerializeToString())
-    _clear_revisions(copy)
+    for operation in _operations(copy):
+        if operation.WhichOneof("request") == "request_range":
+            operation.request_range.ClearField("revision")
     return Step(copy, tuple(name for name in step.options if not name.startswith("range revision")))
 
 
-def _clear_revisions(txn: Txn) -> None:
+def _operations(txn: Txn) -> Iterator[RequestOp]:
     for operation in (*txn.success, *txn.failure):
-        kind = operation.WhichOneof("request")
-        if kind == "request_range":
-            operation.request_range.ClearField("revision")
-        elif kind == "request_txn":
-            _clear_revisions(operation.request_txn)
+        yield operation
+        if operation.WhichOneof("request") == "request_txn":
+            yield from _operations(operation.request_txn)
+
+
+def puts(txn: Txn) -> list[Put]:
+    return [one.request_put for one in _operations(txn) if one.WhichOneof("request") == "request_put"]
+
+
+def deletes(txn: Txn) -> list[Delete]:
+    kind = "request_delete_range"
+    return [one.request_delete_range for one in _operations(txn) if one.WhichOneof("request") == kind]
 
 
 class Generator:
@@ -308,6 +317,12 @@ class Generator:
                 else put
             )
             self.random.choice((request.success, request.failure)).extend((put, both))
+        # etcd 3.5 does not see that a delete from a key onwards takes away a key whose value a later put
+        # wants to keep, and crashes while it applies that.
+        if depth == 0 and any(one.range_end == b"\x00" for one in deletes(request)):
+            for put in puts(request):
+                put.ignore_value = put.ignore_lease = False
+            options = [name for name in options if not name.startswith("put ignore")]
         return Step(request, tuple(options))
 
     def reading_txn(self) -> Step:

@@ -157,6 +157,14 @@ class Pair:
             self.clusters.append(cluster)
             self.sides.append(Side(cluster))
 
+    def obituary(self) -> str | None:
+        """The last words of a process that ended by itself: nothing a client sends may do that."""
+        for cluster in self.clusters:
+            for member in cluster.running():
+                if member.process is not None and member.process.poll() is not None:
+                    return f"{member.name} ended with {member.process.returncode}:\n{member.tail()}"
+        return None
+
     async def both(self, member: int, request: Request) -> list[judge.Reply | judge.Refusal]:
         return list(await asyncio.gather(*(side.call(member, request) for side in self.sides)))
 
@@ -281,15 +289,22 @@ class Run:
         try:
             found = await run_steps(pair, steps, index % pair.size, self.tally, self.alter)
         except Abandoned as error:
-            self.tally.abandoned.append(f"program {index}: {error}")
-            await pair.restart()
-            return
+            found = pair.obituary()
+            if found is None:
+                self.tally.abandoned.append(f"program {index}: {error}")
+                await pair.restart()
+                return
         if found is not None:
             await self._report(pair, index, steps, found)
 
     async def _report(self, pair: Pair, index: int, steps: list[Step], found: str) -> None:
+        cut: list[Step] = []
+        said: str | None = None
         async with Pair(self.left, self.right, pair.folder / f"shrink-{index}", 1) as fresh:
-            cut, said = await shrink(fresh, steps, self.alter)
+            try:
+                cut, said = await shrink(fresh, steps, self.alter)
+            except Abandoned as error:
+                found = f"{found}\nwhile shrinking: {fresh.obituary() or error}"
         await pair.restart()
         self.tally.differences.append(
             {

@@ -23,6 +23,8 @@ from tests.differential.programs import (
     Request,
     Step,
     Txn,
+    deletes,
+    puts,
     resolve,
     without_inner_revisions,
 )
@@ -95,6 +97,17 @@ def test_the_judge_bites(
 def test_a_seed_is_a_program() -> None:
     assert Generator("7:1").program() == Generator("7:1").program()
     assert Generator("7:1").program() != Generator("7:2").program()
+
+
+def test_programs_do_not_crash_etcd() -> None:
+    """A delete from a key onwards and a put that keeps what it deletes never meet in one transaction."""
+    met = 0
+    for number in range(300):
+        for request, _ in Generator(f"crash:{number}").program():
+            if isinstance(request, Txn) and any(one.range_end == b"\x00" for one in deletes(request)):
+                met += 1
+                assert not any(one.ignore_value or one.ignore_lease for one in puts(request))
+    assert met > 50
 
 
 def test_symbols_become_revisions() -> None:
