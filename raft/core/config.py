@@ -60,6 +60,10 @@ class Config:
     """Refuse to unseat a leader heard from within an election timeout. Without it a member that lost
     only its link to the leader can win an election again and again."""
 
+    notices_deferred: bool = False
+    """A commit that no append carries is told to a follower only when `send_commit_notices` asks for it,
+    or when the follower awaits it (`hasten_notices`). Off, it is told at once."""
+
     step_down_on_removal: bool = True
     """A leader that has applied its own removal or demotion becomes a follower at once."""
 

@@ -7,7 +7,7 @@ no sense in a role is ignored, or refused with a reason where a caller waits.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import raft.core.candidate as candidate
@@ -149,6 +149,11 @@ class RaftCore:
         return self._state.uncommitted_bytes
 
     @property
+    def notice_due(self) -> bool:
+        """Leader: whether a deferred commit notice waits for `send_commit_notices`."""
+        return self._state.notice_due
+
+    @property
     def conf(self) -> ConfState:
         """The active configuration."""
         return self._state.tracker.conf
@@ -235,6 +240,19 @@ class RaftCore:
         if s.role is not Role.LEADER:
             raise ProposalDropped(DropReason.NOT_LEADER, s.leader)
         return EntryId(s.term, leader.propose_conf(s, change))
+
+    def hasten_notices(self, members: Iterable[int]) -> None:
+        """These members' clients wait for what was just proposed: tell them at once when it is committed."""
+        for member in members:
+            progress = self._state.tracker.progress.get(member)
+            if progress is not None:
+                progress.awaited_commit = self._state.log.last_index
+
+    def send_commit_notices(self) -> None:
+        """Tell every follower the commit index, where no append has meanwhile."""
+        s = self._state
+        if s.role is Role.LEADER and s.notice_due:
+            s.notices_wanted = s.append_due = True
 
     def read_index(self, context: int) -> None:
         """Ask for an index whose application makes a local read linearizable.

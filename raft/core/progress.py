@@ -88,6 +88,9 @@ class Progress:
     sent_commit: int = 0
     """Highest commit index sent in an append: a commit notice is due only above it."""
 
+    awaited_commit: int = 0
+    """The member's own clients wait for the commit index to reach this: its notice is not deferred."""
+
     state: ProgressState = ProgressState.PROBE
 
     pending_snapshot: int = 0
@@ -138,6 +141,7 @@ class Progress:
         self.match = 0
         self.next = last_index + 1
         self.sent_commit = 0
+        self.awaited_commit = 0
 
     def blocked(self) -> bool:
         """Whether no append may be sent now."""

@@ -2,7 +2,7 @@
 
 Appends leave when a Ready is taken, not when they become due: a proposal, an acknowledgement and a
 moved commit index of one turn then cost one message per follower, and a commit notice is sent only
-when no append goes the same way.
+when no append goes the same way; it may even be deferred, for the next append to carry.
 """
 
 from __future__ import annotations
@@ -52,9 +52,11 @@ def commit_by_count(s: State) -> bool:
 def flush_appends(s: State) -> None:
     """Send every follower what it is owed: entries, a probe, or else a commit notice."""
     s.append_due = False
+    s.notice_due = False
     for member, progress in s.tracker.progress.items():
         if member != s.id:
             _flush(s, member, progress)
+    s.notices_wanted = False
 
 
 def _flush(s: State, member: int, progress: Progress) -> None:
@@ -68,7 +70,11 @@ def _flush(s: State, member: int, progress: Progress) -> None:
         and not progress.paused
         and progress.can_raise_commit(s.log.committed)
     ):
-        _send_append(s, member, progress, even_empty=True, context=QUIET)
+        awaited = progress.sent_commit < progress.awaited_commit <= s.log.committed
+        if awaited or s.notices_wanted or not s.config.notices_deferred:
+            _send_append(s, member, progress, even_empty=True, context=QUIET)
+        else:
+            s.notice_due = True
 
 
 def _send_append(s: State, member: int, progress: Progress, *, even_empty: bool, context: int = 0) -> bool:

@@ -47,6 +47,8 @@ class State:
         "leader",
         "log",
         "messages",
+        "notice_due",
+        "notices_wanted",
         "pending_conf_index",
         "read_states",
         "reads",
@@ -102,6 +104,10 @@ class State:
         self.append_due = False
         """Leader: some follower may be owed an append; settled when the next Ready is taken, so that
         all that happens in one turn leaves in one message per follower."""
+        self.notice_due = False
+        """Leader: some follower could raise its commit index, and its notice was deferred."""
+        self.notices_wanted = False
+        """Leader: deferred notices leave with the next Ready."""
         self.commit_due = False
         """A tick has passed: a moved commit index is worth a write of its own. In between it travels
         with the next entries; a commit index on disk is a hint."""

@@ -76,11 +76,13 @@ class Forwarding:
         """Entry data of every batch to append, in order."""
         return [batch.data for _, batch in self.waiting]
 
-    def appended(self) -> None:
-        """Everything `pending` named is in the core's log."""
+    def appended(self) -> list[int]:
+        """Everything `pending` named is in the core's log. Returns the members it came from."""
+        origins = [window.member_id for window, _ in self.waiting]
         for window, _ in self.waiting:
             window.pending.clear()
         self.waiting.clear()
+        return origins
 
     def step_down(self) -> list[tuple[int, ForwardRefused]]:
         """Leadership of the term is over: refuse what was not appended. Returns (member, refusal)."""

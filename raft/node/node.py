@@ -43,6 +43,7 @@ from raft.node.errors import NoSpace, OutcomeUnknown, StateBeyondLog, Stopped, T
 from raft.node.failover import Failover
 from raft.node.forwarding import Forwarding
 from raft.node.machine import Machine
+from raft.node.notices import CommitNotices
 from raft.node.proposals import Batch, Proposals, Settle
 from raft.node.reads import Reads, ReadSettle
 from raft.node.status import NodeEvent, NodeStatistics, NodeStatus
@@ -180,6 +181,7 @@ class Node:
             post=self._post,
         )
         self._compaction = Compaction(self._core, self._log)
+        self._notices = CommitNotices(self._core, self._loop, self._post)
         self._failover = Failover(
             core=self._core,
             transport=self._transport,
@@ -256,7 +258,7 @@ class Node:
 
     def _make_core(self, mark: StateMark, conf: ConfState) -> RaftCore:
         recovered = self._recovered
-        config = Config(member_id=self._id, election_ticks=self._config.election_ticks, heartbeat_ticks=1)
+        config = Config(member_id=self._id, election_ticks=self._config.election_ticks, notices_deferred=True)
         boot = BootState(
             hard_state=recovered.hard_state,
             snapshot=recovered.snapshot,
@@ -573,7 +575,7 @@ class Node:
             for batch in reversed(batches):
                 self._proposals.take_back(batch)
         else:
-            self._forwarding.appended()
+            core.hasten_notices(self._forwarding.appended())
 
     def _take_batches(self, now_s: float) -> Iterator[Batch]:
         proposals = self._proposals
@@ -628,6 +630,7 @@ class Node:
             self._reads.confirmed(context, index, self._applier.applied, self._loop.time())
         if ready.dropped_reads:
             self._reads.dropped(ready.dropped_reads, self._loop.time())
+        self._notices.look()
         self._observe()
 
     def _write(self, work: AppendWork, *, after_messages: bool) -> None:

@@ -278,3 +278,44 @@ def test_a_trusted_commit_index_would_commit_a_dead_leaders_entries(cluster, mon
 
     monkeypatch.setattr(Log, "accept", trusting)
     assert _append_of_an_unproved_tail(cluster(3)) == 3
+
+
+def test_a_deferred_commit_notice_rides_on_the_next_append(cluster):
+    network = cluster(3, notices_deferred=True)
+    network.elect(1)
+    network.propose(1, b"a")
+    network.settle()
+    assert network.core(1).commit == 2
+    assert [network.core(member).commit for member in (2, 3)] == [1, 1], "nobody was told on its own"
+    assert network.core(1).notice_due
+    network.propose(1, b"b")
+    network.settle()
+    assert [network.core(member).commit for member in (2, 3)] == [2, 2], "the next append carries it"
+
+
+def test_a_deferred_commit_notice_leaves_when_asked_for_or_awaited(cluster):
+    network = cluster(3, notices_deferred=True)
+    network.elect(1)
+    network.propose(1, b"a")
+    network.settle()
+    network[1].do(lambda core: core.send_commit_notices())
+    network.settle()
+    assert [network.core(member).commit for member in (2, 3)] == [2, 2]
+    assert not network.core(1).notice_due
+    network.propose(1, b"b")
+    network[1].do(lambda core: core.hasten_notices([3]))
+    network.settle()
+    assert [network.core(member).commit for member in (2, 3)] == [2, 3], "only who awaits it is told"
+
+
+def test_heartbeats_tell_what_every_member_holds(cluster):
+    network = cluster(3)
+    network.elect(1)
+    network.cut([1, 2], [3])
+    network.propose(1, b"a", b"b")
+    network.settle()
+    network.run_ticks(2)
+    assert [network.core(member).held_by_all for member in (1, 2)] == [1, 1], "one of them lacks the rest"
+    network.heal()
+    network.run_ticks(4)
+    assert [network.core(member).held_by_all for member in (1, 2, 3)] == [3, 3, 3]

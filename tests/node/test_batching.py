@@ -53,6 +53,7 @@ def test_64_writers_make_at_least_8_operations_an_entry_and_one_sync_each(throug
         members = {"leader": [leader.member_id], "follower": others[:1], "all": list(cluster.members)}[
             through
         ]
+        await cluster.wait_until(lambda: all(n.applied == leader.applied for n in cluster.running))
         before = {node.member_id: node.status() for node in cluster.running}
         await write(cluster, 64, 50, members)
         await cluster.wait_until(lambda: all(n.applied == leader.applied for n in cluster.running))

@@ -184,11 +184,12 @@ def test_without_the_leaders_memory_of_positions_repeats_would_be_applied_twice(
 
     def take_everything(self: object, member_id: int, batch: ForwardedBatch, leading_term: int) -> None:
         if leading_term == batch.term:
-            window = _Any()
+            window = _Any(member_id)
             self.waiting.append((window, batch))  # type: ignore[attr-defined]  # a broken leader
 
     class _Any:
-        def __init__(self) -> None:
+        def __init__(self, member_id: int) -> None:
+            self.member_id = member_id
             self.pending: list[ForwardedBatch] = []
 
     monkeypatch.setattr("raft.node.forwarding.Forwarding.on_batch", take_everything)
