@@ -138,6 +138,10 @@ class SimulatedNode(Node):
     def core(self) -> RaftCore:
         return self._core
 
+    def ask(self, action: Callable[[RaftCore], None]) -> None:
+        """Have something done to the core by its owner, in its next turn."""
+        self._post(lambda: action(self._core))
+
     @property
     def failed(self) -> bool:
         """This process has given up and answers nobody."""

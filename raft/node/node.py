@@ -117,6 +117,8 @@ class Node:
         """Set while commands or reads gather behind earlier ones."""
         self._send_blocked = False
         """The stream to the leader took no batch; tried again at its next opening or the next tick."""
+        self._heard: tuple[int, int, int | None] = (0, 0, None)
+        """Term, leader, and the process of it that said so: of a member only the newest is listened to."""
         self._submitting: deque[AppendWork] = deque()
         """Append work that waits for the transport to have its messages on their way. In order."""
         self._ended = True
@@ -134,8 +136,7 @@ class Node:
         """
         self._loop = asyncio.get_running_loop()
         mark = await self._load()
-        conf = mark.conf if mark.conf.voters else self._recovered.snapshot.conf
-        self._conf = conf
+        self._conf = conf = mark.conf if mark.conf.voters else self._recovered.snapshot.conf
         self._core = self._make_core(mark, conf)
         hello = Hello(
             format_version=HELLO_FORMAT_VERSION,
@@ -413,7 +414,6 @@ class Node:
     def _peer_restarted(self, member_id: int, boot_id: int) -> None:
         """The member runs as another process than before."""
         self._cut_guard.process_changed(member_id, boot_id)
-        self._proposals.process_gone(member_id, boot_id)
         self._failover.process_gone(member_id)
         self._post(lambda: self._core.report_restarted(member_id))
 
@@ -541,12 +541,11 @@ class Node:
 
     def _hand_over(self, now_s: float) -> None:
         """Give waiting commands to whoever leads."""
-        core = self._core
-        leader = core.leader
+        core, leader = self._core, self._core.leader
         if leader == self._id:
             self._hand_over_here(now_s)
         elif leader and self._proposals.waiting and not self._send_blocked:
-            boot_id = self._admission.boot_id(leader)
+            boot_id = self._leader_process()
             if boot_id is None or not self._proposals.open_window(core.term, leader, boot_id):
                 return
             for batch in self._take_batches(now_s):
@@ -555,6 +554,11 @@ class Node:
                     self._proposals.take_back(batch)
                     self._send_blocked = True
                     return
+
+    def _leader_process(self) -> int | None:
+        """The process that leads, as it said itself; None if we lead, or it may be gone."""
+        core, boot_id = self._core, self._admission.boot_id(self._core.leader)
+        return boot_id if (core.term, core.leader, boot_id) == self._heard else None
 
     def _hand_over_here(self, now_s: float) -> None:
         """We lead: our own commands and the forwarded batches of the turn, in one proposal."""
@@ -591,9 +595,8 @@ class Node:
 
     def _send_again(self, now_s: float) -> None:
         """Send everything in flight to the leader once more; it takes each batch once."""
-        leader = self._core.leader
-        boot_id = self._admission.boot_id(leader)
-        if leader == self._id or boot_id is None:
+        leader, boot_id = self._core.leader, self._leader_process()
+        if boot_id is None:
             return
         for message in self._proposals.unapplied(self._core.term, leader, boot_id, now_s):
             if not self._transport.send(leader, message):
@@ -659,14 +662,14 @@ class Node:
 
     def _observe(self) -> None:
         """Notice a change of term, leader or role, and tell everybody it matters to."""
-        core = self._core
-        seen = self._seen
+        core, seen = self._core, self._seen
         if core.term == seen.term and core.leader == seen.leader and core.role is seen.role:
             return
         event = self._seen = NodeEvent(core.term, core.leader, core.role)
         if (event.term, event.leader) != (seen.term, seen.leader):
             self._reads.restart()
             self._send_blocked = False
+            self._heard = (event.term, event.leader, self._admission.boot_id(event.leader))
         if event.role is Role.LEADER:
             self._forwarding.lead(event.term)
             self._cut_guard.release()

@@ -73,7 +73,7 @@ class Proposals:
         self._window: tuple[int, int, int] = (0, 0, 0)
         """(term, leader, boot id of the leader's process) of everything in flight."""
         self._window_closed = False
-        """The leader refused a batch or is no longer that process: hand over nothing more in it."""
+        """The leader refused a batch: hand over nothing more in it."""
         self._position = 0
         """Positions given out in this window."""
         self._expected = 0
@@ -203,12 +203,6 @@ class Proposals:
         self._window_closed = True
         while self._flight and self._flight[-1].position >= position:
             self._put_back(self._flight.pop())
-
-    def process_gone(self, leader: int, leader_boot_id: int) -> None:
-        """This member now runs as `leader_boot_id`: an older process of it takes nothing more."""
-        _, window_leader, window_boot_id = self._window
-        if window_leader == leader and window_boot_id != leader_boot_id:
-            self._window_closed = True
 
     def jumped(self) -> None:
         """A snapshot replaced the state: what is in flight may be in it or not."""
