@@ -14,7 +14,9 @@ from pathlib import Path
 
 from bench import clusters, compare
 
-LINES = 40
+LINES = 30
+STARTING = ("importlib", "{built-in method builtins.compile}", "{built-in method marshal.loads}")
+"""What a process does before it serves; left out of the shares."""
 
 
 class Profiled(clusters.Cluster):
@@ -28,6 +30,35 @@ class Profiled(clusters.Cluster):
 
     def profile(self, member: clusters.Member) -> Path:
         return self.folder / f"{member.name}.prof"
+
+
+def room_of(path: str, name: str) -> str:
+    """The room a function belongs to, or the library, by where its source lies."""
+    for root in ("raft", "kvstore"):
+        if f"/{root}/" in path and "site-packages" not in path:
+            parts = path.rsplit(f"/{root}/", 1)[1].split("/")
+            return f"{root}.{parts[0]}" if len(parts) > 1 else root
+    if "/grpc/" in path:
+        return "grpc.aio, its waiting for the GIL included"
+    if path.endswith("asyncio/runners.py"):
+        return "event loop in C: polling, callbacks of grpc.aio, idling"
+    return "built-in functions" if path == "~" else "standard library and others"
+
+
+def shares(stats: pstats.Stats) -> str:
+    """The time spent inside each room's own functions, largest first."""
+    rooms: dict[str, float] = {}
+    functions: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = stats.stats  # type: ignore[attr-defined]  # not in the stubs
+    for (path, _, name), (_, _, own, _, _) in functions.items():
+        if not any(word in path or word in name for word in STARTING):
+            room = room_of(path, name)
+            rooms[room] = rooms.get(room, 0.0) + own
+    total = sum(rooms.values())
+    lines = [
+        f"{own:7.2f} s {own / total:6.1%}  {room}"
+        for room, own in sorted(rooms.items(), key=lambda it: -it[1])
+    ]
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -54,6 +85,7 @@ def main() -> int:
             text = io.StringIO()
             stats = pstats.Stats(str(cluster.profile(leader)), stream=text)
         stats.sort_stats("tottime").print_stats(LINES)
+    text.write(shares(stats) + "\n")
     head = f"{options.work}, {options.in_flight} in flight: {result['ops_per_s']:.0f}/s under the profiler\n"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(head + text.getvalue())
