@@ -227,7 +227,7 @@ class Cluster:
             pause()
 
     def status(self, member: Member) -> rpc_pb2.StatusResponse | None:
-        """The member's Status, or None if it does not answer within half a second."""
+        """The member's Status, or None if it does not answer within STATUS_SECONDS_MAX."""
         with grpc.insecure_channel(member.endpoint) as channel:
             call = channel.unary_unary(
                 "/etcdserverpb.Maintenance/Status",
@@ -235,7 +235,7 @@ class Cluster:
                 response_deserializer=rpc_pb2.StatusResponse.FromString,
             )
             try:
-                reply: rpc_pb2.StatusResponse = call(rpc_pb2.StatusRequest(), timeout=0.5)
+                reply: rpc_pb2.StatusResponse = call(rpc_pb2.StatusRequest(), timeout=STATUS_SECONDS_MAX)
             except grpc.RpcError:
                 return None
         return reply
