@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS_MAX = 30.0  # a cold start of three Python members on two busy cores takes about five
 STOP_SECONDS_MAX = 10.0  # etcd needs more than one second to stop
 POLL_SECONDS = 0.02
+STATUS_SECONDS_MAX = 3.0  # a member on a busy machine answers late, a paused one never
 ETCD_SERIES = "3.5."
 
 
