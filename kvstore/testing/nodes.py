@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from unittest import mock
 
 from kvstore.engine import Engine
 from kvstore.testing.clients import Clients
@@ -31,7 +32,8 @@ from kvstore.verify import (
     check_revisions,
     pair_events,
 )
-from raft.node import NodeConfig
+from raft.node import NodeConfig, compaction
+from raft.storage.wal import SEGMENT_BYTES_MIN
 
 LENGTH_S = 12.0
 """Virtual time under faults: dozens of elections' worth, and a second or two of real time."""
@@ -149,7 +151,8 @@ class Run:
         self.config = self._draw_config()
         self.keys, self.clients_count = rng.choice((1, 3, 8)), rng.choice((3, 6, 12))
         self.think_s = rng.choice((0.05, 0.2))
-        self.trail: list[str] = []
+        self.segment_bytes = rng.choice((SEGMENT_BYTES_MIN, 1 << 16))
+        self.compaction_entries = rng.choice((3, 40, 1024))
 
     def _draw_config(self) -> dict[str, Any]:
         """Small bounds reach their edges."""
@@ -174,6 +177,7 @@ class Run:
             config=lambda member_id: NodeConfig(member_id=member_id, cluster_id=CLUSTER_ID, **config),
         )
         cluster.prepare(self.judge)
+        cluster.segment_bytes = self.segment_bytes
         self.nemesis = Nemesis(cluster, seeded(self.rng.getrandbits(64)))
         self.clients = Clients(
             cluster,
@@ -377,7 +381,8 @@ def run_seed(seed: int, *, length_s: float = LENGTH_S, classes: Sequence[str] = 
     """Run one seed to its end. Raises SimulationFailed with the seed in its text."""
     run = Run(seed, length_s=length_s, classes=classes)
     try:
-        run_virtual(run.main())
+        with mock.patch.object(compaction, "COMPACTION_ENTRIES_MIN", run.compaction_entries):
+            run_virtual(run.main())
     except AssertionError as failure:
         faults = Counter(fault.kind for fault in run.faults)
         raise SimulationFailed(f"seed {seed} ({run.size} members, {dict(faults)}): {failure}") from failure

@@ -172,6 +172,8 @@ class SimulatedCluster:
         ),
     ) -> None:
         self.rng = seeded(seed)
+        self.segment_bytes = SEGMENT_BYTES
+        """Of logs created from now on."""
         self.loop = asyncio.get_running_loop()
         self.network = Network(
             self.loop, seeded(self.rng.getrandbits(64)), delay_min_s=0.0002, delay_max_s=0.001
@@ -210,7 +212,7 @@ class SimulatedCluster:
             member_id=member_id,
             bootstrap=Bootstrap(conf=ConfState(voters=self._voters)),
             open_state=MemoryStateOpener(files),
-            segment_bytes=SEGMENT_BYTES,
+            segment_bytes=self.segment_bytes,
             new_disk_id=lambda: rng.getrandbits(64),
         )
         node: SimulatedNode | None = None

@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
 from kvstore.testing import SimulatedCluster, run_virtual
+from raft.core import RaftCore
+from raft.core.types import ConfState, HardState, Role
+from raft.node import Node, NodeEvent
+from raft.storage.protocol import StateMark
 
 Schedule = Callable[[SimulatedCluster], Awaitable[None]]
 
@@ -67,3 +72,64 @@ def test_a_late_hello_of_a_gone_process_does_not_cut_a_member_off(seed: int) -> 
         assert cluster.members[leader].running.term == term, "no other election came to the rescue"
 
     run(schedule, seed=seed)
+
+
+async def leaders_of_one_term(cluster: SimulatedCluster) -> dict[int, set[int]]:
+    """A member is elected with another's vote, which dies before it hears more; then the third one stands."""
+    led: dict[int, set[int]] = {}
+    third = (await cluster.wait_for_leader()).member_id
+    elected, voter = [member_id for member_id in cluster.members if member_id != third]
+
+    def watch(member_id: int) -> None:
+        node = cluster.members[member_id].running
+
+        def changed(event: NodeEvent) -> None:
+            if event.role is Role.LEADER:
+                led.setdefault(event.term, set()).add(member_id)
+                cluster.network.partition([elected], [third, voter])  # before the first append arrives
+
+        node.subscribe(changed)
+
+    watch(elected)
+    cluster.network.isolate(third)
+    for member_id in (elected, voter):
+        cluster.members[member_id].running.ask(RaftCore.forget_leader)
+    cluster.members[elected].running.ask(RaftCore.campaign)
+    await cluster.wait_until(lambda: bool(led), what="the election")
+    cluster.crash(voter)
+    cluster.crash(third)
+    cluster.network.heal()
+    cluster.network.partition([elected], [third, voter])
+    for member_id in (voter, third):
+        await cluster.start(member_id)
+    watch(third)
+    await asyncio.sleep(0.1)  # they find each other
+    cluster.members[third].running.ask(RaftCore.campaign)
+    await cluster.wait_until(lambda: any(third in members for members in led.values()), what="the third")
+    return led
+
+
+def test_a_vote_outlives_the_process_that_gave_it() -> None:
+    async def schedule(cluster: SimulatedCluster) -> None:
+        led = await leaders_of_one_term(cluster)
+        assert sorted(map(len, led.values())) == [1, 1], led
+
+    run(schedule)
+
+
+def test_a_forgotten_vote_makes_two_leaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: a member that starts with the term of its last entry and no vote gives it twice."""
+    make_core = Node._make_core
+
+    def forgetful(self: Node, mark: StateMark, conf: ConfState) -> RaftCore:
+        found = self._recovered
+        term = found.entries[-1].term if found.entries else 0
+        self._recovered = replace(found, hard_state=HardState(term, 0, found.hard_state.commit))
+        return make_core(self, mark, conf)
+
+    async def schedule(cluster: SimulatedCluster) -> None:
+        led = await leaders_of_one_term(cluster)
+        assert list(map(len, led.values())) == [2], led
+
+    monkeypatch.setattr(Node, "_make_core", forgetful)
+    run(schedule)
