@@ -237,9 +237,8 @@ class Node:
 
     def _end(self) -> None:
         self._ended = True
-        for timer in (self._tick_timer, self._gather_timer):
-            if timer is not None:
-                timer.cancel()
+        for timer in filter(None, (self._tick_timer, self._gather_timer)):
+            timer.cancel()
         self._failover.cancel()
         self._proposals.fail_all(Stopped("server stopped"), OutcomeUnknown("stopped; it may be applied"))
         self._reads.fail_all(Stopped("server stopped"))
@@ -327,8 +326,7 @@ class Node:
 
     def status(self) -> NodeStatus:
         """A consistent snapshot; costs tens of microseconds, not for hot paths."""
-        core = self._core.status()
-        proposals = self._proposals
+        core, proposals = self._core.status(), self._proposals
         return NodeStatus(
             member_id=self._id,
             term=core.term,
@@ -562,24 +560,23 @@ class Node:
 
     def _hand_over_here(self, now_s: float) -> None:
         """We lead: our own commands and the forwarded batches of the turn, in one proposal."""
-        core = self._core
         if self._write_behind.full or not self._disk.well:
             return
         datas = self._forwarding.pending()
         batches: list[Batch] = []
-        if self._proposals.waiting and self._proposals.open_window(core.term, self._id, self._boot_id):
+        if self._proposals.waiting and self._proposals.open_window(self._core.term, self._id, self._boot_id):
             batches.extend(self._take_batches(now_s))
             datas.extend(batch.data for batch in batches)
         if not datas:
             return
         try:
-            core.propose(datas)
+            self._core.propose(datas)
         except ProposalDropped:
             # Too much uncommitted, or leadership is being handed on: all of it waits where it was.
             for batch in reversed(batches):
                 self._proposals.take_back(batch)
         else:
-            core.hasten_notices(self._forwarding.appended())
+            self._core.hasten_notices(self._forwarding.appended())
 
     def _take_batches(self, now_s: float) -> Iterator[Batch]:
         proposals = self._proposals
