@@ -172,7 +172,7 @@ class Node:
             boot_id=self._boot_id,
             clock=self._loop.time,
             start=mark,
-            on_entry=self._entry_applied,
+            on_entry=lambda nbytes: self._write_behind.applied(nbytes, self._loop.time()),
             on_work=self._core.on_apply_done,
         )
         self._disk = DiskHealth(
@@ -681,9 +681,6 @@ class Node:
 
     def _may_campaign(self) -> bool:
         return self._admission.admitted and self._disk.well and not self._ended
-
-    def _entry_applied(self, nbytes: int) -> None:
-        self._write_behind.applied(nbytes, self._loop.time())
 
     def _apply(self) -> bool:
         """Apply what this turn's slice allows; False when entries are left over."""
