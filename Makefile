@@ -19,7 +19,7 @@ SEEDS ?= 0-
 MINUTES ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env cluster demo test check fix bench profile bench-failover torture simulate differential lock clean
+.PHONY: help env cluster demo test check fix bench profile bench-failover torture simulate simulate-core mutants differential lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,12 @@ torture: $(STAMP) ## kill -9 of all three nodes under load, again and again; not
 
 simulate: $(STAMP) ## seeded whole members under faults, on all cores; SEEDS=0-99 MINUTES=5; writes bench/results/simulation.json
 	$(BIN)/python -m kvstore.testing --seeds $(SEEDS) --minutes $(MINUTES) --output bench/results/simulation.json
+
+simulate-core: $(STAMP) ## seeded clusters of bare cores, on all cores; SEEDS=0-999 MINUTES=10; writes bench/results/simulation-core.json
+	$(BIN)/python -m kvstore.testing.core_campaign --seeds $(SEEDS) --minutes $(MINUTES) --output bench/results/simulation-core.json
+
+mutants: $(STAMP) ## hunt every planted bug with seeded runs until it is caught; writes tests/simulation/mutants.json
+	$(BIN)/python -m tests.simulation.mutants
 
 differential: $(STAMP) ## random programs against this store and etcd, every reply compared
 	$(BIN)/python -m tests.differential --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED))

@@ -60,7 +60,14 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "kvstore.client": ("kvstore.wire", "kvstore.errors", "kvstore.version"),  # its own tower
     "kvstore.app": COMPOSED,
     "kvstore.verify": ("kvstore.errors",),
-    "kvstore.testing": (*COMPOSED, "kvstore.app", "kvstore.client", "kvstore.devcluster", "kvstore.verify"),
+    "kvstore.testing": (
+        *COMPOSED,
+        "raft.sim",
+        "kvstore.app",
+        "kvstore.client",
+        "kvstore.devcluster",
+        "kvstore.verify",
+    ),
     "kvstore.devcluster": (*COMPOSED, "kvstore.app", "kvstore.client"),
     "kvstore.cli": (*COMPOSED, "kvstore.app", "kvstore.client", "kvstore.devcluster", "kvstore.__main__"),
     "kvstore.__main__": ("kvstore.cli",),

@@ -34,6 +34,7 @@ FULL_CHECK_EVERY = 64
 """Changes between two full inspections of a member's state; each costs as much as many events."""
 
 _T = MessageType
+_FROM_A_LEADER = frozenset((_T.APPEND, _T.HEARTBEAT, _T.SNAPSHOT))
 _RAISES_TERM = frozenset(
     (_T.APPEND, _T.APPEND_RESPONSE, _T.HEARTBEAT, _T.HEARTBEAT_RESPONSE, _T.VOTE_RESPONSE)
 )
@@ -164,6 +165,7 @@ class Judge:
             raise Violation("a leader holds all that was committed before", member.id, s.term, index)
         member.seen.submitted = 0
         member.led_since = member.ticks
+        member.cluster.nemesis.leads(member)
 
     def _observe_commit(self, member: Member, before: int) -> None:
         s = member.core._state
@@ -180,6 +182,8 @@ class Judge:
                     raise Violation("committed entries never change", member.id, entry)
             else:
                 self._record(entry, s.term)
+        if s.role is Role.LEADER:
+            self.check_match(member, member.id)
         if self.committed > known:
             self._check_quorum_log(member)
 
@@ -287,8 +291,10 @@ class Judge:
         if term is not None and not self.members[other].disk.holds(progress.match, term):
             raise Violation("match is durable on its member", member.id, other, progress.match, term)
 
-    def stepped(self, member: Member, message: Message, term: int, vote: int, withheld: bool) -> None:
-        """A message was taken; `term` and `vote` are from before."""
+    def stepped(
+        self, member: Member, message: Message, term: int, vote: int, *, withheld: bool, match: int
+    ) -> None:
+        """A message was taken; `term`, `vote` and the sender's `match` are from before."""
         s = member.core._state
         kind = message.type
         if kind is _T.PRE_VOTE and (s.term, s.vote) != (term, vote):
@@ -297,8 +303,17 @@ class Judge:
             raise Violation("a later term is always adopted", member.id, message)
         if withheld and kind is _T.VOTE and message.context == 0 and s.term != term:
             raise Violation("nobody unseats a leader just heard from", member.id, message)
-        if kind is _T.APPEND_RESPONSE:
+        if kind in _FROM_A_LEADER:
+            if message.term == s.term and s.leader != message.from_:
+                raise Violation("whoever hears the leader of its term follows it", member.id, message)
+        elif kind is _T.APPEND_RESPONSE:
             self.check_match(member, message.from_)
+            progress = s.tracker.progress.get(message.from_)
+            known = s.role is Role.LEADER and progress is not None
+            if known and progress is not None and message.term < term and progress.match != match:
+                raise Violation("an answer of an earlier term counts for nothing", member.id, message)
+            if known and progress is not None and not match <= progress.match < progress.next:
+                raise Violation("match only grows, and next is beyond it", member.id, message, match)
 
     def ticked(self, member: Member) -> None:
         """A leader that reaches no quorum, or hands over, does so for a bounded time only."""

@@ -29,8 +29,8 @@ CALM_TIMEOUTS_MAX = 60
 """Election timeouts (of the longest draw) in which a healed majority must recover. A few elections, the
 catching up of every member one entry per round trip, and a membership change left half done."""
 
-STABLE_TIMEOUTS = 20
-"""Election timeouts that the term must then stay the same."""
+STABLE_TIMEOUTS = 10
+"""Longest election timeouts (twenty shortest ones) that the term must then stay the same."""
 
 
 @dataclass(slots=True)
@@ -85,9 +85,9 @@ class Cluster:
         """The calm's last write."""
         self._last_read = 0
         """The calm's last read, asked of every member under one context."""
+        self.nemesis = Nemesis(self, schedule.faults)
         for member_id in range(1, schedule.size + schedule.spares + 1):
             self.members[member_id] = Member(self, member_id, conf)
-        self.nemesis = Nemesis(self, schedule.faults)
         self._ops = iter(schedule.ops)
         self._next_op()
 
@@ -196,8 +196,13 @@ class Cluster:
         order = list(self.members)
         rng.shuffle(order)
         for member in order:
-            if any(self._lacks(conf, core) for conf in confs):
-                core[member] = True
+            lacking = [conf for conf in confs if self._lacks(conf, core)]
+            core[member] = any(member in conf.voters + conf.voters_outgoing for conf in lacking)
+        if self.members[1].config.withhold_votes:
+            # Learners may follow, and members removed may ask for votes: neither may do harm.
+            for member in order:
+                voted = any(member in conf.voters + conf.voters_outgoing for conf in confs)
+                core[member] = core[member] or (not voted and rng.random() < 0.5)
         return core
 
     def _lacks(self, conf: ConfState, core: dict[int, bool]) -> bool:

@@ -38,6 +38,10 @@ _T = MessageType
 _ANSWERS = frozenset((_T.APPEND_RESPONSE, _T.HEARTBEAT_RESPONSE))
 _FROM_A_LEADER = frozenset((_T.APPEND, _T.HEARTBEAT, _T.SNAPSHOT))
 
+TAKES_MAX = 10_000
+"""Takes in a row, without an input in between, before a core is called restless. The longest log of a
+run, sent one entry per take, needs fewer."""
+
 
 class Member:
     """A process that may be down, paused or up; its disk outlives it."""
@@ -173,12 +177,16 @@ class Member:
         s = core._state
         term, vote = s.term, s.vote
         withheld = False
+        match = 0
         if kind in _FROM_A_LEADER:
             if message.term >= term:
                 self.leader_heard = self.ticks
         elif kind in _ANSWERS:
             if message.term == term:
                 self.heard[message.from_] = self.ticks
+            progress = s.tracker.progress.get(message.from_)
+            if progress is not None and s.role is Role.LEADER:
+                match = progress.match
         elif kind is _T.VOTE:
             recent = self.ticks - self.leader_heard < s.config.election_ticks or s.role is Role.LEADER
             withheld = s.config.withhold_votes and recent and s.leader != NO_NODE
@@ -186,7 +194,7 @@ class Member:
         core.step(message)
         if kind is _T.TRANSFER_LEADER and s.role is Role.LEADER:
             self.led_since = self.transfer_since = self.ticks
-        self.cluster.judge.stepped(self, message, term, vote, withheld)
+        self.cluster.judge.stepped(self, message, term, vote, withheld=withheld, match=match)
         self.settle()
 
     def do(self, action: Callable[[RaftCore], Any]) -> None:
@@ -216,7 +224,11 @@ class Member:
 
     def _take(self) -> None:
         core = self.core
+        takes = 0
         while core.has_ready():
+            takes += 1
+            if takes > TAKES_MAX:
+                raise Violation("a core with nothing to do falls silent", self.id)
             ready = core.take_ready()
             if ready.append is not None:
                 self.cluster.judge.took_work(self, ready.append)
@@ -328,10 +340,10 @@ class Member:
     def _apply(self, life: int) -> None:
         if life != self.life:
             return
-        self.apply_due = False
         if self.paused:
-            self._apply_soon()
+            self.cluster.after(self.tick_us, self._apply, life)
             return
+        self.apply_due = False
         work = self.applying[0]
         entries = work.entries
         last = len(entries)

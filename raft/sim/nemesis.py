@@ -35,6 +35,8 @@ class Nemesis:
         self._broken: dict[int, int] = {}
         """Crashes, pauses and slow disks at work: number -> member."""
         self._faults = faults
+        self._eager: list[Fault] = []
+        """Membership changes to be asked of the next leader, at the moment it leads."""
         self.begun: dict[str, int] = {}
         self.over = False
         """Once healed, nothing begins any more."""
@@ -96,10 +98,19 @@ class Nemesis:
             cluster.kernel.at(fault.until, self._end, number)
         elif fault.kind == "member":
             self._change_members(fault.args["pick"])
+            if fault.until > fault.at:
+                self._eager.append(fault)
         elif fault.kind == "transfer":
             self._transfer(fault.args["to"])
         else:
             self._nudge(cluster.members[member], fault.args["pick"])
+
+    def leads(self, member: Member) -> None:
+        """A member has just become leader."""
+        now = self._cluster.kernel.now
+        for fault in self._eager:
+            if fault.until >= now and not self.over:
+                self._cluster.after(0, self._change_members, fault.args["pick"] + now)
 
     def _end_link(self, number: int) -> None:
         if self._links.pop(number, None) is not None:
@@ -167,7 +178,7 @@ class Nemesis:
     def _draw_change(self, conf: ConfState, pick: int) -> ConfChange:
         """Some change of the members; one in a joint configuration mostly leaves it."""
         rng = stream(pick, "change")
-        if conf.voters_outgoing and rng.random() < 0.7:
+        if conf.voters_outgoing and rng.random() < 0.5:
             return ConfChange()
         everyone = list(self._cluster.members)
         steps = []
@@ -177,7 +188,7 @@ class Nemesis:
                 kinds += [ConfStepKind.REMOVE, ConfStepKind.REMOVE]
             steps.append(ConfStep(rng.choice(kinds), rng.choice(everyone)))
         transition = ConfTransition.AUTO
-        if rng.random() < 0.3:
+        if rng.random() < 0.4:
             transition = rng.choice((ConfTransition.JOINT_IMPLICIT, ConfTransition.JOINT_EXPLICIT))
         return ConfChange(tuple(steps), transition)
 

@@ -13,8 +13,8 @@ from raft.sim.kernel import Kernel
 
 Deliver = Callable[[Message], None]
 
-TAIL_US = 400_000
-"""How late the slow part of a delayed link's messages may be: several election timeouts of a fast run."""
+TAIL_US = 5_000_000
+"""How late a late message may be: several elections after it was sent. Most are much less late."""
 
 
 class Link:
@@ -38,6 +38,10 @@ class Link:
         """Share of messages that come very late."""
         self.slow = 0
         """Microseconds added to each."""
+
+
+def _lateness(rng: random.Random) -> int:
+    return int(rng.random() ** 3 * TAIL_US)
 
 
 class Network:
@@ -96,19 +100,19 @@ class Network:
         if self._jitter_us:
             when += int(rng.random() * self._jitter_us)
         if link.tail and rng.random() < link.tail:
-            when += int(rng.random() * TAIL_US)
+            when += _lateness(rng)
         if self._ordered:
             when = link.last_at = max(when, link.last_at)
         self._kernel.at(when, self._arrive, link, link.generation, message)
         if link.duplicate and not self._ordered and rng.random() < link.duplicate:
             self.repeated += 1
-            self._kernel.at(when + int(rng.random() * TAIL_US), self._arrive, link, link.generation, message)
+            self._kernel.at(when + _lateness(rng), self._arrive, link, link.generation, message)
         return True
 
     def _arrive(self, link: Link, generation: int, message: Message) -> None:
-        if link.cut or (self._ordered and generation != link.generation):
+        if self._ordered and generation != link.generation:
             self.lost += 1
-            return
+            return  # a datagram, once under way, arrives behind a cut, too
         self._deliver(message)
 
     def after(self, delay_us: int, action: Callable[..., None], *args: Any) -> None:

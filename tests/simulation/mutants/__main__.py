@@ -1,0 +1,81 @@
+"""`python -m tests.simulation.mutants`: hunts each planted bug with random runs until one is caught.
+
+Each mutant must first survive a quiet run: a bug that shows without any fault needs no hunter. What was
+found is put into mutants.json, from where the test suite replays it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+from raft.sim import generate, quiet, run, shrink
+from tests.simulation.mutants.core import MUTANTS, Mutant
+from tests.simulation.mutants.patches import Patches
+from tests.simulation.mutants.record import RECORD, read_rows
+
+SEEDS_MAX = 2000
+"""A mutant that this many runs do not notice counts as not caught."""
+
+QUIET_SEED = 1
+SHRINKING_RUNS = 150
+"""Runs spent on shortening each find; none are needed to have found it."""
+
+
+def hunt(mutant: Mutant, seeds: range, deadline: float, shrinking: int) -> dict[str, object]:
+    """One row of the record. Raises RuntimeError when the quiet run notices the mutant."""
+    row: dict[str, object] = dict.fromkeys(
+        ("caught", "seeds", "seed", "invariant", "shrunk_faults", "shrunk_ops")
+    )
+    row = {"id": mutant.id, "name": mutant.name, **row}
+    if mutant.plant is None:
+        return {**row, "reason": mutant.reason}
+    with Patches() as patches:
+        mutant.plant(patches)
+        calm = run(quiet(QUIET_SEED))
+        if calm.invariant is not None:
+            raise RuntimeError(f"{mutant.id} {mutant.name}: seen in a quiet run: {calm.detail}")
+        row.update(caught=False, seeds=0)
+        for seed in seeds:
+            if time.monotonic() > deadline:
+                break
+            row["seeds"] = seed - seeds.start + 1
+            schedule = generate(seed)
+            invariant = run(schedule).invariant
+            if invariant is not None:
+                row.update(caught=True, seed=seed, invariant=invariant)
+                shrunk = shrink(schedule, invariant, runs=shrinking)
+                row.update(shrunk_faults=len(shrunk.faults), shrunk_ops=len(shrunk.ops))
+                break
+    return row
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the mutants to hunt; all without it")
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--seeds", type=int, default=SEEDS_MAX, help="seeds at most for each mutant")
+    parser.add_argument("--shrink", type=int, default=SHRINKING_RUNS, help="runs spent on each find")
+    parser.add_argument("--seconds", type=float, default=600.0, help="time at most for each mutant")
+    chosen = parser.parse_args()
+    rows = {row["id"]: row for row in read_rows()}
+    missed = 0
+    for mutant in MUTANTS:
+        if chosen.only and mutant.id not in chosen.only:
+            continue
+        started = time.monotonic()
+        seeds = range(chosen.first, chosen.first + chosen.seeds)
+        row = hunt(mutant, seeds, started + chosen.seconds, chosen.shrink)
+        rows[mutant.id] = row
+        missed += row["caught"] is False
+        print(f"{time.monotonic() - started:6.1f} s", json.dumps(row), flush=True)
+        lines = ",\n".join(json.dumps(rows[number]) for number in sorted(rows))
+        RECORD.write_text(f"[\n{lines}\n]\n", "utf-8")
+    print(f"{missed} not caught; recorded in {RECORD.name}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
