@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
+from raft.core import BootState, Config, RaftCore
+from raft.core.types import EMPTY_HARD_STATE, EMPTY_SNAPSHOT, ConfState, SnapshotMeta
 from raft.node import compaction
+from raft.storage.protocol import LogWriter, StateMark
 
 Scenario = Callable[[SimulatedCluster], Awaitable[None]]
 
@@ -106,3 +112,34 @@ def test_a_new_leader_serves_a_member_that_lags_behind_its_base() -> None:
             assert len(ledger(cluster, member)) == 4 * ENTRIES
 
     run(scenario, seed=3)
+
+
+def test_an_image_taken_amid_apply_work_waits_for_the_end_of_that_work() -> None:
+    """The state file may be ahead of what the core was told is applied: works are applied in slices."""
+    conf = ConfState(voters=(1,))
+    boot = BootState(hard_state=EMPTY_HARD_STATE, snapshot=EMPTY_SNAPSHOT, entries=(), applied=0, conf=conf)
+    core = RaftCore(Config(member_id=1), boot, random.Random(1))
+    core.campaign()
+    works = []
+    for datas in ([], [b"x"] * (2 * STEP)):  # as a candidate, then as the leader
+        if datas:
+            core.propose(datas)
+        while core.has_ready():
+            ready = core.take_ready()
+            if ready.append is not None:
+                core.on_append_done(ready.append.token)
+            if ready.apply is not None:
+                works.append(ready.apply)
+    core.tick()  # a heartbeat: all members, which is this one, hold everything
+    last = works[-1].entries[-1].index
+    assert core.applied == 0 < STEP < last <= core.held_by_all
+
+    forgotten: list[SnapshotMeta] = []
+    chosen = compaction.Compaction(core, cast(LogWriter, SimpleNamespace(compact=forgotten.append)))
+    durable = StateMark(last - 1, core.term, conf)
+    chosen.consider(durable)
+    assert not forgotten
+    for work in works:
+        core.on_apply_done(work.entries[-1].index, work.nbytes)
+    chosen.consider(durable)
+    assert [meta.index for meta in forgotten] == [last - 1] == [core.first_index - 1]
