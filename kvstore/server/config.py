@@ -37,6 +37,10 @@ DEFAULT_CLIENT_URL = "http://localhost:2379"
 ELECTION_TIMEOUT_MIN_HEARTBEATS = 5
 ELECTION_TIMEOUT_MAX_MS = 50_000
 
+REQUEST_BYTES_LIMIT = 10 * 1024 * 1024
+"""Above this etcd warns (`recommendedMaxRequestBytes`). Here a request must fit, whole, into a segment of
+the log (16 MiB) and a message between members, or no member could ever store it: so it is refused."""
+
 QUOTA_DEFAULT_BYTES = 2 * 1024 * 1024 * 1024
 """What `quota_backend_bytes` 0 stands for, as in etcd."""
 
@@ -95,7 +99,7 @@ class Config:
         Kind.COUNT, 128, Group.MEMBER, "Largest number of operations in a transaction."
     )
     max_request_bytes: int = _setting(
-        Kind.COUNT, 1_572_864, Group.MEMBER, "Largest size of a client's request in bytes."
+        Kind.COUNT, 1_572_864, Group.MEMBER, "Largest size of a client's request in bytes; at most 10 MiB."
     )
     initial_advertise_peer_urls: str = _setting(
         Kind.URLS,
@@ -230,6 +234,11 @@ class Config:
             raise ConfigError(f"--max-txn-ops must be >0 (set to {self.max_txn_ops})")
         if self.max_request_bytes < 1:
             raise ConfigError(f"--max-request-bytes must be >0 (set to {self.max_request_bytes})")
+        if self.max_request_bytes > REQUEST_BYTES_LIMIT:
+            raise ConfigError(
+                f"--max-request-bytes must be at most {REQUEST_BYTES_LIMIT}, so that a request fits into the"
+                f" log (set to {self.max_request_bytes})"
+            )
 
     def _validate_timers(self) -> None:
         heartbeat, election = self.heartbeat_interval, self.election_timeout
@@ -263,7 +272,7 @@ def _check_listener(url: Url) -> None:
     if url.host == "localhost":
         return
     try:
-        ipaddress.ip_address(url.host.partition("%")[0])
+        ipaddress.ip_address(url.host)
     except ValueError:
         raise ConfigError(f"expected IP in URL for binding ({url})") from None
 

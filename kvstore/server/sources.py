@@ -157,6 +157,8 @@ def _flat(path: Path, document: object) -> dict[str, object]:
         elif isinstance(value, dict):
             prefix, spelled = _SECTIONS[key]
             found.update({prefix + spelled.get(name, str(name)): inner for name, inner in value.items()})
+        elif value is not None:  # YAML's form of a section left empty
+            raise ConfigError(f'{path}: "{key}" must be a section of settings and their values')
     return found
 
 

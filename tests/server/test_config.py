@@ -235,6 +235,15 @@ def test_what_cannot_be_read_is_one_line(flags, text, usage):
         ({"log_level": "loud"}, 'invalid value "loud" for --log-level'),
         ({"max_txn_ops": 0}, "--max-txn-ops must be >0 (set to 0)"),
         ({"max_request_bytes": 0}, "--max-request-bytes must be >0 (set to 0)"),
+        (
+            {"max_request_bytes": 10485761},
+            "--max-request-bytes must be at most 10485760, so that a request fits into the log"
+            " (set to 10485761)",
+        ),
+        (
+            {"listen_client_urls": "http://127.0.0.1%lo:2379"},
+            "expected IP in URL for binding (http://127.0.0.1%lo:2379)",
+        ),
     ],
 )
 def test_broken_rules_are_named(values, text):
@@ -324,6 +333,11 @@ def test_a_file_replaces_flags_and_variables(tmp_path):
             "not valid YAML: found character '@' that cannot start any token (at line 2, column 4)",
         ),
         ("c.yaml", "just words\n", "not a list of settings and their values"),
+        (
+            "c.yaml",
+            "peer-transport-security: on\n",
+            '"peer-transport-security" must be a section of settings and their values',
+        ),
         ("c.toml", b"\xff\xfe", "not UTF-8 at byte 0"),
     ],
 )

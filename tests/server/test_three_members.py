@@ -7,6 +7,7 @@ import asyncio
 import grpc
 import pytest
 
+from kvstore.server.config import REQUEST_BYTES_LIMIT
 from kvstore.wire import rpc_pb2 as pb
 
 
@@ -92,3 +93,13 @@ async def test_a_member_alone_refuses_in_time_but_serves_what_it_has(members) ->
         assert refusal.code() is grpc.StatusCode.UNAVAILABLE
         assert refusal.details() in ("etcdserver: request timed out", "etcdserver: no leader")
     assert await last.get(b"k", serializable=True) == b"1"
+
+
+@pytest.mark.asyncio
+async def test_the_largest_request_that_can_be_configured_is_stored_by_all(members) -> None:
+    patient = {"heartbeat_interval": 100, "election_timeout": 1000}  # the defaults: it is copied often
+    started = await members.start(3, max_request_bytes=REQUEST_BYTES_LIMIT, **patient)
+    await started[1].put(b"large", bytes(REQUEST_BYTES_LIMIT - 100))
+    for member in started:
+        answered = await member.call("KV/Range", pb.RangeRequest(key=b"large", count_only=True))
+        assert answered.count == 1
