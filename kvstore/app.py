@@ -22,7 +22,7 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import grpc.aio
@@ -135,7 +135,7 @@ async def serve(config: Config) -> AsyncIterator[NodeHandle]:
             raise StartError(_one_line(error)) from error
         yield handle
     finally:
-        await assembly.close()
+        await _to_the_end(assembly.close())
 
 
 class _Assembly:
@@ -348,7 +348,7 @@ class _Assembly:
     def _on_space(self, node: Node, space: bool) -> None:
         """The disk has no room for the log's next segment, or has it again."""
         if not space:
-            self._member.quota.raise_alarm()
+            self._member.quota.raise_alarm("the disk has no room for the log's next segment")
         node.on_log_space(space)
 
     def _log_syncs(self) -> HistogramView:
@@ -370,6 +370,22 @@ class _Assembly:
                     ROUND_TRIP_BOUNDS_S, peer.round_trip_buckets, peer.round_trip_seconds
                 ),
             )
+
+
+async def _to_the_end(closing: Coroutine[None, None, None]) -> None:
+    """Await `closing`, however often the caller is cancelled meanwhile: half of it would leave threads,
+    sockets and the lock on the data directory behind. The cancellation is raised afterwards.
+    """
+    task = asyncio.ensure_future(closing)
+    interrupted: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            interrupted = error
+    task.result()
+    if interrupted is not None:
+        raise interrupted
 
 
 def _state_commits(member: LocalMember) -> HistogramView:
@@ -408,7 +424,7 @@ def _host(url: Url) -> str:
 
 
 def _is_loopback(host: str) -> bool:
-    return host == "localhost" or ipaddress.ip_address(host or "::").is_loopback
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
 
 
 def _bind(url: Url) -> socket.socket:

@@ -36,16 +36,16 @@ class Quota:
         cost = quota_cost_bytes(command)
         if cost == 0 or self._member.engine.logical_bytes + cost < self.limit_bytes:
             return
-        self.raise_alarm()
+        self.raise_alarm(f"database space exceeded, quota {self.limit_bytes} bytes")
         raise NoSpace
 
-    def raise_alarm(self) -> None:
-        """Tell all members that space is short here, once."""
+    def raise_alarm(self, reason: str) -> None:
+        """Tell all members that space is short here, once; `reason` is for the log."""
         member_id = self._member.member_id
         standing = self._member.engine.alarms()
         if self._raising or any(a.member_id == member_id and a.alarm == AlarmType.NOSPACE for a in standing):
             return
-        logger.warning("database space exceeded, raising the NOSPACE alarm: quota %s bytes", self.limit_bytes)
+        logger.warning("raising the NOSPACE alarm: %s", reason)
         self._raising = True
         alarm = Alarm(action=AlarmAction.ACTIVATE, member_id=member_id, alarm=AlarmType.NOSPACE)
         self._member.propose(alarm, self._raised)

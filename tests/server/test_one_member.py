@@ -115,6 +115,32 @@ async def test_two_members_in_one_process_do_not_meet(members, tmp_path) -> None
 
 
 @pytest.mark.asyncio
+async def test_a_close_that_is_cancelled_is_still_a_whole_one(members, until) -> None:
+    (member,) = await members.start(1)
+    await member.stop()
+    threads = threading.active_count()  # with those that gRPC keeps for ever
+
+    async def serve() -> None:
+        async with kvstore.serve(member.config) as node:
+            await node.wait_ready()
+            serving.set()
+            await asyncio.Event().wait()
+
+    serving = asyncio.Event()
+    task = asyncio.create_task(serve())
+    await asyncio.wait_for(serving.wait(), 15)
+    assert threading.active_count() > threads
+    task.cancel()
+    while not task.done():  # as an impatient caller would
+        await asyncio.sleep(0)
+        task.cancel()
+    assert task.cancelled()
+    await until(lambda: threading.active_count() == threads)
+    await member.start()  # the lock, the ports and the data are free again
+    await member.ready()
+
+
+@pytest.mark.asyncio
 async def test_a_member_that_cannot_start_says_why_in_one_line(members, until) -> None:
     (member,) = await members.start(1)
     config = member.config
