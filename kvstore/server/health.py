@@ -43,4 +43,4 @@ def check_health(
 
 
 def _proven(settle: Callable[[Health], None], error: KVError | None) -> None:
-    settle(Health(True, "") if error is None else Health(False, f"QGET ERROR:{error.text}"))
+    settle(Health(True, "") if error is None else Health(False, f"RANGE ERROR:{error.text}"))
