@@ -76,12 +76,13 @@ class _ServerCommand(click.Command):
 
 
 _FIELDS = {row.field for row in TABLE.values()}
+_FLAGS = frozenset({*TABLE, CONFIG_FILE, "print-config", "version", "help"})
 
 
 def _two_dashes(arg: str) -> str:
     """etcd takes `-name` as well as `--name`."""
     single = arg.startswith("-") and not arg.startswith("--")
-    return f"-{arg}" if single and arg[1:].partition("=")[0] in TABLE else arg
+    return f"-{arg}" if single and arg[1:].partition("=")[0] in _FLAGS else arg
 
 
 def _refuse(text: str, code: int = EXIT_USAGE) -> NoReturn:

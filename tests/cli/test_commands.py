@@ -167,6 +167,15 @@ def test_server_version_lines(ours):
     assert [line.partition(":")[0] for line in lines[1:4]] == ["Git SHA", "Go Version", "Go OS/Arch"]
 
 
+def test_every_server_flag_may_have_one_dash(ours, tmp_path):
+    assert ours(["server", "-version"]) == ours(["server", "--version"])
+    assert ours(["server", "-help"]).out.startswith(b"Usage: ")
+    path = tmp_path / "c.toml"
+    path.write_text('name = "of the file"\n')
+    done = ours(["server", f"-config-file={path}", "-print-config"])
+    assert tomllib.loads(done.out.decode())["name"] == "of the file"
+
+
 def test_server_prints_its_configuration(ours, monkeypatch):
     monkeypatch.setenv("ETCD_MAX_TXN_OPS", "9")
     done = ours(["server", "-name", "x", "--pre-vote", "--enable-v2=false", "--print-config"])
