@@ -26,6 +26,10 @@ ANSWER_TIMEOUT_S = 30.0
 """The slowest verb, restart, waits for a member's stop (5 s) and start."""
 
 
+WRONG_SECRET = "wrong secret"
+"""What a supervisor tells those who look for another one."""
+
+
 class ControlServer:
     """Answers requests until closed; `stop_asked` is set when one asks for the end of the cluster."""
 
@@ -72,7 +76,7 @@ class ControlServer:
         try:
             request = json.loads(line)
             if not hmac.compare_digest(str(request["secret"]), self.secret):
-                return {"error": "wrong secret"}
+                return {"error": WRONG_SECRET}
             verb, arguments = str(request["verb"]), [str(argument) for argument in request["arguments"]]
         except (ValueError, KeyError, TypeError):
             return {"error": "not a request"}
@@ -131,23 +135,29 @@ class ControlServer:
 
 
 async def ask(running: Running, verb: str, *arguments: str) -> Any:
-    """Send one request; raises ClusterError with the supervisor's words, ConnectionError when none runs."""
+    """Send one request; raises ClusterError with the supervisor's words, ConnectionError when none runs.
+
+    Whoever took over the port of a supervisor that was killed is none, not even another supervisor.
+    """
     reader, writer = await asyncio.open_connection(HOST, running.control_port, limit=1 << 20)
     try:
         request = {"secret": running.control_secret, "verb": verb, "arguments": arguments}
         writer.write(json.dumps(request).encode() + b"\n")
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            line = await reader.readline()
+            answer = json.loads(await reader.readline())
     except TimeoutError:
         raise ClusterError(f"the cluster did not answer within {ANSWER_TIMEOUT_S:.0f} s") from None
+    except ValueError:
+        raise ConnectionResetError("what answers is no supervisor, or it hung up") from None
     finally:
         writer.close()
-    if not line:
-        raise ConnectionResetError("the supervisor hung up")
-    answer = json.loads(line)
-    if "error" in answer:
-        raise ClusterError(answer["error"])
-    return answer["value"]
+    match answer:
+        case {"value": value}:
+            return value
+        case {"error": str(text)} if text != WRONG_SECRET:
+            raise ClusterError(text)
+        case _:
+            raise ConnectionResetError("what answers is not the supervisor of this cluster")
 
 
 def status_from(row: dict[str, Any]) -> NodeStatus:

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -149,6 +150,40 @@ def test_members_that_lost_their_supervisor_are_found_and_stopped(directory: Pat
         assert "gone without a word" in lost.output
         assert "3 nodes were killed" in call(directory, "down").output
         until(lambda: not any(alive(pid) for pid in pids))
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n", b'{"error": "wrong secret"}\n', b"[]\n", b"\xff\n", b""]
+)
+def test_a_stranger_on_the_old_control_port_is_not_taken_for_the_supervisor(
+    directory: Path, answer: bytes
+) -> None:
+    made = plan.prepare(directory, nodes=1, free=True)
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+
+        def reply() -> None:
+            while True:
+                try:
+                    connection, _ = stranger.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+
+        answering = threading.Thread(target=reply)
+        answering.start()
+        try:
+            port = stranger.getsockname()[1]
+            plan.save(made, plan.Running(supervisor_pid=1, control_port=port, control_secret="old"))
+            refused = call(directory, "status")
+            assert (refused.exit_code, refused.output.count("\n")) == (1, 1)
+            assert "has gone without a word" in refused.output
+            assert call(directory, "down").exit_code == 0
+            assert "no cluster runs" in call(directory, "status").output
+        finally:
+            stranger.shutdown(socket.SHUT_RDWR)
+            answering.join(DEADLINE_S)
 
 
 def test_a_member_that_cannot_start_ends_the_cluster_with_its_own_words(directory: Path) -> None:
