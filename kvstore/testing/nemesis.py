@@ -224,9 +224,8 @@ class Nemesis:
 
     async def _stop(self, fault: Fault) -> None:
         cluster, (member_id,) = self._cluster, fault.members
-        if cluster.members[member_id].node is not None:
+        if cluster.members[member_id].node is not None and member_id not in cluster.disks:
             cluster.start_at_s[member_id] = cluster.loop.time() + fault.for_s
-            cluster.disks.pop(member_id, None)
             await cluster.stop(member_id)
             cluster.processes["stopped"] += 1
 

@@ -184,7 +184,7 @@ class Run:
             self.judge,
             seeded(self.rng.getrandbits(64)),
             keys=self.keys,
-            padding=self.rng.choice((0, 0, 2000)),
+            padding=self.rng.choice((0, 2000)),
         )
         try:
             await self._live()
@@ -213,7 +213,8 @@ class Run:
             await asyncio.sleep(0.05)
             self._no_violation()
         strikes.cancel()
-        await asyncio.gather(strikes, return_exceptions=True)
+        (end,) = await asyncio.gather(strikes, return_exceptions=True)
+        assert end is None or isinstance(end, asyncio.CancelledError), f"the nemesis failed: {end!r}"
         core = await self._heal()
         if core:
             await self._demand_life(core)
