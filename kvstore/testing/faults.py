@@ -91,6 +91,9 @@ class Draw:
     def reset(self, at_s: float) -> Fault:
         return Fault(at_s, "reset", 0.0, links=self._links())
 
+    def late_hello(self, at_s: float) -> Fault:
+        return Fault(at_s, "late-hello", 0.0, self._some())
+
     def partition(self, at_s: float) -> Fault:
         side = self._some(most=len(self._ids) - 1)
         return Fault(at_s, "partition", self._long(), links=self._between(side, both=True))
@@ -156,6 +159,7 @@ CLASSES: dict[str, Callable[[Draw, float], Fault]] = {
     "drop": Draw.drop,
     "duplicate": Draw.duplicate,
     "reset": Draw.reset,
+    "late-hello": Draw.late_hello,
     "partition": Draw.partition,
     "one-way": Draw.one_way,
     "isolate-leader": Draw.isolate_leader,

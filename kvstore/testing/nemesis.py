@@ -14,6 +14,7 @@ from kvstore.testing.judge import Judge
 from kvstore.testing.simulation import SimulatedCluster, SimulatedNode
 from raft.storage import MemoryFiles
 from raft.storage.wal import Log
+from raft.transport.protocol import Hello
 
 SUPERVISE_S = 0.01
 """How often dead processes are looked for, in virtual time."""
@@ -40,6 +41,8 @@ class FaultyCluster(SimulatedCluster):
         self.lives: Counter[int] = Counter()
         """Processes of each member so far."""
         self.wiped: set[int] = set()
+        self.hellos: dict[int, list[Hello]] = {}
+        """What each process of a member said of itself, oldest first."""
         self.disks: dict[int, FaultyDisk] = {}
         """The fault planted in each member's disk, while its process lives."""
         self.cutting: set[int] = set()
@@ -104,11 +107,22 @@ class FaultyCluster(SimulatedCluster):
         self.disks.pop(member_id, None)
         self.members[member_id].files.fault = None
 
+    def late_hello(self, member_id: int) -> None:
+        """If an earlier process of the member is gone, its peers hear a hello of it now."""
+        for hello in self.hellos.get(member_id, [])[:-1][-1:]:
+            for other in self.members:
+                if other != member_id:
+                    self.network.late_hello(hello, other)
+
     async def begin(self, member_id: int) -> SimulatedNode:
         """Start a member's process under the judge's eyes."""
         self.judge.restarted(member_id)
         self.lives[member_id] += 1
-        return await self.start(member_id)
+        node = await self.start(member_id)
+        transport = self.members[member_id].transport
+        assert transport is not None
+        self.hellos.setdefault(member_id, []).append(transport.hello)
+        return node
 
     async def _supervise(self) -> None:
         while True:
@@ -207,6 +221,10 @@ class Nemesis:
         for source, target in fault.links:
             self._network.disconnect(source, target)
 
+    async def _late_hello(self, fault: Fault) -> None:
+        for member_id in fault.members:
+            self._cluster.late_hello(member_id)
+
     # ---- processes
 
     async def _crash(self, fault: Fault) -> None:
@@ -296,6 +314,7 @@ _STRIKES = {
     "drop": Nemesis._weather,
     "duplicate": Nemesis._weather,
     "reset": Nemesis._reset,
+    "late-hello": Nemesis._late_hello,
     "partition": Nemesis._cut,
     "one-way": Nemesis._cut,
     "isolate-leader": Nemesis._isolate_leader,

@@ -136,6 +136,19 @@ class Network:
             if (stream.source_id, stream.target_id) == (source, target):
                 stream.reset_by(None)
 
+    def late_hello(self, hello: Hello, target: int) -> None:
+        """Let a hello arrive that a process sent before it was gone; its stream ends as it opens."""
+        listener = self._listeners.get(target)
+        if listener is not None and not listener.answer(hello).refusal:
+            self.supersede(hello.member_id, listener)
+            self.loop.call_soon(listener.incoming_ended, hello.member_id, hello.boot_id)
+
+    def supersede(self, source: int, target: MemoryTransport) -> None:
+        """A member has one stream to another, and the newest counts: end those before it."""
+        for stream in self.streams_of(target):
+            if stream.source_id == source:
+                stream.reset_by(None)
+
     def crash(self, member_id: int) -> None:
         """Kill a member's process as far as the network sees it; its receiver hears nothing more."""
         transport = self._listeners.get(member_id)
@@ -379,7 +392,10 @@ class _Link:
             network.loop.call_later(back_s, self._failed, attempt)
             return
         answer = judge_answer(self.owner.hello, self.member_id, target.answer(self.owner.hello))
-        stream = None if answer.refusal else _Stream(self, target, answer.hello.boot_id)
+        stream = None
+        if not answer.refusal:
+            network.supersede(here, target)
+            stream = _Stream(self, target, answer.hello.boot_id)
         network.loop.call_later(back_s, self._answered, attempt, answer, stream)
 
     def _answered(self, attempt: object, answer: HelloAnswer, stream: _Stream | None) -> None:

@@ -74,6 +74,34 @@ def test_a_late_hello_of_a_gone_process_does_not_cut_a_member_off(seed: int) -> 
     run(schedule, seed=seed)
 
 
+@pytest.mark.parametrize("of_leader", [True, False])
+def test_a_hello_long_on_its_way_does_not_silence_a_member(of_leader: bool) -> None:
+    """A member is killed and comes back; then a hello of its old process arrives at its peers."""
+
+    async def schedule(cluster: SimulatedCluster) -> None:
+        leader = (await cluster.wait_for_leader()).member_id
+        killed = leader if of_leader else 1 + leader % 3
+        transport = cluster.members[killed].transport
+        assert transport is not None
+        old = transport.hello
+        cluster.crash(killed, power=False)
+        await cluster.start(killed)
+        await make_leader(cluster, leader)
+        await asyncio.sleep(1.0)
+        term = cluster.members[leader].running.term
+        for member_id in cluster.members:
+            await cluster.propose(member_id, b"before %d" % member_id)
+            if member_id != killed:
+                cluster.network.late_hello(old, member_id)
+        await asyncio.sleep(0.5)
+        for member_id in cluster.members:
+            await asyncio.wait_for(cluster.propose(member_id, b"after %d" % member_id), 1.0)
+            await asyncio.wait_for(cluster.read_barrier(member_id), 1.0)
+        assert cluster.members[leader].running.term == term, "a late hello deposes nobody"
+
+    run(schedule)
+
+
 async def leaders_of_one_term(cluster: SimulatedCluster) -> dict[int, set[int]]:
     """A member is elected with another's vote, which dies before it hears more; then the third one stands."""
     led: dict[int, set[int]] = {}
