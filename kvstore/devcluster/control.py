@@ -26,7 +26,7 @@ ANSWER_TIMEOUT_S = 30.0
 """The slowest verb, restart, waits for a member's stop (5 s) and start."""
 
 
-WRONG_SECRET = "wrong secret"
+REFUSAL = "wrong secret"
 """What a supervisor tells those who look for another one."""
 
 
@@ -76,7 +76,7 @@ class ControlServer:
         try:
             request = json.loads(line)
             if not hmac.compare_digest(str(request["secret"]), self.secret):
-                return {"error": WRONG_SECRET}
+                return {"error": REFUSAL}
             verb, arguments = str(request["verb"]), [str(argument) for argument in request["arguments"]]
         except (ValueError, KeyError, TypeError):
             return {"error": "not a request"}
@@ -154,7 +154,7 @@ async def ask(running: Running, verb: str, *arguments: str) -> Any:
     match answer:
         case {"value": value}:
             return value
-        case {"error": str(text)} if text != WRONG_SECRET:
+        case {"error": str(text)} if text != REFUSAL:
             raise ClusterError(text)
         case _:
             raise ConnectionResetError("what answers is not the supervisor of this cluster")

@@ -175,7 +175,7 @@ def test_a_stranger_on_the_old_control_port_is_not_taken_for_the_supervisor(
         answering.start()
         try:
             port = stranger.getsockname()[1]
-            plan.save(made, plan.Running(supervisor_pid=1, control_port=port, control_secret="old"))
+            plan.save(made, plan.Running(supervisor_pid=1, control_port=port))
             refused = call(directory, "status")
             assert (refused.exit_code, refused.output.count("\n")) == (1, 1)
             assert "has gone without a word" in refused.output

@@ -237,8 +237,10 @@ def test_what_cannot_be_read_is_one_line(flags, text, usage):
         ({"max_request_bytes": 0}, "--max-request-bytes must be >0 (set to 0)"),
         (
             {"max_request_bytes": 10485761},
-            "--max-request-bytes must be at most 10485760, so that a request fits into the log"
-            " (set to 10485761)",
+            (
+                "--max-request-bytes must be at most 10485760, so that a request fits into the log"
+                " (set to 10485761)"
+            ),
         ),
         (
             {"listen_client_urls": "http://127.0.0.1%lo:2379"},
