@@ -2,9 +2,10 @@
 
 *Stalled*: a sync has taken half the election timeout. Whatever makes followers believe in this leader
 stops leaving, and leadership is handed on if somebody takes it; otherwise the silence ends it.
-*Full*: there is no room for the log's next segment. Leadership is handed on; if nobody takes it, this
-member goes on leading without proposals, because reads still can be served.
-In both states it does not campaign.
+*Full*: there is no room for the log's next segment. Leadership is handed on; while nobody takes it, this
+member goes on leading without proposals, because reads still can be served, and asks one after another:
+who is asked may be sick as well.
+In both states it does not campaign, not even when asked to.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class DiskHealth:
         """Has an action done by the core's owner."""
         self.stalled = False
         self.full = False
+        self._asked: list[int] = []
+        """Members that were asked to lead instead of this one, in this round through all of them."""
 
     @property
     def well(self) -> bool:
@@ -45,13 +48,19 @@ class DiskHealth:
         """Whether this message must not leave now."""
         return self.stalled and message.type in _SILENT_WHILE_STALLED
 
+    def deaf(self, message: Message) -> bool:
+        """Whether this message must not be heeded now."""
+        return message.type is MessageType.TIMEOUT_NOW and not self.well
+
     def look(self) -> None:
-        """Once a tick: has a sync begun to hang, or ended?"""
+        """Once a tick, by the core's owner: has a sync begun to hang, or ended? Who is to lead?"""
         if self._log.stalled_seconds() >= self._stall_s:
             self.on_stalled()
         elif self.stalled:
             logger.warning("the log sync has ended")
             self.stalled = False
+        if not self.well:
+            self._hand_leadership_on()
 
     def on_stalled(self) -> None:
         if not self.stalled:
@@ -66,8 +75,15 @@ class DiskHealth:
             self._post(self._hand_leadership_on)
 
     def _hand_leadership_on(self) -> None:
-        core = self._core
-        peers = core.status().peers  # empty unless this member leads
-        others = [peer for peer in peers if peer.member != core.id and peer.member in core.conf.voters]
+        core, status = self._core, self._core.status()
+        if status.transferee:
+            return  # whoever was asked last has an election timeout to take over
+        # No peers unless this member leads.
+        others = [peer for peer in status.peers if peer.member != core.id and peer.member in core.conf.voters]
         if others:
-            core.transfer_leader(max(others, key=lambda peer: peer.match).member)
+            fresh = [peer for peer in others if peer.member not in self._asked]
+            if not fresh:
+                fresh, self._asked = others, []
+            chosen = max(fresh, key=lambda peer: peer.match).member
+            self._asked.append(chosen)
+            core.transfer_leader(chosen)

@@ -495,6 +495,8 @@ class Node:
                 return
             if message.type is MessageType.SNAPSHOT:
                 return  # never sent, and the core must not take one whose bytes are not here
+            if self._disk.deaf(message):
+                return
             if self._cut_guard.active and not self._cut_guard.may_step(member_id, boot_id, message):
                 return
             core.step(message)
