@@ -8,8 +8,7 @@ the leader of the current term otherwise. From then on it is *in flight* until i
   will be, because terms never decrease along a log and a batch is appended in its own term only. It
   waits again, in its old place;
 * the leader refused it (`ForwardRefused`): certainly never appended, it waits again;
-* its time is up: unknown, for that reader; the batch stays in flight, its fate is still to come;
-* a snapshot jumped over it: unknown.
+* its time is up: unknown, for that reader; the batch stays in flight, its fate is still to come.
 
 Nothing else ever puts a command back, so no command is applied twice.
 
@@ -27,7 +26,7 @@ from collections.abc import Callable, Sequence
 
 from raft.node.config import NodeConfig
 from raft.node.envelope import encode_envelope
-from raft.node.errors import NodeError, NoLeader, NotApplied, OutcomeUnknown, RequestTimedOut
+from raft.node.errors import NodeError, NoLeader, NotApplied, RequestTimedOut
 from raft.transport.protocol import ForwardedBatch
 
 logger = logging.getLogger(__name__)
@@ -203,13 +202,6 @@ class Proposals:
         self._window_closed = True
         while self._flight and self._flight[-1].position >= position:
             self._put_back(self._flight.pop())
-
-    def jumped(self) -> None:
-        """A snapshot replaced the state: what is in flight may be in it or not."""
-        error = OutcomeUnknown("a snapshot was installed over the undecided command")
-        while self._flight:
-            self._settle_error(self._flight.popleft(), error)
-        self._flight_bytes = 0
 
     def expire(self, now_s: float, leader: int) -> None:
         """Tell everybody whose time is up. Cheap when nobody's is."""
