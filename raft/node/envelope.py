@@ -20,9 +20,6 @@ _HEADER = struct.Struct(">BQQQI")
 _COUNT = struct.Struct(">I")
 _COUNT_OFFSET = _HEADER.size - _COUNT.size
 
-ENVELOPE_HEADER_BYTES = _HEADER.size
-"""What a batch costs beside its commands and the 4 bytes of each length."""
-
 
 class EnvelopeError(ValueError):
     """Entry data that is no envelope this code understands; the member must stop, not guess."""

@@ -100,11 +100,15 @@ class Failover:
     def _leader_dead(self, leader: int) -> None:
         core = self._core
         logger.info("leader %x of term %d is gone; looking for another at once", leader, core.term)
-        self._post(core.forget_leader)
+        self._post(lambda: self._forget(leader))
         self._rounds_left = 1 + RETRIES_MAX
         voters = [member for member in core.conf.voters if member != leader]
         rank = voters.index(core.id) if core.id in voters else len(voters)
         self._plan(rank * SLOT_MS + self._rng.uniform(0, SLOT_JITTER_MS))
+
+    def _forget(self, leader: int) -> None:
+        if self._core.leader == leader:  # and no other one was heard first
+            self._core.forget_leader()
 
     def _plan(self, wait_ms: float) -> None:
         if self._campaign is not None:

@@ -112,9 +112,9 @@ class Log:
     def stage_work(self, work: AppendWork) -> None:
         """Add one piece of append work: a snapshot that replaces the log, entries, hard state."""
         if work.snapshot is not None:
-            self._stage(records.truncation_item(0))
             self._staged_snapshot = work.snapshot
-            self._stage(records.snapshot_item(work.snapshot))
+            # One piece, never in two frames: a log that lost its entries must have the snapshot.
+            self._stage(records.truncation_item(0) + records.snapshot_item(work.snapshot))
         if work.entries:
             self._stage_entries(work.entries)
         if work.hard_state is not None:

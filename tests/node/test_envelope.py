@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raft.node.envelope import ENVELOPE_HEADER_BYTES, EnvelopeError, decode_envelope, encode_envelope
+from raft.node.envelope import EnvelopeError, decode_envelope, encode_envelope
 
 ids = st.integers(min_value=0, max_value=2**64 - 1)
 
@@ -14,7 +14,7 @@ ids = st.integers(min_value=0, max_value=2**64 - 1)
 @given(ids, ids, ids, st.lists(st.binary(max_size=50), min_size=1, max_size=20))
 def test_round_trip(member_id: int, boot_id: int, counter: int, commands: list[bytes]) -> None:
     data = encode_envelope(member_id, boot_id, counter, commands)
-    assert len(data) == ENVELOPE_HEADER_BYTES + sum(4 + len(command) for command in commands)
+    assert len(data) == 29 + sum(4 + len(command) for command in commands)
     assert decode_envelope(data) == (member_id, boot_id, counter, commands)
 
 
