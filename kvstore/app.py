@@ -23,11 +23,11 @@ import random
 import secrets
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import grpc.aio
 
-from kvstore.engine import Engine, Member
+from kvstore.engine import Engine, ImageError, Member
 from kvstore.http import HttpListener, make_routes
 from kvstore.rpc import Method, all_methods, make_grpc_server
 from kvstore.server.config import Config
@@ -131,6 +131,8 @@ async def serve(config: Config) -> AsyncIterator[NodeHandle]:
     try:
         try:
             handle = await assembly.start()
+        except ImageError as error:
+            raise StartError(f"{config.directory}: {error}") from error
         except (StorageError, StateBeyondLog, OSError) as error:
             raise StartError(_one_line(error)) from error
         yield handle
@@ -188,24 +190,30 @@ class _Assembly:
         return handle
 
     async def close(self) -> None:
-        """Leave the peers at once, so that they elect at once; then answer, flush and let go."""
-        if self._publication is not None:
-            self._publication.cancel()
-            await asyncio.wait([self._publication])
-        if self._node is not None:
-            await self._node.stop()
-        else:
-            await self._close_unstarted()
-        if self._watchdog is not None:
-            self._watchdog.stop()
+        """Leave the peers at once, so that they elect at once; then answer, flush and let go.
+
+        A step that fails, as a disk may, keeps none of the others from being taken.
+        """
+        async with AsyncExitStack() as steps:  # taken from the last to the first
+            if self._directory is not None:
+                steps.callback(self._directory.release)
+            if self._writer is not None:
+                steps.push_async_callback(self._writer.close)  # once more, should a step before it fail
+            for listener in self._listeners:
+                steps.push_async_callback(listener.stop)
+            steps.push_async_callback(self._close_clients)
+            if self._watchdog is not None:
+                steps.callback(self._watchdog.stop)
+            steps.push_async_callback(self._close_unstarted if self._node is None else self._node.stop)
+            if self._publication is not None:
+                self._publication.cancel()
+                await asyncio.wait([self._publication])
+
+    async def _close_clients(self) -> None:
         if self._closing_clients is not None:
             await self._closing_clients
         if self._server is not None:
             await self._server.stop(REPLY_GRACE_SECONDS)
-        for listener in self._listeners:
-            await listener.stop()
-        if self._directory is not None:
-            self._directory.release()
 
     async def _close_unstarted(self) -> None:
         if self._transport is not None:

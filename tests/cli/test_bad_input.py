@@ -145,6 +145,23 @@ def newer_state(folder):
     connection.close()
 
 
+def newer_image(folder):
+    with sqlite3.connect(folder / "state.db") as connection:
+        (row,) = connection.execute("SELECT value FROM rows WHERE key = ?", (b"s",)).fetchone()
+        connection.execute("UPDATE rows SET value = ? WHERE key = ?", (b"\x63" + row[1:], b"s"))
+    connection.close()
+
+
+def test_a_state_of_a_newer_version(make_member, tmp_path):
+    member = make_member(tmp_path / "data")
+    with member.run(log=tmp_path / "log"):
+        pass
+    newer_image(tmp_path / "data")
+    before = digest(tmp_path / "data")
+    assert only_line(member.refuse()) == f"{tmp_path / 'data'}: state image of version 63, known is 1"
+    assert digest(tmp_path / "data") == before
+
+
 @pytest.mark.parametrize("age", [newer_log, newer_state])
 def test_data_of_a_newer_version(age, make_member, tmp_path):
     member = make_member(tmp_path / "data")

@@ -16,6 +16,8 @@ import kvstore
 from kvstore import Config
 from kvstore.app import StartError
 from kvstore.wire import rpc_pb2 as pb
+from raft.storage import StateFileFailed
+from raft.storage.statefile import SqliteStateFile
 
 ETCD_DASHBOARD_SERIES = (
     "etcd_server_has_leader",
@@ -137,6 +139,30 @@ async def test_a_close_that_is_cancelled_is_still_a_whole_one(members, until) ->
     assert task.cancelled()
     await until(lambda: threading.active_count() == threads)
     await member.start()  # the lock, the ports and the data are free again
+    await member.ready()
+
+
+@pytest.mark.asyncio
+async def test_a_close_that_fails_lets_go_of_everything_all_the_same(members, until, monkeypatch) -> None:
+    (member,) = await members.start(1)
+    await member.stop()
+    threads = threading.active_count()
+
+    async def close(state: SqliteStateFile) -> None:
+        await closed(state)
+        raise StateFileFailed("the disk went away")
+
+    async def serve() -> None:
+        async with kvstore.serve(member.config) as node:
+            await node.wait_ready()
+
+    closed = SqliteStateFile.close
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteStateFile, "close", close)
+        with pytest.raises(StateFileFailed):
+            await serve()
+    await until(lambda: threading.active_count() == threads)
+    await member.start()
     await member.ready()
 
 
