@@ -5,7 +5,7 @@ stops leaving, and leadership is handed on if somebody takes it; otherwise the s
 *Full*: there is no room for the log's next segment. Leadership is handed on; while nobody takes it, this
 member goes on leading without proposals, because reads still can be served, and asks one after another:
 who is asked may be sick as well.
-In both states it does not campaign, not even when asked to.
+In both states it does not campaign, not even when asked to, unless it is full and the only voter.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ class DiskHealth:
     @property
     def well(self) -> bool:
         return not (self.stalled or self.full)
+
+    @property
+    def may_campaign(self) -> bool:
+        """Whether this member may stand: never while its disk hangs; with a full one if no other can lead."""
+        return self.well or (not self.stalled and len(self._core.conf.voters) == 1)
 
     def mute(self, message: Message) -> bool:
         """Whether this message must not leave now."""

@@ -229,6 +229,7 @@ class Node:
         Also the inner step of the log's fatal hook. Every request is settled as unknown or stopped.
         """
         if self._ended:
+            self._inbox.append(lambda: self.fail(reason))  # not started yet: heard in the first turn
             return
         logger.critical("member %x stops: %s", self._id, reason)
         self._end()
@@ -369,7 +370,10 @@ class Node:
 
     def on_log_space(self, available: bool) -> None:
         """The disk has no room for the log's next segment, or has again: the log's `on_space` hook."""
-        self._disk.on_space(available)
+        if self._ended:  # not started yet: heard in the first turn
+            self._inbox.append(lambda: self._disk.on_space(available))
+        else:
+            self._disk.on_space(available)
 
     # ------------------------------------------------------------------ said by the transport
 
@@ -493,10 +497,8 @@ class Node:
         if type(message) is Message:
             if message.from_ != member_id or message.to != self._id:
                 return
-            if message.type is MessageType.SNAPSHOT:
-                return  # never sent, and the core must not take one whose bytes are not here
-            if self._disk.deaf(message):
-                return
+            if message.type is MessageType.SNAPSHOT or self._disk.deaf(message):
+                return  # a snapshot is never sent, and the core must not take one whose bytes are not here
             if self._cut_guard.active and not self._cut_guard.may_step(member_id, boot_id, message):
                 return
             core.step(message)
@@ -512,9 +514,8 @@ class Node:
             self._proposals.refused(message.term, member_id, boot_id, message.counter)
 
     def _durable(self, work: AppendWork) -> None:
-        guard = self._cut_guard
-        if guard.active:
-            guard.on_durable(work)
+        if self._cut_guard.active:
+            self._cut_guard.on_durable(work)
         self._send(work.responses)
         self._core.on_append_done(work.token)
 
@@ -525,7 +526,7 @@ class Node:
     def _tick(self, now_s: float) -> None:
         self._disk.look()
         ticks, self._ticks_due = self._ticks_due, 0
-        if self._admission.admitted and (self.is_leader or self._disk.well):
+        if self._admission.admitted and (self.is_leader or self._disk.may_campaign):
             for _ in range(ticks):
                 self._core.tick()
         self._send_blocked = False
@@ -682,7 +683,7 @@ class Node:
             listener(event)
 
     def _may_campaign(self) -> bool:
-        return self._admission.admitted and self._disk.well and not self._ended
+        return self._admission.admitted and self._disk.may_campaign and not self._ended
 
     def _apply(self) -> bool:
         """Apply what this turn's slice allows; False when entries are left over."""

@@ -13,8 +13,9 @@ from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
 from raft.core.machine import RaftCore
 from raft.core.ready import ReadState
 from raft.core.types import Role
-from raft.node import NodeError, NoSpace, NotApplied, OutcomeUnknown, ReadTimedOut
+from raft.node import Node, NodeError, NoSpace, NotApplied, OutcomeUnknown, ReadTimedOut
 from raft.node.failover import Failover
+from raft.storage.protocol import StateMark
 from raft.transport.protocol import ForwardedBatch
 
 Scenario = Callable[[SimulatedCluster], Awaitable[None]]
@@ -517,6 +518,37 @@ def test_leadership_goes_to_the_member_that_has_room(place: int) -> None:
             await cluster.propose(member, b"where there is room %d" % member)
 
     run(scenario)
+
+
+def test_what_the_log_reports_while_the_state_is_loaded_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log's writer works before the driver does: its first news may be that the disk is bad or full."""
+    genuine = Node._load
+    news: list[Callable[[Node], None]] = []
+
+    async def load(node: Node) -> StateMark:
+        for tell in news:
+            tell(node)
+        return await genuine(node)
+
+    monkeypatch.setattr(Node, "_load", load)
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        cluster.crash(1)
+        news.append(lambda node: node.on_log_space(False))
+        node = await cluster.start(1)
+        await cluster.wait_for_leader()
+        with pytest.raises(NoSpace):
+            await cluster.propose(1, b"no room")
+        node.on_log_space(True)
+        await cluster.propose(1, b"room")
+        cluster.crash(1)
+        failures = len(cluster.members[1].failures)
+        news[:] = [lambda node: node.fail("the disk is gone")]
+        await cluster.start(1)
+        await cluster.wait_until(lambda: len(cluster.members[1].failures) > failures)
+        assert cluster.members[1].failures[-1] == "the disk is gone"
+
+    run(scenario, size=1)
 
 
 def test_a_single_member_without_room_refuses_writes_and_serves_reads() -> None:
