@@ -229,6 +229,8 @@ class Judge:
         longer = snapshot is not None and disk.last_index > snapshot.index
         if longer and snapshot is not None and disk.holds(snapshot.index, snapshot.term):
             raise Violation("a snapshot drops no log that agrees with it", member.id, snapshot)
+        if snapshot is not None:
+            check_state(member.core)
         if not work.entries:
             return
         leads = s.role is Role.LEADER
@@ -288,13 +290,17 @@ class Judge:
         if s.role is not Role.LEADER or progress is None or not progress.match:
             return
         term = s.log.term_at(progress.match)
-        if term is not None and not self.members[other].disk.holds(progress.match, term):
+        disk = self.members[other].disk
+        if disk.hard.term > s.term:
+            return  # a later leader may have made it overwrite what this one counted
+        if term is not None and not disk.holds(progress.match, term):
             raise Violation("match is durable on its member", member.id, other, progress.match, term)
 
     def stepped(
-        self, member: Member, message: Message, term: int, vote: int, *, withheld: bool, match: int
+        self, member: Member, message: Message, term: int, vote: int, *, withheld: bool, believed: int
     ) -> None:
-        """A message was taken; `term`, `vote` and the sender's `match` are from before."""
+        """A message was taken; `term`, `vote` and what was `believed` of its sender (its match, or for
+        a heartbeat's answer the newest read round it confirmed) are from before."""
         s = member.core._state
         kind = message.type
         if kind is _T.PRE_VOTE and (s.term, s.vote) != (term, vote):
@@ -310,10 +316,14 @@ class Judge:
             self.check_match(member, message.from_)
             progress = s.tracker.progress.get(message.from_)
             known = s.role is Role.LEADER and progress is not None
-            if known and progress is not None and message.term < term and progress.match != match:
+            if known and progress is not None and message.term < term and progress.match != believed:
                 raise Violation("an answer of an earlier term counts for nothing", member.id, message)
-            if known and progress is not None and not match <= progress.match < progress.next:
-                raise Violation("match only grows, and next is beyond it", member.id, message, match)
+            if known and progress is not None and not believed <= progress.match < progress.next:
+                raise Violation("match only grows, and next is beyond it", member.id, message, believed)
+        elif kind is _T.HEARTBEAT_RESPONSE:
+            confirmed = s.reads._acknowledged.get(message.from_, 0)
+            if confirmed > max(believed, message.context):
+                raise Violation("an answer confirms no later round", member.id, message, confirmed)
 
     def ticked(self, member: Member) -> None:
         """A leader that reaches no quorum, or hands over, does so for a bounded time only."""

@@ -177,7 +177,7 @@ class Member:
         s = core._state
         term, vote = s.term, s.vote
         withheld = False
-        match = 0
+        believed = 0
         if kind in _FROM_A_LEADER:
             if message.term >= term:
                 self.leader_heard = self.ticks
@@ -185,8 +185,10 @@ class Member:
             if message.term == term:
                 self.heard[message.from_] = self.ticks
             progress = s.tracker.progress.get(message.from_)
-            if progress is not None and s.role is Role.LEADER:
-                match = progress.match
+            if kind is _T.HEARTBEAT_RESPONSE:
+                believed = s.reads._acknowledged.get(message.from_, 0)
+            elif progress is not None and s.role is Role.LEADER:
+                believed = progress.match
         elif kind is _T.VOTE:
             recent = self.ticks - self.leader_heard < s.config.election_ticks or s.role is Role.LEADER
             withheld = s.config.withhold_votes and recent and s.leader != NO_NODE
@@ -194,7 +196,7 @@ class Member:
         core.step(message)
         if kind is _T.TRANSFER_LEADER and s.role is Role.LEADER:
             self.led_since = self.transfer_since = self.ticks
-        self.cluster.judge.stepped(self, message, term, vote, withheld=withheld, match=match)
+        self.cluster.judge.stepped(self, message, term, vote, withheld=withheld, believed=believed)
         self.settle()
 
     def do(self, action: Callable[[RaftCore], Any]) -> None:

@@ -92,7 +92,13 @@ def quiet(seed: int, *, seconds: int = 6, rate: int = 20) -> Schedule:
         for number, at in enumerate(range(2 * SECOND, duration, gap))
     )
     return Schedule(
-        seed, duration_us=duration, core={"pre_vote": False}, ops=ops, compact_every=50, compact_keep=20
+        seed,
+        duration_us=duration,
+        core={"pre_vote": False},
+        compact_every=50,
+        compact_keep=20,
+        liveness=False,
+        ops=ops,
     )
 
 
@@ -107,7 +113,7 @@ def generate(seed: int, *, seconds: int = 60) -> Schedule:
     """A random run: a subset of the kinds of fault, each kept with probability one half."""
     rng = stream(seed, "schedule")
     size = rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 7))
-    calm = rng.random() < 0.75
+    calm = rng.random() < 0.6
     duration = seconds * SECOND
     schedule = Schedule(
         seed,
@@ -206,14 +212,17 @@ def _repeat(rng: random.Random, schedule: Schedule) -> list[Fault]:
     ]
 
 
+_SHAPES = ("halves", "one", "one", "deaf", "mute", "bridge", "ring", "swizzle", "usurp", "usurp", "usurp")
+
+
 def _partitions(rng: random.Random, schedule: Schedule) -> list[Fault]:
     faults = []
-    for at, until in _times(rng, schedule, 16, 6 * SECOND):
+    for at, until in _times(rng, schedule, 20, 6 * SECOND):
         members = _everyone(schedule)
         rng.shuffle(members)
         split = rng.randint(1, len(members))
         left, right = members[:split], members[split:]
-        shape = rng.choice(("halves", "one", "deaf", "mute", "bridge", "ring", "swizzle", "usurp"))
+        shape = rng.choice(_SHAPES)
         if shape == "swizzle":
             for member in left:
                 begin, end = sorted((rng.randint(at, until), rng.randint(at, until)))
@@ -224,7 +233,8 @@ def _partitions(rng: random.Random, schedule: Schedule) -> list[Fault]:
         elif shape == "usurp":
             # Someone is away, for a moment or long, and back at the moment the leader of then is gone.
             until = at + int(20_000 * 300 ** rng.random())
-            faults.append(Fault("isolate", at, until, {"member": _member(rng, schedule), "way": "both"}))
+            away = 0 if rng.random() < 0.7 else rng.choice(members)
+            faults.append(Fault("isolate", at, until, {"member": away, "way": "both"}))
             faults.append(
                 Fault("crash", until, until + rng.randint(1, 3 * SECOND), {"member": 0, "amid": ""})
             )

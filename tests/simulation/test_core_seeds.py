@@ -75,7 +75,7 @@ def test_another_seed_is_another_history():
 
 def test_a_majority_that_cannot_recover_is_noticed(monkeypatch):
     """The calm's own control: links that never heal."""
-    schedule = replace(quiet(1), faults=(Fault("drop", 0, 10**12, {"share": 1.0}),))
+    schedule = replace(quiet(1), liveness=True, faults=(Fault("drop", 0, 10**12, {"share": 1.0}),))
     monkeypatch.setattr("raft.sim.nemesis.Nemesis.heal", lambda self, reachable: None)
     assert run(schedule).invariant == "a majority recovers"
 

@@ -283,7 +283,9 @@ def _previous_term_unchecked(p: Patches) -> None:
 
 
 def _commit_of_the_leader_trusted(p: Patches) -> None:
-    accept = Log.accept
+    """The core's leaders find the point of agreement exactly, which hides this bug; so they also back off
+    further than they must, as leaders may."""
+    accept, back_off = Log.accept, Progress.back_off
 
     def trusting(self: Log, prev_index: int, prev_term: int, entries: list[Any], commit: int) -> int | None:
         last = accept(self, prev_index, prev_term, entries, 0)
@@ -291,7 +293,11 @@ def _commit_of_the_leader_trusted(p: Patches) -> None:
             self.commit_to(min(commit, self.last_index))
         return last
 
+    def cautious(self: Progress, rejected: int, hint: int) -> bool:
+        return back_off(self, rejected, max(hint - 3, 0))
+
     p.attribute(Log, "accept", trusting)
+    p.attribute(Progress, "back_off", cautious)
 
 
 def _heartbeat_carries_all(p: Patches) -> None:
