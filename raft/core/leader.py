@@ -122,6 +122,8 @@ def _resume(s: State, progress: Progress, index: int) -> None:
     elif progress.state is ProgressState.PROBE or progress.match + 1 >= s.log.first_index:
         # Out of SNAPSHOT by any image that reaches the log, whichever was asked for.
         progress.become_replicate()
+    elif progress.match >= progress.pending_snapshot:
+        progress.become_probe()  # the image arrived, but the log has moved past it: ask for a newer one
 
 
 def _on_rejection(s: State, progress: Progress, m: Message) -> None:

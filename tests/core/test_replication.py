@@ -319,3 +319,28 @@ def test_heartbeats_tell_what_every_member_holds(cluster):
     network.heal()
     network.run_ticks(4)
     assert [network.core(member).held_by_all for member in (1, 2, 3)] == [3, 3, 3]
+
+
+def test_an_image_older_than_the_log_is_followed_by_a_newer_one(cluster):
+    """The member took an image, but the leader has compacted past it meanwhile."""
+    network = cluster(3)
+    network.elect(1)
+    network.cut([1, 2], [3])
+    network.propose(1, *[b"%d" % number for number in range(10)])
+    network.settle()
+    network[1].compact()
+    network.heal()
+    network.drop = lambda message: message.type is MessageType.SNAPSHOT
+    network.run_ticks(2)
+    progress = network.core(1)._state.tracker.progress[3]
+    assert progress.state is ProgressState.SNAPSHOT
+    asked = progress.pending_snapshot
+    network.propose(1, *[b"%d" % number for number in range(10)])
+    network.settle()
+    network[1].compact()
+    term = network.core(1).term
+    network.deliver(Message(MessageType.APPEND_RESPONSE, 1, 3, term, index=asked + 1))
+    network[1].run()
+    assert progress.state is ProgressState.SNAPSHOT
+    assert progress.pending_snapshot > asked + 1, "a newer image is asked for"
+    assert progress.next == progress.pending_snapshot + 1
