@@ -11,7 +11,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Self
 
 import grpc
 
+from kvstore.devcluster.plan import free_ports
 from kvstore.wire import rpc_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,16 +61,6 @@ def find_etcd(program: str = "etcd") -> Path | None:
 
 
 NO_ETCD = "needs etcd 3.5: set KVSTORE_ETCD_BIN_DIR to the folder that holds etcd and etcdctl"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; held together, so that they differ."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 @dataclass(slots=True, kw_only=True)

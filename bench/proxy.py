@@ -11,8 +11,9 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from bench.clusters import Cluster, free_ports
+from bench.clusters import Cluster
 from kvstore.devcluster.dialers import owner_of
+from kvstore.devcluster.plan import free_ports
 from kvstore.devcluster.proxy import Partition, PeerProxy
 
 CALL_SECONDS_MAX = 10.0

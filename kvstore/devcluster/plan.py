@@ -156,12 +156,26 @@ def free_nodes(count: int) -> tuple[NodePlan, ...]:
     )
 
 
+FREE_PORTS = range(10_000, 32_000)
+"""Where free ports are looked for: below those that systems give to outgoing connections (from 32,768
+on Linux), one of which could otherwise take a port between the choice and its use."""
+
+FREE_PORT_TRIES_MAX = 1000
+"""Ports tried for each one wanted; so many taken ones in a row mean that something else is wrong."""
+
+
 def free_ports(count: int) -> list[int]:
-    """Return distinct ports that nobody listens on at this moment."""
+    """Return distinct ports that nobody listens on at this moment; raises ClusterError without any."""
+    ports: list[int] = []
     with contextlib.ExitStack() as held:
-        return [
-            int(held.enter_context(socket.create_server((HOST, 0))).getsockname()[1]) for _ in range(count)
-        ]
+        for _ in range(count * FREE_PORT_TRIES_MAX):
+            port = secrets.choice(FREE_PORTS)
+            with contextlib.suppress(OSError):
+                held.enter_context(socket.create_server((HOST, port)))
+                ports.append(port)
+            if len(ports) == count:
+                return ports
+    raise ClusterError(f"no free port between {FREE_PORTS.start} and {FREE_PORTS.stop}")
 
 
 def prepare(

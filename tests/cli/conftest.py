@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.cli.main import run
+from kvstore.devcluster import plan
 
 START_PATIENCE_S = 60.0
 
@@ -68,15 +68,7 @@ def etcd_folder():
 @pytest.fixture(scope="session")
 def free_ports():
     """`free_ports(n)` gives ports that were free a moment ago."""
-
-    def find(count):
-        with contextlib.ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-            for one in sockets:
-                one.bind(("127.0.0.1", 0))
-            return [one.getsockname()[1] for one in sockets]
-
-    return find
+    return plan.free_ports
 
 
 @pytest.fixture(scope="session")

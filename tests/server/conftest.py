@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest_asyncio
 
 import kvstore
 from kvstore import Config, NodeHandle
+from kvstore.devcluster.plan import free_ports
 from kvstore.wire import rpc_pb2 as pb
 
 REPLIES = {
@@ -25,18 +25,6 @@ REPLIES = {
     "Maintenance/Status": pb.StatusResponse,
     "Maintenance/Alarm": pb.AlarmResponse,
 }
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 class Member:
