@@ -94,6 +94,11 @@ class NodeHandle:
         """Whether this member has joined: it found a leader and the cluster knows its client URLs."""
         return self._ready.is_set()
 
+    @property
+    def failed(self) -> bool:
+        """Whether this member can promise nothing any more; see `wait_failed`."""
+        return self._failed.done()
+
     def status(self) -> NodeStatus:
         """The driver's view of this moment."""
         return self.node.status()
@@ -151,8 +156,6 @@ class _Assembly:
     _watchdog: Watchdog | None = None
     _server: grpc.aio.Server | None = None
     _publication: asyncio.Task[None] | None = None
-    _closing_clients: asyncio.Task[None] | None = None
-    """Ends the client listener after a fatal error."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -176,7 +179,9 @@ class _Assembly:
             quota_bytes=config.quota_bytes,
         )
         methods = all_methods(member)
-        self._server = make_grpc_server(methods, request_bytes_max=config.max_request_bytes)
+        self._server = make_grpc_server(
+            methods, request_bytes_max=config.max_request_bytes, is_serving=lambda: not handle.failed
+        )
         ports = _bind_clients(self._server, config.listen_client)
         await self._start_node(node)
         self._start_watchdog(node, frozenset(ports))
@@ -210,8 +215,6 @@ class _Assembly:
                 await asyncio.wait([self._publication])
 
     async def _close_clients(self) -> None:
-        if self._closing_clients is not None:
-            await self._closing_clients
         if self._server is not None:
             await self._server.stop(REPLY_GRACE_SECONDS)
 
@@ -348,10 +351,8 @@ class _Assembly:
             self._handle.node.fail(f"cannot join the cluster: {publication.exception()}")
 
     def _on_fatal(self, reason: str) -> None:
-        """Nothing may be answered from memory any more: the client listener ends with the driver."""
+        """Nothing may be answered from memory any more: from now on every call is refused."""
         self._handle._set_failed(reason)
-        if self._closing_clients is None and self._server is not None:
-            self._closing_clients = self._loop.create_task(self._server.stop(None))
 
     def _on_space(self, node: Node, space: bool) -> None:
         """The disk has no room for the log's next segment, or has it again."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import NoReturn
 
 import grpc
 import grpc.aio
 from google.protobuf.message import EncodeError, Message
 
-from kvstore.errors import Code, KVError
+from kvstore.errors import Code, KVError, ServerStopped
 from kvstore.rpc.call import OUTCOME_TRAILER, Call, HandlerFault, Method, answer, outcome_of
 
 logger = logging.getLogger("kvstore.rpc")
@@ -127,9 +127,10 @@ async def _abort(method: Method, context: grpc.aio.ServicerContext[bytes, bytes]
 class _Behaviour:
     """Runs one method for grpc.aio."""
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: Method, is_serving: Callable[[], bool]) -> None:
         self._method = method
         self._statistics = method.statistics
+        self._is_serving = is_serving
 
     async def unary(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         """One request, one reply."""
@@ -137,7 +138,7 @@ class _Behaviour:
         self._statistics.received_bytes += len(data)
         call = GrpcCall(context)
         try:
-            message = answer(self._method, data, call)
+            message = self._answer(data, call)
             if message is None:
                 message = await call.result()
             reply = self._encode(message)
@@ -158,7 +159,7 @@ class _Behaviour:
         self._statistics.received_bytes += len(data)
         call = GrpcCall(context)
         try:
-            answer(self._method, data, call)
+            self._answer(data, call)
             async for message in call.messages():
                 yield self._encode(message)
         except KVError as error:
@@ -168,6 +169,11 @@ class _Behaviour:
             self._statistics.ended(Code.CANCELLED)
             call.mark_gone()
             raise
+
+    def _answer(self, data: bytes, call: Call) -> Message | None:
+        if not self._is_serving():
+            raise ServerStopped
+        return answer(self._method, data, call)
 
     def _encode(self, message: Message) -> bytes:
         try:
@@ -182,10 +188,10 @@ class _Behaviour:
 class _Handlers(grpc.GenericRpcHandler):
     """Finds the method of a path; what it does not know grpc answers with Unimplemented."""
 
-    def __init__(self, methods: Iterable[Method]) -> None:
+    def __init__(self, methods: Iterable[Method], is_serving: Callable[[], bool]) -> None:
         self._by_path: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
         for method in methods:
-            behaviour = _Behaviour(method)
+            behaviour = _Behaviour(method, is_serving)
             self._by_path[method.path] = (
                 grpc.unary_stream_rpc_method_handler(behaviour.stream)
                 if method.streaming
@@ -198,8 +204,12 @@ class _Handlers(grpc.GenericRpcHandler):
         return self._by_path.get(handler_call_details.method)
 
 
-def make_grpc_server(methods: Sequence[Method], *, request_bytes_max: int) -> grpc.aio.Server:
+def make_grpc_server(
+    methods: Sequence[Method], *, request_bytes_max: int, is_serving: Callable[[], bool] = lambda: True
+) -> grpc.aio.Server:
     """A grpc.aio server for these methods, not yet bound to any address.
+
+    Once `is_serving` turns false, every call is refused as by a stopped server.
 
     Two servers must never share a port, replies have no size limit, and clients may ping as they
     like (aetcd pings idle connections every 6 s, Kubernetes every 30 s).
@@ -215,5 +225,5 @@ def make_grpc_server(methods: Sequence[Method], *, request_bytes_max: int) -> gr
         ("grpc.http2.max_ping_strikes", 0),
     ]
     server = grpc.aio.server(options=options)
-    server.add_generic_rpc_handlers((_Handlers(methods),))
+    server.add_generic_rpc_handlers((_Handlers(methods, is_serving),))
     return server
