@@ -5,7 +5,8 @@ stops leaving, and leadership is handed on if somebody takes it; otherwise the s
 *Full*: there is no room for the log's next segment. Leadership is handed on; while nobody takes it, this
 member goes on leading without proposals, because reads still can be served, and asks one after another:
 who is asked may be sick as well.
-In both states it does not campaign, not even when asked to, unless it is full and the only voter.
+In both states it does not campaign, not even when asked to; but a full one stands when nobody has led
+for so long that those with room, if there were any, would: then the reads need it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from raft.core.messages import Message, MessageType
 from raft.storage.protocol import LogWriter
 
 logger = logging.getLogger(__name__)
+
+LEADERLESS_TICKS_MAX = 100
+"""Ticks without a leader after which a member with a full disk stands too: ten of etcd's election
+timeouts, so that members with room, each of which asks after one to two, come first."""
 
 _SILENT_WHILE_STALLED = frozenset((MessageType.APPEND, MessageType.HEARTBEAT))
 """What makes followers believe in a leader."""
@@ -37,6 +42,8 @@ class DiskHealth:
         """Has an action done by the core's owner."""
         self.stalled = False
         self.full = False
+        self._leaderless_ticks = 0
+        """Ticks since a leader was known last."""
         self._asked: list[int] = []
         """Members that were asked to lead instead of this one, in this round through all of them."""
 
@@ -46,8 +53,11 @@ class DiskHealth:
 
     @property
     def may_campaign(self) -> bool:
-        """Whether this member may stand: never while its disk hangs; with a full one if no other can lead."""
-        return self.well or (not self.stalled and len(self._core.conf.voters) == 1)
+        """Whether this member may stand: never while its disk hangs; with a full one if no other leads."""
+        if self.stalled:
+            return False
+        alone = len(self._core.conf.voters) == 1
+        return not self.full or alone or self._leaderless_ticks >= LEADERLESS_TICKS_MAX
 
     def mute(self, message: Message) -> bool:
         """Whether this message must not leave now."""
@@ -59,6 +69,7 @@ class DiskHealth:
 
     def look(self) -> None:
         """Once a tick, by the core's owner: has a sync begun to hang, or ended? Who is to lead?"""
+        self._leaderless_ticks = 0 if self._core.leader else self._leaderless_ticks + 1
         if self._log.stalled_seconds() >= self._stall_s:
             self.on_stalled()
         elif self.stalled:

@@ -520,6 +520,22 @@ def test_leadership_goes_to_the_member_that_has_room(place: int) -> None:
     run(scenario)
 
 
+def test_when_no_member_has_room_one_leads_all_the_same_and_reads_are_served() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        await cluster.propose(1, b"written while there was room")
+        for member in cluster.members:
+            cluster.crash(member)
+        for member in cluster.members:
+            (await cluster.start(member)).on_log_space(False)
+        await cluster.wait_until(lambda: cluster.leader() is not None, 30.0)
+        for member in cluster.members:
+            await cluster.read_barrier(member)
+            with pytest.raises(NoSpace):
+                await cluster.propose(leader_id(cluster), b"no room")
+
+    run(scenario)
+
+
 def test_what_the_log_reports_while_the_state_is_loaded_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     """The log's writer works before the driver does: its first news may be that the disk is bad or full."""
     genuine = Node._load
