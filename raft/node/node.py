@@ -19,10 +19,10 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from raft.core import BootState, Config, ProposalDropped, RaftCore
+from raft.core import BootState, Config, RaftCore
 from raft.core.messages import Message, MessageType
 from raft.core.ready import AppendWork, Ready
 from raft.core.types import ConfState, EntryId, Role
@@ -32,19 +32,17 @@ from raft.node.compaction import Compaction
 from raft.node.config import (
     INBOX_MAX,
     INBOX_PER_TURN_MAX,
-    RESEND_MS,
     TICKS_PER_STALL_MAX,
-    TIMER_RESOLUTION_S,
     TURN_ROUNDS_MAX,
     NodeConfig,
 )
 from raft.node.disk_health import DiskHealth
 from raft.node.errors import NoSpace, OutcomeUnknown, StateBeyondLog, Stopped, TooManyRequests
 from raft.node.failover import Failover
-from raft.node.forwarding import Forwarding
+from raft.node.hand_over import HandOver
 from raft.node.machine import Machine
 from raft.node.notices import CommitNotices
-from raft.node.proposals import Batch, Proposals, Settle
+from raft.node.proposals import Proposals, Settle
 from raft.node.reads import Reads, ReadSettle
 from raft.node.status import NodeEvent, NodeStatistics, NodeStatus
 from raft.node.write_behind import WriteBehind
@@ -96,7 +94,6 @@ class Node:
         self._rng = rng
         self._fatal = fatal
         self._proposals = Proposals(config, boot_id)
-        self._forwarding = Forwarding()
         self._reads = Reads(boot_id, gather_s=config.gather_ms / 1000, linger_s=config.linger_ms / 1000)
         self._inbox: deque[_InboxItem] = deque()
         """Whatever the core has to hear, in order of arrival. Bounded by INBOX_MAX for peer messages."""
@@ -113,12 +110,6 @@ class Node:
         self._tick_at_s = 0.0
         """Loop time of the next tick."""
         self._tick_timer: asyncio.TimerHandle | None = None
-        self._gather_timer: asyncio.TimerHandle | None = None
-        """Set while commands or reads gather behind earlier ones."""
-        self._send_blocked = False
-        """The stream to the leader took no batch; tried again at its next opening or the next tick."""
-        self._heard: tuple[int, int, int | None] = (0, 0, None)
-        """Term, leader, and the process of it that said so: of a member only the newest is listened to."""
         self._submitting: deque[AppendWork] = deque()
         """Append work that waits for the transport to have its messages on their way. In order."""
         self._ended = True
@@ -199,6 +190,19 @@ class Node:
             recorded=self._peer_recorded,
             new_process=self._peer_restarted,
         )
+        self._hand_over = HandOver(
+            config=self._config,
+            boot_id=self._boot_id,
+            core=self._core,
+            transport=self._transport,
+            proposals=self._proposals,
+            reads=self._reads,
+            admission=self._admission,
+            disk=self._disk,
+            write_behind=self._write_behind,
+            loop=self._loop,
+            wake=self._wake,
+        )
         entries, base = self._recovered.entries, self._recovered.snapshot
         last = EntryId(entries[-1].term, entries[-1].index) if entries else EntryId(base.term, base.index)
         self._cut_guard = CutGuard(
@@ -238,8 +242,9 @@ class Node:
 
     def _end(self) -> None:
         self._ended = True
-        for timer in filter(None, (self._tick_timer, self._gather_timer)):
-            timer.cancel()
+        if self._tick_timer is not None:
+            self._tick_timer.cancel()
+        self._hand_over.cancel()
         self._failover.cancel()
         self._proposals.fail_all(Stopped("server stopped"), OutcomeUnknown("stopped; it may be applied"))
         self._reads.fail_all(Stopped("server stopped"))
@@ -396,13 +401,7 @@ class Node:
             self._wake()
 
     def on_connected(self, member_id: int) -> None:
-        def connected() -> None:
-            if member_id == self._core.leader:
-                self._send_blocked = False
-                self._reads.restart()
-                self._send_again(self._loop.time())
-
-        self._post(connected)
+        self._post(lambda: self._hand_over.connected(member_id))
 
     def on_disconnected(self, member_id: int) -> None:
         self._post(lambda: self._core.report_unreachable(member_id))
@@ -466,10 +465,7 @@ class Node:
             now_s = self._loop.time()
             if self._ticks_due:
                 self._tick(now_s)
-            if self._proposals.waiting or self._forwarding.waiting:
-                self._hand_over(now_s)
-            if self._reads.waiting:
-                self._begin_reads(now_s)
+            self._hand_over.run(now_s)
             ready = core.has_ready()
             if ready:
                 self._execute(core.take_ready())
@@ -503,15 +499,9 @@ class Node:
                 return
             core.step(message)
         elif type(message) is ForwardedBatch:
-            leading_term = 0
-            if core.role is Role.LEADER:
-                leading_term = core.term
-                self._forwarding.lead(leading_term)
-            refusal = self._forwarding.on_batch(member_id, message, leading_term)
-            if refusal is not None:
-                self._transport.send(member_id, refusal)
-        elif type(message) is ForwardRefused and message.boot_id == self._boot_id:
-            self._proposals.refused(message.term, member_id, boot_id, message.counter)
+            self._hand_over.on_forwarded(member_id, message)
+        elif type(message) is ForwardRefused:
+            self._hand_over.on_refused(member_id, boot_id, message)
 
     def _durable(self, work: AppendWork) -> None:
         if self._cut_guard.active:
@@ -529,96 +519,10 @@ class Node:
         if self._admission.admitted and (self.is_leader or self._disk.may_campaign):
             for _ in range(ticks):
                 self._core.tick()
-        self._send_blocked = False
-        self._proposals.expire(now_s, self._core.leader)
-        self._reads.sweep(now_s)
-        if now_s >= self._proposals.handed_over_s + RESEND_MS / 1000:
-            self._send_again(now_s)
+        self._hand_over.tick(now_s)
         if self._write_behind.due(now_s):
             self._write_behind.begin()
         self._compaction.consider(self._write_behind.durable)
-
-    # ------------------------------------------------------------------ handing over
-
-    def _hand_over(self, now_s: float) -> None:
-        """Give waiting commands to whoever leads."""
-        core, leader = self._core, self._core.leader
-        if leader == self._id:
-            self._hand_over_here(now_s)
-        elif leader and self._proposals.waiting and not self._send_blocked:
-            boot_id = self._leader_process()
-            if boot_id is None or not self._proposals.open_window(core.term, leader, boot_id):
-                return
-            for batch in self._take_batches(now_s):
-                message = ForwardedBatch(core.term, self._boot_id, batch.position, batch.data)
-                if not self._transport.send(leader, message):
-                    self._proposals.take_back(batch)
-                    self._send_blocked = True
-                    return
-
-    def _leader_process(self) -> int | None:
-        """The process that leads, as it said itself; None if we lead, or it may be gone."""
-        core, boot_id = self._core, self._admission.boot_id(self._core.leader)
-        return boot_id if (core.term, core.leader, boot_id) == self._heard else None
-
-    def _hand_over_here(self, now_s: float) -> None:
-        """We lead: our own commands and the forwarded batches of the turn, in one proposal."""
-        if self._write_behind.full or not self._disk.well:
-            return
-        datas = self._forwarding.pending()
-        batches: list[Batch] = []
-        if self._proposals.waiting and self._proposals.open_window(self._core.term, self._id, self._boot_id):
-            batches.extend(self._take_batches(now_s))
-            datas.extend(batch.data for batch in batches)
-        if not datas:
-            return
-        try:
-            self._core.propose(datas)
-        except ProposalDropped:
-            # Too much uncommitted, or leadership is being handed on: all of it waits where it was.
-            for batch in reversed(batches):
-                self._proposals.take_back(batch)
-        else:
-            self._core.hasten_notices(self._forwarding.appended())
-
-    def _take_batches(self, now_s: float) -> Iterator[Batch]:
-        proposals = self._proposals
-        while proposals.waiting:
-            wait_s = proposals.gather_wait_s(now_s)
-            if wait_s > 0:
-                self._gather(wait_s)
-                return
-            batch = proposals.take_batch(now_s)
-            if batch is None:
-                return
-            yield batch
-
-    def _send_again(self, now_s: float) -> None:
-        """Send everything in flight to the leader once more; it takes each batch once."""
-        leader, boot_id = self._core.leader, self._leader_process()
-        if boot_id is None:
-            return
-        for message in self._proposals.unapplied(self._core.term, leader, boot_id, now_s):
-            if not self._transport.send(leader, message):
-                return
-
-    def _begin_reads(self, now_s: float) -> None:
-        wait_s = self._reads.begin_wait_s(now_s)
-        if wait_s is None or not self._core.leader or self._disk.stalled:
-            return
-        if wait_s > 0:
-            self._gather(wait_s)
-        else:
-            self._core.read_index(self._reads.begin(now_s))
-
-    def _gather(self, wait_s: float) -> None:
-        """Come back when what waits has gathered long enough; ticks look after longer waits."""
-        if self._gather_timer is None and wait_s <= self._config.gather_ms / 1000:
-            self._gather_timer = self._loop.call_later(max(wait_s, TIMER_RESOLUTION_S), self._gathered)
-
-    def _gathered(self) -> None:
-        self._gather_timer = None
-        self._wake()
 
     # ------------------------------------------------------------------ effects
 
@@ -666,16 +570,9 @@ class Node:
         if core.term == seen.term and core.leader == seen.leader and core.role is seen.role:
             return
         event = self._seen = NodeEvent(core.term, core.leader, core.role)
-        if (event.term, event.leader) != (seen.term, seen.leader):
-            self._reads.restart()
-            self._send_blocked = False
-            self._heard = (event.term, event.leader, self._admission.boot_id(event.leader))
+        self._hand_over.changed(event, other_leader=(event.term, event.leader) != (seen.term, seen.leader))
         if event.role is Role.LEADER:
-            self._forwarding.lead(event.term)
             self._cut_guard.release()
-        else:
-            for member_id, refusal in self._forwarding.step_down():
-                self._transport.send(member_id, refusal)
         if event.leader:
             self._leader_changes += event.leader != seen.leader
             self._failover.cancel()
