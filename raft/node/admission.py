@@ -3,9 +3,10 @@
 * Every hello is judged: format, cluster, a known member, and the disk the member was first met with.
   That disk is recorded durably before any Raft message of the member reaches the core, so a member
   that comes back on another disk, having forgotten its promises, is refused.
-* A *fresh* disk of our own may be the second one of this member. It takes no part until so many
-  others have said that they know no earlier disk of ours that a quorum which relied on an earlier
-  one would include one of them: n - quorum + 1, at most all others.
+* A *fresh* disk of our own may be the second one of this member. It takes no part until n - quorum + 1
+  others, at most all of them, hold durably that it is our disk, which they refuse if they know an
+  earlier one. Two sets of so many others share a member, so a second disk meets somebody who holds
+  the first, also after another member is lost.
 * A disk whose log tail was *cut* may have lost a promise (`CutGuard`).
 """
 
@@ -54,7 +55,7 @@ class Admission:
         self._boots: dict[int, int] = {}
         """Member to its newest process, by its accepted hello."""
         self._witnesses: dict[int, None] = {}
-        """Members who know no earlier disk of ours. Counts only while not admitted."""
+        """Members who hold durably that this is our disk. Counts only while not admitted."""
         voters = len(conf.voters)
         quorum = voters // 2 + 1
         self._witnesses_needed = min(voters - quorum + 1, voters - 1)
@@ -95,11 +96,16 @@ class Admission:
             logger.warning("the answer of member %x is not accepted: %s", member_id, refusal)
             return
         self._accept(answer.hello)
-        if self.admitted or answer.refusal or member_id not in self._voters:
-            return
         if answer.earlier_disk_known:
             logger.error("member %x knows an earlier disk of this member: this one may not vote", member_id)
-            self._witnesses.pop(member_id, None)
+
+    def disk_of(self, member_id: int) -> int | None:
+        """The member's disk as it is recorded here, None while that is not durable."""
+        return self._disks[member_id] if self.ready(member_id) else None
+
+    def on_recorded(self, member_id: int, disk_id: int) -> None:
+        """A peer says which disk it has recorded for us."""
+        if self.admitted or disk_id != self._hello.disk_id or member_id not in self._voters:
             return
         self._witnesses[member_id] = None
         if len(self._witnesses) >= self._witnesses_needed:

@@ -47,7 +47,15 @@ from raft.node.reads import Reads, ReadSettle
 from raft.node.status import NodeEvent, NodeStatistics, NodeStatus
 from raft.node.write_behind import WriteBehind
 from raft.storage.protocol import LogWriter, Recovered, StateFile, StateMark
-from raft.transport.protocol import ForwardedBatch, ForwardRefused, Hello, HelloAnswer, PeerMessage, Transport
+from raft.transport.protocol import (
+    DiskRecorded,
+    ForwardedBatch,
+    ForwardRefused,
+    Hello,
+    HelloAnswer,
+    PeerMessage,
+    Transport,
+)
 from raft.transport.rules import HELLO_FORMAT_VERSION
 
 logger = logging.getLogger(__name__)
@@ -390,9 +398,13 @@ class Node:
             self._admission.on_answer(member_id, answer)
 
     def on_message(self, member_id: int, boot_id: int, message: PeerMessage) -> None:
-        if self._ended or not self._admission.admitted:
+        if self._ended:
             return
-        if not self._admission.ready(member_id):
+        if type(message) is DiskRecorded:
+            self._admission.on_recorded(member_id, message.disk_id)
+        elif not self._admission.admitted:
+            return
+        elif not self._admission.ready(member_id):
             held = self._held.setdefault(member_id, [])
             if self._admission.recording(member_id) and len(held) < HELD_MESSAGES_MAX:
                 held.append((member_id, boot_id, message))
@@ -401,7 +413,11 @@ class Node:
             self._wake()
 
     def on_connected(self, member_id: int) -> None:
-        self._post(lambda: self._hand_over.connected(member_id))
+        def connected() -> None:
+            self._tell_disk(member_id)
+            self._hand_over.connected(member_id)
+
+        self._post(connected)
 
     def on_disconnected(self, member_id: int) -> None:
         self._post(lambda: self._core.report_unreachable(member_id))
@@ -418,7 +434,14 @@ class Node:
         self._failover.process_gone(member_id)
         self._post(lambda: self._core.report_restarted(member_id))
 
+    def _tell_disk(self, member_id: int) -> None:
+        """Tell the member which disk of it is on record; when its stream opens and when the record is made."""
+        disk_id = self._admission.disk_of(member_id)
+        if disk_id is not None:
+            self._transport.send(member_id, DiskRecorded(disk_id))
+
     def _peer_recorded(self, member_id: int) -> None:
+        self._tell_disk(member_id)
         for item in self._held.pop(member_id, ()):
             self._inbox.append(item)
         self._wake()

@@ -16,6 +16,7 @@ runs against both.
 
 from raft.transport.memory import LinkConditions, MemoryTransport, Network
 from raft.transport.protocol import (
+    DiskRecorded,
     ForwardedBatch,
     ForwardRefused,
     Hello,
@@ -30,6 +31,7 @@ from raft.transport.protocol import (
 
 __all__ = [
     "ForwardRefused",
+    "DiskRecorded",
     "ForwardedBatch",
     "Hello",
     "HelloAnswer",

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from raft.core.messages import Message, MessageType
 from raft.core.types import ConfState, Entry, EntryKind, SnapshotMeta
 from raft.transport.protocol import (
+    DiskRecorded,
     ForwardedBatch,
     ForwardRefused,
     Hello,
@@ -79,6 +80,8 @@ def encode_frame(messages: Iterable[PeerMessage]) -> bytes:
             batch = add().batch
             batch.term, batch.boot_id, batch.counter = message.term, message.boot_id, message.counter
             batch.data = message.data
+        elif isinstance(message, DiskRecorded):
+            add().disk_recorded.disk_id = message.disk_id
         else:
             refused = add().refused
             refused.term, refused.boot_id, refused.counter = message.term, message.boot_id, message.counter
@@ -98,6 +101,8 @@ def decode_frame(data: bytes) -> list[PeerMessage]:
         elif kind == "refused":
             refused = item.refused
             decoded.append(ForwardRefused(refused.term, refused.boot_id, refused.counter))
+        elif kind == "disk_recorded":
+            decoded.append(DiskRecorded(item.disk_recorded.disk_id))
         else:
             raise Malformed("a peer message of no known kind")
     return decoded

@@ -58,7 +58,14 @@ class ForwardRefused:
     counter: int
 
 
-PeerMessage = Message | ForwardedBatch | ForwardRefused
+@dataclass(frozen=True, slots=True)
+class DiskRecorded:
+    """The sender holds durably that the addressed member's disk is this one, and knows no earlier one."""
+
+    disk_id: int
+
+
+PeerMessage = Message | ForwardedBatch | ForwardRefused | DiskRecorded
 
 
 class Liveness(Enum):

@@ -55,6 +55,25 @@ def test_fresh_disks_take_part_only_when_enough_others_have_spoken() -> None:
     run(scenario)
 
 
+def test_a_disk_that_too_few_others_hold_on_record_takes_no_part() -> None:
+    """Else the only member that holds it on record could be lost, and a second disk pass for the first."""
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        friend, shy = 1, 2
+        for other in (3, 4, 5):
+            cluster.network.block(shy, other)
+            cluster.network.block(other, shy)
+        await cluster.start_all()
+        await cluster.wait_for_leader()
+        await cluster.propose(friend, b"without it")
+        assert not cluster.members[shy].running.status().admitted, "one of the three needed holds its disk"
+        cluster.network.heal()
+        await cluster.wait_until(lambda: cluster.members[shy].running.status().admitted)
+        await cluster.propose(shy, b"with it")
+
+    run(scenario, size=5)
+
+
 def test_a_single_member_admits_itself() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         await cluster.start(1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from raft.core.messages import Message, MessageType
 from raft.core.types import ConfState, Entry, EntryKind, SnapshotMeta
 from raft.transport import codec
-from raft.transport.protocol import ForwardedBatch, ForwardRefused, Hello, HelloAnswer
+from raft.transport.protocol import DiskRecorded, ForwardedBatch, ForwardRefused, Hello, HelloAnswer
 from raft.transport.wire import peer_pb2 as wire
 
 U64 = st.integers(0, 2**64 - 1)
@@ -35,6 +35,7 @@ MESSAGES = st.one_of(
     RAFT,
     st.builds(ForwardedBatch, U64, U64, U64, st.binary(max_size=40)),
     st.builds(ForwardRefused, U64, U64, U64),
+    st.builds(DiskRecorded, U64),
 )
 HELLOS = st.builds(
     Hello,

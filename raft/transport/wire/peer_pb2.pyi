@@ -39,14 +39,16 @@ class Frame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[PeerMessage, _Mapping]]] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("raft", "batch", "refused")
+    __slots__ = ("raft", "batch", "refused", "disk_recorded")
     RAFT_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    DISK_RECORDED_FIELD_NUMBER: _ClassVar[int]
     raft: Message
     batch: ForwardedBatch
     refused: ForwardRefused
-    def __init__(self, raft: _Optional[_Union[Message, _Mapping]] = ..., batch: _Optional[_Union[ForwardedBatch, _Mapping]] = ..., refused: _Optional[_Union[ForwardRefused, _Mapping]] = ...) -> None: ...
+    disk_recorded: DiskRecorded
+    def __init__(self, raft: _Optional[_Union[Message, _Mapping]] = ..., batch: _Optional[_Union[ForwardedBatch, _Mapping]] = ..., refused: _Optional[_Union[ForwardRefused, _Mapping]] = ..., disk_recorded: _Optional[_Union[DiskRecorded, _Mapping]] = ...) -> None: ...
 
 class Message(_message.Message):
     __slots__ = ("type", "to", "term", "log_term", "index", "entries", "commit", "reject", "reject_hint", "context", "snapshot")
@@ -122,6 +124,12 @@ class ForwardedBatch(_message.Message):
     counter: int
     data: bytes
     def __init__(self, term: _Optional[int] = ..., boot_id: _Optional[int] = ..., counter: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class DiskRecorded(_message.Message):
+    __slots__ = ("disk_id",)
+    DISK_ID_FIELD_NUMBER: _ClassVar[int]
+    disk_id: int
+    def __init__(self, disk_id: _Optional[int] = ...) -> None: ...
 
 class ForwardRefused(_message.Message):
     __slots__ = ("term", "boot_id", "counter")
