@@ -435,7 +435,7 @@ class Node:
         self._post(lambda: self._core.report_restarted(member_id))
 
     def _tell_disk(self, member_id: int) -> None:
-        """Tell the member which disk of it is on record; when its stream opens and when the record is made."""
+        """Tell the member which disk of it is on record, at each opening of its stream and when recorded."""
         disk_id = self._admission.disk_of(member_id)
         if disk_id is not None:
             self._transport.send(member_id, DiskRecorded(disk_id))

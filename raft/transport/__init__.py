@@ -30,8 +30,8 @@ from raft.transport.protocol import (
 )
 
 __all__ = [
-    "ForwardRefused",
     "DiskRecorded",
+    "ForwardRefused",
     "ForwardedBatch",
     "Hello",
     "HelloAnswer",
