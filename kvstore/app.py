@@ -32,6 +32,7 @@ from kvstore.http import HttpListener, make_routes
 from kvstore.rpc import Method, all_methods, make_grpc_server
 from kvstore.server.config import Config
 from kvstore.server.local_member import Limits, LocalMember
+from kvstore.server.loop_lag import LAG_BOUNDS_S, LoopLag
 from kvstore.server.membership import Founding, found
 from kvstore.server.metrics import HistogramView, PeerCounters, RpcCounters, Sources, make_registry
 from kvstore.server.publication import publish
@@ -162,6 +163,7 @@ class _Assembly:
         self._loop = asyncio.get_running_loop()
         self._boot_id = secrets.randbits(64)
         self._listeners: list[HttpListener] = []
+        self._loop_lag = LoopLag(self._loop)
 
     async def start(self) -> NodeHandle:
         """Everything, in the order in which one needs the other."""
@@ -185,6 +187,7 @@ class _Assembly:
         ports = _bind_clients(self._server, config.listen_client)
         await self._start_node(node)
         self._start_watchdog(node, frozenset(ports))
+        self._loop_lag.start()
         await self._server.start()
         for url, port in zip(config.listen_client, ports, strict=True):
             logger.info("listening for client requests on %s", Url(url.scheme, url.host, port).address)
@@ -207,6 +210,7 @@ class _Assembly:
             for listener in self._listeners:
                 steps.push_async_callback(listener.stop)
             steps.push_async_callback(self._close_clients)
+            steps.callback(self._loop_lag.stop)
             if self._watchdog is not None:
                 steps.callback(self._watchdog.stop)
             steps.push_async_callback(self._close_unstarted if self._node is None else self._node.stop)
@@ -327,6 +331,7 @@ class _Assembly:
             peers=self._peer_counters,
             log_sync=self._log_syncs,
             state_commit=lambda: _state_commits(member),
+            loop_lag=self._loop_lags,
         )
         routes = make_routes(member, make_registry(member, sources))
         urls = []
@@ -364,6 +369,10 @@ class _Assembly:
         assert self._writer is not None
         counted = self._writer.statistics()
         return HistogramView(SYNC_BOUNDS_S, counted.sync_buckets, counted.sync_seconds)
+
+    def _loop_lags(self) -> HistogramView:
+        lag = self._loop_lag
+        return HistogramView(LAG_BOUNDS_S, tuple(lag.counts), lag.sum_s)
 
     def _peer_counters(self) -> Iterator[PeerCounters]:
         assert self._transport is not None

@@ -84,6 +84,7 @@ class Sources(NamedTuple):
     peers: Callable[[], Iterable[PeerCounters]]
     log_sync: Callable[[], HistogramView]
     state_commit: Callable[[], HistogramView]
+    loop_lag: Callable[[], HistogramView]
 
 
 class MemberCollector(Collector):
@@ -109,6 +110,11 @@ class MemberCollector(Collector):
             "etcd_disk_backend_commit_duration_seconds",
             "One commit of the state file.",
             self._sources.state_commit(),
+        )
+        yield _histogram(
+            "kvstore_event_loop_lag_seconds",
+            "How late the event loop ran a timer of 20 ms.",
+            self._sources.loop_lag(),
         )
 
     def _server(self) -> Iterator[Metric]:

@@ -59,6 +59,7 @@ def test_everything_a_scrape_shows() -> None:
         peers=lambda: [PeerCounters(0xAB, True, 10, 20, 1, view)],
         log_sync=lambda: view,
         state_commit=lambda: view,
+        loop_lag=lambda: view,
     )
     seen = samples_of(sources)
     put = (("grpc_method", "Put"), ("grpc_service", "etcdserverpb.KV"), ("grpc_type", "unary"))
