@@ -97,6 +97,14 @@ class LeaseNotFound(RequestError):
     code, text = Code.NOT_FOUND, "etcdserver: requested lease not found"
 
 
+class LeaseExists(RequestError):
+    code, text = Code.FAILED_PRECONDITION, "etcdserver: lease already exists"
+
+
+class LeaseTtlTooLarge(RequestError):
+    code, text = Code.OUT_OF_RANGE, "etcdserver: too large lease TTL"
+
+
 class MemberNotFound(RequestError):
     code, text = Code.NOT_FOUND, "etcdserver: member not found"
 

@@ -13,12 +13,22 @@ Contract
   least one key. History stays readable until a `Compact`.
 * `drain_changes` yields the rows that bring the durable image to the applied state; `load` and
   `load_done` rebuild a fresh engine from those rows, ordered by row key.
-* Leases do not exist yet: a put that names one is refused with `LeaseNotFound`.
+* Leases are state without a clock: which exist, for how long, on which keys. That the time of one
+  is over is a command of whoever measures it, and does nothing when it comes too late.
 * Memory is bounded by the quota: whoever proposes compares `logical_bytes + quota_cost_bytes(...)`
   with it, and raises the NOSPACE alarm; while that stands, the engine refuses what would add.
 """
 
 from kvstore.engine.commands import CommandError, decode, encode
+from kvstore.engine.lease_commands import (
+    LEASE_CHECKPOINTS_MAX,
+    Checkpoint,
+    LeaseCheckpoint,
+    LeaseExpire,
+    LeaseGrant,
+    LeaseRevoke,
+)
+from kvstore.engine.leases import Lease, Leases
 from kvstore.engine.machine import Engine, ImageError
 from kvstore.engine.requests import (
     OPEN_END,
@@ -49,6 +59,8 @@ from kvstore.engine.results import (
     DeleteResult,
     Event,
     KeyValue,
+    LeaseGrantResult,
+    LeaseResult,
     Member,
     MemberResult,
     Outcome,
@@ -60,6 +72,7 @@ from kvstore.engine.results import (
 from kvstore.engine.validate import TXN_OPERATIONS_MAX, check_delete, check_put, check_range, check_txn
 
 __all__ = [
+    "LEASE_CHECKPOINTS_MAX",
     "OPEN_END",
     "TXN_OPERATIONS_MAX",
     "Alarm",
@@ -67,6 +80,7 @@ __all__ = [
     "AlarmMember",
     "AlarmResult",
     "AlarmType",
+    "Checkpoint",
     "Command",
     "CommandError",
     "Compact",
@@ -80,6 +94,14 @@ __all__ = [
     "Event",
     "ImageError",
     "KeyValue",
+    "Lease",
+    "LeaseCheckpoint",
+    "LeaseExpire",
+    "LeaseGrant",
+    "LeaseGrantResult",
+    "LeaseResult",
+    "LeaseRevoke",
+    "Leases",
     "Member",
     "MemberResult",
     "Operation",

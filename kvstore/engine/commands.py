@@ -14,6 +14,7 @@ from collections.abc import Callable
 from struct import Struct
 from struct import error as struct_error
 
+from kvstore.engine.lease_commands import LEASE_DECODERS, encode_lease_command
 from kvstore.engine.requests import (
     TXN_DEPTH_MAX,
     Alarm,
@@ -108,6 +109,9 @@ def _encode_body(command: Command | Operation) -> tuple[int, bytes]:
         return KIND_SET_MEMBER_ATTRIBUTES, _encode_member(command)
     if isinstance(command, Alarm):
         return KIND_ALARM, _ALARM_BODY.pack(command.action, command.member_id, command.alarm)
+    encoded = encode_lease_command(command)
+    if encoded is not None:
+        return encoded
     raise TypeError(f"not a command: {command!r}")
 
 
@@ -293,4 +297,5 @@ _DECODERS: dict[int, Callable[[bytes, int, int], Command]] = {
     KIND_COMPACT: _decode_compact,
     KIND_SET_MEMBER_ATTRIBUTES: _decode_member,
     KIND_ALARM: _decode_alarm,
+    **LEASE_DECODERS,
 }

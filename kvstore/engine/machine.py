@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 from struct import Struct
 
 from kvstore.engine.commands import PLAIN_PUT, PUT_HEAD, CommandError, decode
+from kvstore.engine.lease_commands import LeaseCheckpoint, LeaseExpire, LeaseGrant, LeaseRevoke
+from kvstore.engine.leases import LEASE_BYTES, LEASE_PREFIX, Leases
+from kvstore.engine.leasing import run_lease_command
 from kvstore.engine.ranges import read_range
 from kvstore.engine.record import DATA_PREFIX, is_tombstone, mod_revision_of, to_key_value
 from kvstore.engine.requests import (
@@ -67,6 +70,8 @@ class Engine:
         other state; an image that is loaded replaces it."""
         self._store = Store()
         self._tables = Tables(members)
+        self._entry = (0, 0)
+        """Log index and term of the entry being applied."""
         self._saved_state = b""
         """The state row as last drained or loaded; empty before the first."""
         self._events: list[tuple[int, list[Change]]] = []
@@ -81,6 +86,7 @@ class Engine:
         command: then this member cannot know the state any more and must stop.
         """
         outcomes: list[Outcome] = []
+        self._entry = index, term
         store = self._store
         tables = self._tables
         unsaved = store.unsaved_records
@@ -135,13 +141,15 @@ class Engine:
         if self._tables.no_space and quota_cost_bytes(command):
             raise NoSpace
         if isinstance(command, Put):
-            if command.lease:
+            if command.lease and command.lease not in store.leases:
                 raise LeaseNotFound
             return put(store, command)
         if isinstance(command, DeleteRange):
             return delete(store, command)
         if isinstance(command, Txn):
             return run_txn(store, command)
+        if isinstance(command, (LeaseGrant, LeaseRevoke, LeaseExpire, LeaseCheckpoint)):
+            return run_lease_command(store, command, *self._entry)
         store.compact(command.revision)
         # While space is short it must come back at once: writes, which would drive the sweep,
         # are refused.
@@ -186,13 +194,18 @@ class Engine:
 
     @property
     def logical_bytes(self) -> int:
-        """What the quota counts: all stored revisions, equal on all members at one log index."""
-        return self._store.logical_bytes
+        """What the quota counts: all stored revisions and leases, equal on all members at one log index."""
+        return self._store.logical_bytes + LEASE_BYTES * len(self._store.leases)
 
     @property
     def logical_bytes_in_use(self) -> int:
-        """The current revisions alone."""
-        return self._store.logical_bytes_in_use
+        """The current revisions and the leases alone."""
+        return self._store.logical_bytes_in_use + LEASE_BYTES * len(self._store.leases)
+
+    @property
+    def leases(self) -> Leases:
+        """To be read only; also what tells a lessor which leases changed."""
+        return self._store.leases
 
     def members(self) -> tuple[Member, ...]:
         """Sorted by id."""
@@ -234,6 +247,7 @@ class Engine:
     def drain_changes(self) -> list[tuple[bytes, bytes | None]]:
         """Rows changed since the last drain, one per row key; None deletes."""
         rows = self._store.drain_rows()
+        rows += self._store.leases.drain_rows()
         rows += self._tables.drain_rows()
         state = self._state_row()
         if state != self._saved_state:
@@ -243,7 +257,7 @@ class Engine:
 
     def pending_change_bytes(self) -> int:
         """About the size of what `drain_changes` would return."""
-        return self._store.pending_change_bytes()
+        return self._store.pending_change_bytes() + self._store.leases.pending_change_bytes
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Take rows of an image, in row key order, in any number of calls.
@@ -268,6 +282,8 @@ class Engine:
             if value[:1] != bytes((IMAGE_VERSION,)):
                 raise ImageError(f"state image of version {value[:1].hex()}, known is {IMAGE_VERSION}")
             self._saved_state = value
+        elif row[:1] == LEASE_PREFIX:
+            self._store.leases.load_row(row, value)
         elif row[:1] in (MEMBER_PREFIX, ALARM_PREFIX):
             self._tables.load_row(row, value)
         else:

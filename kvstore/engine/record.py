@@ -26,6 +26,7 @@ unpack_header = HEADER.unpack_from
 _MOD = Struct(">q")
 _MOD_OFFSET = 8
 _VERSION_OFFSET = 16
+_LEASE_OFFSET = 24
 
 DATA_PREFIX = b"k"
 _ROW_TAIL = Struct(">qQ")
@@ -49,6 +50,11 @@ def make_tombstone(mod: int, sub: int) -> bytes:
 def mod_revision_of(record: bytes) -> int:
     mod: int = _MOD.unpack_from(record, _MOD_OFFSET)[0]
     return mod
+
+
+def lease_of(record: bytes) -> int:
+    lease: int = _MOD.unpack_from(record, _LEASE_OFFSET)[0]
+    return lease
 
 
 def is_tombstone(record: bytes) -> bool:

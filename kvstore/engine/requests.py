@@ -10,6 +10,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
+from kvstore.engine.lease_commands import LEASE_GRANT_COST_BYTES, LeaseCommand, LeaseGrant
+
 OPEN_END = b"\0"
 """As `range_end`: no upper bound, every key from `key` on."""
 
@@ -157,7 +159,7 @@ class Alarm(NamedTuple):
     alarm: int
 
 
-Command = Put | DeleteRange | Txn | Compact | SetMemberAttributes | Alarm
+Command = Put | DeleteRange | Txn | Compact | SetMemberAttributes | Alarm | LeaseCommand
 """What can be proposed. A lone Range never is: reads do not go through the log."""
 
 
@@ -189,6 +191,8 @@ def quota_cost_bytes(request: Command | Range) -> int:
         return PUT_OVERHEAD_BYTES + len(request.key) + len(request.value)
     if isinstance(request, Txn):
         return max(_branch_cost_bytes(request.success), _branch_cost_bytes(request.failure))
+    if isinstance(request, LeaseGrant):
+        return LEASE_GRANT_COST_BYTES
     return 0
 
 

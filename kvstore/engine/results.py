@@ -65,12 +65,35 @@ class AlarmResult(NamedTuple):
     """The alarm acted on; empty when there was nothing to do."""
 
 
+class LeaseGrantResult(NamedTuple):
+    revision: int
+    id: int
+    ttl_seconds: int
+
+
+class LeaseResult(NamedTuple):
+    """Of a revocation, an expiry or a checkpoint."""
+
+    revision: int
+    acted: bool
+    """False for a late command of a lessor, which changed nothing."""
+
+
 class MemberResult(NamedTuple):
     revision: int
 
 
 Outcome = (
-    RangeResult | PutResult | DeleteResult | TxnResult | CompactResult | AlarmResult | MemberResult | KVError
+    RangeResult
+    | PutResult
+    | DeleteResult
+    | TxnResult
+    | CompactResult
+    | AlarmResult
+    | MemberResult
+    | LeaseGrantResult
+    | LeaseResult
+    | KVError
 )
 """Of one command. A refused command's outcome is the error itself, not raised."""
 

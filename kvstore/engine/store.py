@@ -27,10 +27,12 @@ from typing import Any
 
 from sortedcontainers import SortedList  # type: ignore[import-untyped]  # ships no types
 
+from kvstore.engine.leases import Leases
 from kvstore.engine.record import (
     HEADER_BYTES,
     ROW_OVERHEAD_BYTES,
     is_tombstone,
+    lease_of,
     make_record,
     make_tombstone,
     mod_revision_of,
@@ -56,6 +58,7 @@ class Store:
     """Not thread-safe, never blocks, same inputs same state."""
 
     def __init__(self) -> None:
+        self.leases = Leases()
         self.revision = FIRST_REVISION
         """Of the last command that changed something. Never decreases."""
         self.compact_revision = NEVER_COMPACTED
@@ -129,10 +132,14 @@ class Store:
             self.live.add(key)
             if key in self.history:
                 self.dead.remove(key)
+            if lease:
+                self.leases.moved(key, 0, lease)
         else:
-            create, _, version, _, _ = unpack_header(old)
+            create, _, version, old_lease, _ = unpack_header(old)
             record = make_record(create, main, version + 1, lease, self._sub, value)
             self._supersede(key, old, main)
+            if lease != old_lease:
+                self.leases.moved(key, old_lease, lease)
         self.current[key] = record
         self._sub += 1
         self._written_bytes += len(key) + len(record) + ROW_OVERHEAD_BYTES
@@ -164,6 +171,9 @@ class Store:
             tombstone = make_tombstone(main, self._sub)
             self._sub += 1
             del self.current[each]
+            lease = lease_of(old)
+            if lease:
+                self.leases.moved(each, lease, 0)
             self._supersede(each, old, main)
             self._append_history(each, tombstone)
             self._written_bytes += row_bytes(each, tombstone)
@@ -400,6 +410,9 @@ class Store:
         self._drained_bytes = self._written_bytes
         self.live = SortedList(self.current)
         self.dead = SortedList([key for key in self.history if key not in self.current])
+        if self.leases:
+            named = ((each, lease_of(self.current[each])) for each in self.live)
+            self.leases.load_keys((each, lease) for each, lease in named if lease)
         self._rebuild_superseded()
 
     def _rebuild_superseded(self) -> None:

@@ -142,7 +142,7 @@ def _check_puts(store: Store, path: _Path, deleted_from: bytes | None) -> bytes 
                 gone = deleted_from is not None and step.key >= deleted_from
                 if gone or step.key not in store.current:
                     raise KeyNotFound
-            if step.lease:
+            if step.lease and step.lease not in store.leases:
                 raise LeaseNotFound
         elif isinstance(step, DeleteRange):
             if step.range_end == OPEN_END and (deleted_from is None or step.key < deleted_from):

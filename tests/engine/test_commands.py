@@ -8,10 +8,15 @@ from hypothesis import strategies as st
 
 from kvstore.engine import (
     Alarm,
+    Checkpoint,
     CommandError,
     Compact,
     Compare,
     DeleteRange,
+    LeaseCheckpoint,
+    LeaseExpire,
+    LeaseGrant,
+    LeaseRevoke,
     Put,
     Range,
     SetMemberAttributes,
@@ -51,6 +56,10 @@ others = (
     make(Compact, int64, flag)
     | make(SetMemberAttributes, uint64, st.text(max_size=9), several(st.text(max_size=9)))
     | make(Alarm, int32, uint64, int32)
+    | make(LeaseGrant, int64, int64)
+    | make(LeaseRevoke, int64)
+    | make(LeaseExpire, uint64, int64, uint64)
+    | make(LeaseCheckpoint, uint64, several(make(Checkpoint, int64, uint64, int64)))
 )
 commands = puts | deletes | txns | others
 
