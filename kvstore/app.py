@@ -414,7 +414,7 @@ def _state_commits(member: LocalMember) -> HistogramView:
 def _rpc_counters(method: Method) -> RpcCounters:
     counted = method.statistics
     return RpcCounters(
-        kind="server_stream" if method.streaming else "unary",
+        kind=method.kind,
         service=method.service,
         method=method.name,
         started=counted.started,

@@ -5,8 +5,14 @@ replies later through the call: exactly one of `reply` and `fail`, once. It neve
 awaits; it raises KVError to refuse. Two bindings run the same handlers: grpc.aio (`grpc_binding`)
 and, over the same few names, our own HTTP/2 stack.
 
-`answer` is the only door between a binding and a handler: whatever goes wrong inside becomes a
-KVError with a status on purpose, so that no exception reaches a client as an accidental Unknown.
+A method whose requests are a stream has no handler: it `opens` an `Inbound` for each call, which is
+given the requests one by one and answers them through the call. Back-pressure goes both ways: who
+sends faster than the caller reads looks at `has_room` and waits for `on_drained`; who cannot take
+more requests holds them.
+
+`answer`, `open_stream` and `receive` are the only doors between a binding and a handler: whatever goes
+wrong inside becomes a KVError with a status on purpose, so that no exception reaches a client as an
+accidental Unknown.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError, Message
 
@@ -45,12 +51,13 @@ class HandlerFault(OutcomeUnknown):
 class Call(ABC):
     """One request being answered, as its handler sees it. All methods run on the event loop."""
 
-    __slots__ = ("_on_gone", "gone")
+    __slots__ = ("_on_drained", "_on_gone", "gone")
 
     def __init__(self) -> None:
         self.gone = False
         """The caller cancelled, left or ran out of time: nothing sent from now on is read."""
         self._on_gone: Callable[[], None] | None = None
+        self._on_drained: Callable[[], None] | None = None
 
     @property
     @abstractmethod
@@ -66,8 +73,25 @@ class Call(ABC):
         """Seconds until the caller's deadline, None without one."""
 
     @abstractmethod
-    def send(self, message: Message) -> None:
-        """One message of a streaming reply; more may follow."""
+    def send(self, message: Message | bytes) -> None:
+        """One message of a streaming reply, or its bytes; more may follow."""
+
+    @property
+    @abstractmethod
+    def has_room(self) -> bool:
+        """Whether little enough is unread for more to be sent; else wait for `on_drained`."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """End a streaming reply well, after what was sent. Ignored once the caller is gone."""
+
+    @abstractmethod
+    def hold_requests(self) -> None:
+        """Take no more requests of the caller's stream for now; its flow control stops the caller."""
+
+    @abstractmethod
+    def resume_requests(self) -> None:
+        """Take requests again. Harmless when they were not held."""
 
     @abstractmethod
     def reply(self, message: Message) -> None:
@@ -82,8 +106,13 @@ class Call(ABC):
         assert self._on_gone is None, "one owner waits on behalf of a call"
         self._on_gone = callback
 
+    def on_drained(self, callback: Callable[[], None]) -> None:
+        """Call back each time everything sent was taken by the caller's connection."""
+        assert self._on_drained is None, "one owner fills a streaming reply"
+        self._on_drained = callback
+
     def mark_gone(self) -> None:
-        """For bindings: the caller is gone. Idempotent."""
+        """For bindings: the caller is gone, or its stream has ended. Idempotent."""
         if self.gone:
             return
         self.gone = True
@@ -93,6 +122,16 @@ class Call(ABC):
 
 Handler = Callable[[Any, Call], Message | None]
 """Answers one request: returns the reply, or None and replies later; raises KVError."""
+
+
+class Inbound(Protocol):
+    """The requests of one call of a method that takes a stream of them."""
+
+    def receive(self, request: Any) -> None:
+        """One request, in order. Raises KVError to end the call with it."""
+
+    def half_closed(self) -> None:
+        """The caller will send no more; it may still read. Answer what is open, then `finish`."""
 
 
 @dataclass(slots=True)
@@ -118,27 +157,38 @@ class Method:
     """Full name with package, as in the path: `etcdserverpb.KV`."""
     name: str
     request_type: type[Message]
-    handler: Handler
+    handler: Handler | None = None
+    """For methods of one request."""
     streaming: bool = False
-    """The reply is a stream: the handler returns None and uses `send`, until the caller is gone."""
+    """The reply is a stream: the handler returns None and uses `send`, until `finish`, `fail` or the
+    caller is gone."""
+    opens: Callable[[Call], Inbound] | None = None
+    """For methods that take a stream of requests and answer with a stream; raises KVError. Invariant:
+    exactly one of `handler` and `opens` is there."""
     needs_leader: Callable[[], bool] | None = None
     """Tells whether a leader is known; consulted when the caller asks for one in its metadata."""
     statistics: MethodStatistics = field(default_factory=MethodStatistics)
+
+    def __post_init__(self) -> None:
+        assert (self.handler is None) != (self.opens is None), "a method has a handler, or opens streams"
 
     @property
     def path(self) -> str:
         return f"/{self.service}/{self.name}"
 
+    @property
+    def kind(self) -> str:
+        """What gRPC's metrics call the shape of this method."""
+        if self.opens is not None:
+            return "bidi_stream"
+        return "server_stream" if self.streaming else "unary"
+
 
 def answer(method: Method, data: bytes, call: Call) -> Message | None:
     """Parse, check what concerns every method, and run the handler. Raises only KVError."""
-    try:
-        request = method.request_type.FromString(data)
-    except DecodeError:
-        raise Malformed from None
-    has_leader = method.needs_leader
-    if has_leader is not None and call.metadata(HAS_LEADER_KEY) == "true" and not has_leader():
-        raise NoLeader
+    assert method.handler is not None
+    request = _parse(method, data)
+    _check_leader(method, call)
     try:
         return method.handler(request, call)
     except KVError:
@@ -146,6 +196,47 @@ def answer(method: Method, data: bytes, call: Call) -> Message | None:
     except Exception:
         logger.exception("handler of %s failed", method.path)
         raise HandlerFault from None
+
+
+def open_stream(method: Method, call: Call) -> Inbound:
+    """Begin a call whose requests are a stream. Raises only KVError."""
+    assert method.opens is not None
+    _check_leader(method, call)
+    try:
+        return method.opens(call)
+    except KVError:
+        raise
+    except Exception:
+        logger.exception("opening a stream of %s failed", method.path)
+        raise HandlerFault from None
+
+
+def receive(method: Method, inbound: Inbound, data: bytes | None) -> None:
+    """Hand on one request of a stream, or (None) its end. Raises only KVError."""
+    request = None if data is None else _parse(method, data)
+    try:
+        if request is None:
+            inbound.half_closed()
+        else:
+            inbound.receive(request)
+    except KVError:
+        raise
+    except Exception:
+        logger.exception("a stream of %s failed", method.path)
+        raise HandlerFault from None
+
+
+def _parse(method: Method, data: bytes) -> Message:
+    try:
+        return method.request_type.FromString(data)
+    except DecodeError:
+        raise Malformed from None
+
+
+def _check_leader(method: Method, call: Call) -> None:
+    has_leader = method.needs_leader
+    if has_leader is not None and call.metadata(HAS_LEADER_KEY) == "true" and not has_leader():
+        raise NoLeader
 
 
 def reply_with(call: Call, make: Callable[[], Message]) -> None:

@@ -18,7 +18,17 @@ import grpc.aio
 from google.protobuf.message import EncodeError, Message
 
 from kvstore.errors import Code, KVError, ServerStopped
-from kvstore.rpc.call import OUTCOME_TRAILER, Call, HandlerFault, Method, answer, outcome_of
+from kvstore.rpc.call import (
+    OUTCOME_TRAILER,
+    Call,
+    HandlerFault,
+    Inbound,
+    Method,
+    answer,
+    open_stream,
+    outcome_of,
+    receive,
+)
 
 logger = logging.getLogger("kvstore.rpc")
 
@@ -27,6 +37,11 @@ FRAMING_BYTES_MAX = 512 * 1024
 
 UNREAD_MESSAGES_MAX = 1024
 """Messages of one streaming reply that wait for its caller; a slower caller's call is ended."""
+
+UNREAD_ROOM_MESSAGES = 64
+UNREAD_ROOM_BYTES = 256 * 1024
+"""What may be unread of a streaming reply while it still `has_room`: enough to keep a connection busy
+between two turns of the loop, little enough that ten thousand callers who never read are affordable."""
 
 KEEPALIVE_INTERVAL_MS = 2 * 60 * 60 * 1000
 KEEPALIVE_TIMEOUT_MS = 20_000
@@ -42,7 +57,16 @@ class SlowCaller(KVError):
 class GrpcCall(Call):
     """A call carried by grpc.aio. Settled at most once; later settlements are ignored."""
 
-    __slots__ = ("_context", "_metadata", "_pending", "_unread", "_wake", "settled")
+    __slots__ = (
+        "_context",
+        "_finished",
+        "_held",
+        "_metadata",
+        "_pending",
+        "_unread",
+        "_unread_bytes",
+        "settled",
+    )
 
     def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         super().__init__()
@@ -50,8 +74,14 @@ class GrpcCall(Call):
         self._metadata: dict[str, str] | None = None
         self._pending: asyncio.Future[None] | None = None
         """What the binding's coroutine awaits; only made for a call that is not settled at once."""
-        self._unread: deque[Message] = deque()
+        self._unread: deque[Message | bytes] = deque()
         """Messages of a streaming reply not yet taken. Invariant: at most UNREAD_MESSAGES_MAX."""
+        self._unread_bytes = 0
+        """Of those that came as bytes."""
+        self._finished = False
+        """The streaming reply ends when `_unread` is empty."""
+        self._held: asyncio.Future[None] | None = None
+        """While requests are held: what the reader of the caller's stream awaits."""
         self.settled: Message | KVError | None = None
 
     @property
@@ -76,14 +106,38 @@ class GrpcCall(Call):
     def fail(self, error: KVError) -> None:
         self._settle(error)
 
-    def send(self, message: Message) -> None:
-        if self.gone or self.settled is not None:
+    def send(self, message: Message | bytes) -> None:
+        if self.gone or self.settled is not None or self._finished:
             return
         if len(self._unread) >= UNREAD_MESSAGES_MAX:
             self._settle(SlowCaller())
             return
         self._unread.append(message)
+        if type(message) is bytes:
+            self._unread_bytes += len(message)
         self._rouse()
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._unread) < UNREAD_ROOM_MESSAGES and self._unread_bytes < UNREAD_ROOM_BYTES
+
+    def finish(self) -> None:
+        self._finished = True
+        self._rouse()
+
+    def hold_requests(self) -> None:
+        if self._held is None:
+            self._held = asyncio.get_running_loop().create_future()
+
+    def resume_requests(self) -> None:
+        held, self._held = self._held, None
+        if held is not None and not held.done():
+            held.set_result(None)
+
+    async def requests_wanted(self) -> None:
+        """Wait while requests are held."""
+        while self._held is not None:
+            await self._held
 
     def _settle(self, result: Message | KVError) -> None:
         if self.gone or self.settled is not None:
@@ -105,15 +159,23 @@ class GrpcCall(Call):
             raise self.settled
         return self.settled
 
-    async def messages(self) -> AsyncIterator[Message]:
-        """The streaming reply, until the call fails or its caller is gone. Raises KVError."""
+    async def messages(self) -> AsyncIterator[Message | bytes]:
+        """The streaming reply, until the call ends or its caller is gone. Raises KVError."""
         while True:
             while self._unread:
-                yield self._unread.popleft()
+                message = self._unread.popleft()
+                if type(message) is bytes:
+                    self._unread_bytes -= len(message)
+                yield message
             if isinstance(self.settled, KVError):
                 raise self.settled
+            if self._finished:
+                return
             self._pending = asyncio.get_running_loop().create_future()
-            await self._pending
+            if self._on_drained is not None:
+                self._on_drained()
+            if not self._unread:
+                await self._pending
 
 
 async def _abort(method: Method, context: grpc.aio.ServicerContext[bytes, bytes], error: KVError) -> NoReturn:
@@ -122,6 +184,15 @@ async def _abort(method: Method, context: grpc.aio.ServicerContext[bytes, bytes]
     trailer = ((OUTCOME_TRAILER, outcome_of(error)),)
     await context.abort(STATUS_CODES[int(error.code)], error.text, trailer)
     raise AssertionError("abort always raises")
+
+
+async def _end(reader: asyncio.Task[None] | None) -> None:
+    """Stop the task that reads a caller's requests, and see it end."""
+    if reader is not None:
+        reader.cancel()
+        await asyncio.wait([reader])
+        if not reader.cancelled() and reader.exception() is not None:
+            logger.debug("reading requests ended: %r", reader.exception())
 
 
 class _Behaviour:
@@ -169,15 +240,59 @@ class _Behaviour:
             self._statistics.ended(Code.CANCELLED)
             call.mark_gone()
             raise
+        self._statistics.ended(Code.OK)
+        call.mark_gone()
+
+    async def duplex(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        """A stream of requests, a stream of replies: one task writes, this one, and one reads."""
+        self._statistics.started += 1
+        call = GrpcCall(context)
+        reader: asyncio.Task[None] | None = None
+        try:
+            if not self._is_serving():
+                raise ServerStopped
+            inbound = open_stream(self._method, call)
+            reader = asyncio.get_running_loop().create_task(self._read(inbound, call, context))
+            async for message in call.messages():
+                await context.write(self._encode(message))
+        except KVError as error:
+            call.mark_gone()
+            await _end(reader)
+            await _abort(self._method, context, error)
+        except asyncio.CancelledError:
+            self._statistics.ended(Code.CANCELLED)
+            call.mark_gone()
+            await _end(reader)
+            raise
+        call.mark_gone()
+        await _end(reader)
+        self._statistics.ended(Code.OK)
+
+    async def _read(
+        self, inbound: Inbound, call: GrpcCall, context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> None:
+        """Hand on the caller's requests until it sends no more."""
+        while not call.gone:
+            data = await context.read()
+            try:
+                if not isinstance(data, bytes):  # grpc.aio.EOF
+                    receive(self._method, inbound, None)
+                    return
+                self._statistics.received_bytes += len(data)
+                receive(self._method, inbound, data)
+            except KVError as error:
+                call.fail(error)
+                return
+            await call.requests_wanted()
 
     def _answer(self, data: bytes, call: Call) -> Message | None:
         if not self._is_serving():
             raise ServerStopped
         return answer(self._method, data, call)
 
-    def _encode(self, message: Message) -> bytes:
+    def _encode(self, message: Message | bytes) -> bytes:
         try:
-            data = message.SerializeToString()
+            data = message if isinstance(message, bytes) else message.SerializeToString()
         except (ValueError, EncodeError):  # larger than a message can be
             logger.exception("a reply of %s cannot be encoded", self._method.path)
             raise HandlerFault from None
@@ -190,13 +305,16 @@ class _Handlers(grpc.GenericRpcHandler):
 
     def __init__(self, methods: Iterable[Method], is_serving: Callable[[], bool]) -> None:
         self._by_path: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
+        handler: grpc.RpcMethodHandler[bytes, bytes]
         for method in methods:
             behaviour = _Behaviour(method, is_serving)
-            self._by_path[method.path] = (
-                grpc.unary_stream_rpc_method_handler(behaviour.stream)
-                if method.streaming
-                else grpc.unary_unary_rpc_method_handler(behaviour.unary)
-            )
+            if method.opens is not None:
+                handler = grpc.stream_stream_rpc_method_handler(behaviour.duplex)
+            elif method.streaming:
+                handler = grpc.unary_stream_rpc_method_handler(behaviour.stream)
+            else:
+                handler = grpc.unary_unary_rpc_method_handler(behaviour.unary)
+            self._by_path[method.path] = handler
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails

@@ -73,7 +73,11 @@ class RecordingCall(Call):
         super().__init__()
         self._metadata = metadata or {}
         self.result: Message | KVError | None = None
-        self.sent: list[Message] = []
+        self.sent: list[Message | bytes] = []
+        self.room = True
+        """What `has_room` answers."""
+        self.finished = False
+        self.held = False
 
     @property
     def peer(self) -> str:
@@ -85,8 +89,27 @@ class RecordingCall(Call):
     def time_remaining(self) -> float | None:
         return None
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message | bytes) -> None:
         self.sent.append(message)
+
+    @property
+    def has_room(self) -> bool:
+        return self.room
+
+    def drain(self) -> None:
+        """Everything sent so far was read."""
+        self.room = True
+        if self._on_drained is not None:
+            self._on_drained()
+
+    def finish(self) -> None:
+        self.finished = True
+
+    def hold_requests(self) -> None:
+        self.held = True
+
+    def resume_requests(self) -> None:
+        self.held = False
 
     def reply(self, message: Message) -> None:
         assert self.result is None, "answered twice"

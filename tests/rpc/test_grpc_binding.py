@@ -23,6 +23,8 @@ class Service:
     def __init__(self) -> None:
         self.waiting: list = []
         self.gone = asyncio.Event()
+        self.taken = asyncio.Event()
+        """What left no room was taken."""
 
     def put(self, request, call):
         order = request.key.decode()
@@ -54,6 +56,39 @@ class Service:
             call.fail(EmptyKey())
 
 
+class Echo:
+    """Answers each request of a stream as its key says."""
+
+    def __init__(self, call, service) -> None:
+        self.call = call
+        call.on_gone(service.gone.set)
+        self.service = service
+
+    def receive(self, request) -> None:
+        order = request.key.decode()
+        if order == "refuse":
+            raise EmptyKey
+        if order == "break":
+            raise RuntimeError("a fault of ours")
+        if order == "hold":
+            self.call.hold_requests()
+            asyncio.get_running_loop().call_later(0.05, self.call.resume_requests)
+        if order == "much":
+            self.call.send(bytes(grpc_binding.UNREAD_ROOM_BYTES))
+            assert not self.call.has_room
+            self.call.on_drained(self.drained)
+            return
+        self.call.send(pb.RangeStreamResponse(range_response=pb.RangeResponse(count=request.limit)))
+
+    def drained(self) -> None:
+        assert self.call.has_room
+        self.service.taken.set()
+
+    def half_closed(self) -> None:
+        self.call.send(pb.RangeStreamResponse(range_response=pb.RangeResponse(count=99)).SerializeToString())
+        self.call.finish()
+
+
 class Harness:
     def __init__(self) -> None:
         self.service = Service()
@@ -67,7 +102,14 @@ class Harness:
             handler=self.service.stream,
             streaming=True,
         )
-        self.server = make_grpc_server([self.put_row, self.stream_row], request_bytes_max=REQUEST_BYTES_MAX)
+        self.echo_row = Method(
+            service="etcdserverpb.Watch",
+            name="Echo",
+            request_type=pb.RangeRequest,
+            opens=lambda call: Echo(call, self.service),
+        )
+        rows = [self.put_row, self.stream_row, self.echo_row]
+        self.server = make_grpc_server(rows, request_bytes_max=REQUEST_BYTES_MAX)
         self.port = self.server.add_insecure_port("127.0.0.1:0")
         self.channel: grpc.aio.Channel | None = None
 
@@ -86,6 +128,13 @@ class Harness:
             response_deserializer=pb.RangeStreamResponse.FromString,
         )
         return call(pb.RangeRequest(**fields))
+
+    def echo(self):
+        return self.channel.stream_stream(
+            "/etcdserverpb.Watch/Echo",
+            request_serializer=pb.RangeRequest.SerializeToString,
+            response_deserializer=pb.RangeStreamResponse.FromString,
+        )()
 
 
 @pytest_asyncio.fixture
@@ -196,3 +245,45 @@ async def test_a_caller_that_reads_too_slowly_is_dropped(harness: Harness) -> No
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         [message async for message in call]
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.asyncio
+async def test_a_stream_of_requests_is_answered_one_by_one_and_ends_well(harness: Harness) -> None:
+    call = harness.echo()
+    for number in range(3):
+        await call.write(pb.RangeRequest(key=b"hold", limit=number))
+        assert (await call.read()).range_response.count == number
+    await call.done_writing()
+    assert (await call.read()).range_response.count == 99
+    assert await call.read() is grpc.aio.EOF
+    assert await call.code() is grpc.StatusCode.OK
+    assert harness.service.gone.is_set()
+    assert harness.echo_row.kind == "bidi_stream"
+    assert harness.echo_row.statistics.handled == {0: 1}
+
+
+@pytest.mark.parametrize(
+    ("order", "text"), [("refuse", EmptyKey.text), ("break", "etcdserver: internal error")]
+)
+@pytest.mark.asyncio
+async def test_a_stream_of_requests_is_refused_with_a_status(harness: Harness, order: str, text: str) -> None:
+    call = harness.echo()
+    await call.write(pb.RangeRequest(key=b"fine"))
+    assert await call.read() is not grpc.aio.EOF
+    await call.write(pb.RangeRequest(key=order.encode()))
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call.read()
+    assert raised.value.details() == text
+    assert harness.service.gone.is_set()
+
+
+@pytest.mark.asyncio
+async def test_the_caller_of_a_stream_leaves_or_reads_slowly(harness: Harness) -> None:
+    call = harness.echo()
+    await call.write(pb.RangeRequest(key=b"much"))
+    async with asyncio.timeout(5):
+        await harness.service.taken.wait()
+    call.cancel()
+    async with asyncio.timeout(5):
+        await harness.service.gone.wait()
+    assert harness.echo_row.statistics.handled == {grpc.StatusCode.CANCELLED.value[0]: 1}
