@@ -15,11 +15,12 @@ ROUNDS ?= 3
 SECONDS ?= 3
 KILLS ?= 10
 CRASHES ?= 50
+LEVEL ?= both
 SEEDS ?= 0-
 MINUTES ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env cluster demo test check fix bench profile bench-failover torture simulate simulate-core mutants differential lock clean
+.PHONY: help env cluster demo test check fix bench profile bench-failover torture simulate mutants differential lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,11 +71,8 @@ bench-failover: $(STAMP) ## kill -9 of the leader under load: the gap in writes;
 torture: $(STAMP) ## kill -9 of all three nodes under load, again and again; nothing acknowledged may be lost
 	$(BIN)/python -m bench.torture --rounds $(CRASHES)
 
-simulate: $(STAMP) ## seeded whole members under faults, on all cores; SEEDS=0-99 MINUTES=5; writes bench/results/simulation.json
-	$(BIN)/python -m kvstore.testing --seeds $(SEEDS) --minutes $(MINUTES) --output bench/results/simulation.json
-
-simulate-core: $(STAMP) ## seeded clusters of bare cores, on all cores; SEEDS=0-999 MINUTES=10; writes bench/results/simulation-core.json
-	$(BIN)/python -m kvstore.testing.core_campaign --seeds $(SEEDS) --minutes $(MINUTES) --output bench/results/simulation-core.json
+simulate: $(STAMP) ## seeded clusters under faults, on all cores; LEVEL=core|node|both SEEDS=0-99|fresh MINUTES=10; writes bench/results/simulation.json
+	$(BIN)/python -m kvstore.testing --level $(LEVEL) --seeds $(SEEDS) --minutes $(MINUTES) --output bench/results/simulation.json
 
 mutants: $(STAMP) ## hunt every planted bug with seeded runs until it is caught; writes tests/simulation/mutants.json
 	$(BIN)/python -m tests.simulation.mutants

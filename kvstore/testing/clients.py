@@ -59,12 +59,15 @@ class Clients:
         """Values are padded by up to `padding` bytes, so that records span sectors of the disk."""
         self._padding = padding
         self._members = members
+        self._clock = asyncio.get_running_loop().time
         self._judge = judge
         self._rng = rng
         self.keys = [f"k{number}" for number in range(keys)]
         self.events: list[Event] = []
         self.outcomes: Counter[str] = Counter()
         """Operations by kind and how they ended, as `put ok`."""
+        self.called_s: list[float] = []
+        """When each operation began, in the loop's time."""
         self._processes = 0
         """Operations begun; each is its own process in the history, as its client may go on after
         an unknown outcome."""
@@ -187,6 +190,7 @@ class Clients:
 
     def _begin(self, f: str, invoked: list[Any]) -> int:
         self._processes += 1
+        self.called_s.append(self._clock())
         self.events.append(Event(len(self.events) + 1, self._processes, "invoke", f, invoked))
         return self._processes
 

@@ -156,6 +156,8 @@ class Nemesis:
         """How many faults block each link now."""
         self.struck: Counter[str] = Counter()
         """Faults by class that found something to strike."""
+        self.spans_s: list[tuple[float, float]] = []
+        """When each of them began and was to end, in the loop's time."""
 
     async def run(self, faults: Sequence[Fault]) -> None:
         """Carry out a schedule; returns when the last fault has been lifted."""
@@ -166,6 +168,8 @@ class Nemesis:
     async def _carry_out(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at_s)
         self.struck[fault.kind] += 1
+        now_s = self._cluster.loop.time()
+        self.spans_s.append((now_s, now_s + fault.for_s))
         await _STRIKES[fault.kind](self, fault)
 
     # ---- network

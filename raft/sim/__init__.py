@@ -11,12 +11,13 @@ a cluster's life takes about a second.
 """
 
 from raft.sim.cluster import Report, run
-from raft.sim.probes import PROBES
+from raft.sim.probes import PROBES, UNREACHED
 from raft.sim.schedule import Fault, Op, Schedule, generate, quiet
 from raft.sim.shrink import as_test, shrink
 
 __all__ = [
     "PROBES",
+    "UNREACHED",
     "Fault",
     "Op",
     "Report",

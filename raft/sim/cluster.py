@@ -16,9 +16,10 @@ from raft.core import ConfChange, ConfState, CoreError, Message, ProposalDropped
 from raft.core.confchange import is_joint, leave_joint
 from raft.core.invariants import InvariantViolated
 from raft.core.quorum import VoteResult, joint_vote
+from raft.sim.busy import busy_s
 from raft.sim.checkers import Judge, Violation
 from raft.sim.disk import Image
-from raft.sim.kernel import Kernel
+from raft.sim.kernel import SECOND, Kernel
 from raft.sim.member import Member
 from raft.sim.nemesis import Nemesis
 from raft.sim.network import Network
@@ -54,6 +55,8 @@ class Report:
     terms: int = 0
     """Terms that had a leader."""
     virtual_us: int = 0
+    busy_us: int = 0
+    """Of it, the time with enough client calls and a fault at work or ended shortly before."""
 
 
 class Cluster:
@@ -275,6 +278,12 @@ def run(schedule: Schedule, *, until_us: int | None = None) -> Report:
         where = traceback.extract_tb(error.__traceback__)[-1]
         invariant = f"{type(error).__name__} in {where.name}"
         detail = "".join(traceback.format_exception(error)[-6:])
+    end_us = min(cluster.kernel.now, schedule.duration_us)
+    busy = busy_s(
+        [op.at / SECOND for op in schedule.ops],
+        ((fault.at / SECOND, fault.until / SECOND) for fault in schedule.faults),
+        end_us / SECOND,
+    )
     return Report(
         schedule.seed,
         invariant,
@@ -288,4 +297,5 @@ def run(schedule: Schedule, *, until_us: int | None = None) -> Report:
         cluster.probes.counts,
         len(cluster.judge.leaders),
         cluster.kernel.now,
+        int(busy * SECOND),
     )

@@ -53,6 +53,9 @@ PROBES = (
     "two members believe they lead",
 )
 
+UNREACHED: dict[str, str] = {}
+"""Probes that a campaign need not reach, each with the reason."""
+
 
 class Probes:
     """How often each was reached."""

@@ -104,7 +104,7 @@ def quiet(seed: int, *, seconds: int = 6, rate: int = 20) -> Schedule:
 
 # ---------------------------------------------------------------------- generation
 
-OPS_PER_SECOND = (20, 25, 30)
+OPS_PER_SECOND = (25, 30, 40)
 FAULT_SHARE = 0.8
 """Faults begin within this first part of a run."""
 
