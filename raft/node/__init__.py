@@ -7,6 +7,8 @@ The promises, and where each is kept:
   `forwarding`).
 * A read is settled when the local state holds everything that was acknowledged anywhere before the
   read arrived (`reads`).
+* A question to the leader's application is answered by one that leads when it gets it, perhaps more
+  than one (`questions`).
 * No promise leaves before the disk holds it; messages to others leave before our own sync (`node`).
 * A member with a fresh, foreign or cut disk makes no promises that an earlier disk might contradict
   (`admission`).
@@ -36,10 +38,13 @@ from raft.node.errors import (
 from raft.node.machine import Machine
 from raft.node.node import Node
 from raft.node.proposals import Settle
+from raft.node.questions import Answerer, AnswerSettle
 from raft.node.reads import ReadSettle
 from raft.node.status import NodeEvent, NodeStatistics, NodeStatus
 
 __all__ = [
+    "AnswerSettle",
+    "Answerer",
     "Machine",
     "NoLeader",
     "NoSpace",

@@ -43,17 +43,20 @@ from raft.node.hand_over import HandOver
 from raft.node.machine import Machine
 from raft.node.notices import CommitNotices
 from raft.node.proposals import Proposals, Settle
+from raft.node.questions import Answerer, AnswerSettle, Questions
 from raft.node.reads import Reads, ReadSettle
 from raft.node.status import NodeEvent, NodeStatistics, NodeStatus
 from raft.node.write_behind import WriteBehind
 from raft.storage.protocol import LogWriter, Recovered, StateFile, StateMark
 from raft.transport.protocol import (
+    Answer,
     DiskRecorded,
     ForwardedBatch,
     ForwardRefused,
     Hello,
     HelloAnswer,
     PeerMessage,
+    Question,
     Transport,
 )
 from raft.transport.rules import HELLO_FORMAT_VERSION
@@ -103,6 +106,13 @@ class Node:
         self._fatal = fatal
         self._proposals = Proposals(config, boot_id)
         self._reads = Reads(boot_id, gather_s=config.gather_ms / 1000, linger_s=config.linger_ms / 1000)
+        self._questions = Questions(
+            member_id=config.member_id,
+            boot_id=boot_id,
+            leader=lambda: self._core.leader,
+            clock=lambda: self._loop.time(),
+            send=transport.send,
+        )
         self._inbox: deque[_InboxItem] = deque()
         """Whatever the core has to hear, in order of arrival. Bounded by INBOX_MAX for peer messages."""
         self._held: dict[int, list[_FromPeer]] = {}
@@ -256,6 +266,7 @@ class Node:
         self._failover.cancel()
         self._proposals.fail_all(Stopped("server stopped"), OutcomeUnknown("stopped; it may be applied"))
         self._reads.fail_all(Stopped("server stopped"))
+        self._questions.fail_all(Stopped("server stopped"))
 
     async def _load(self) -> StateMark:
         base, entries = self._recovered.snapshot, self._recovered.entries
@@ -312,6 +323,20 @@ class Node:
             self._wake()
         else:
             settle(TooManyRequests("too many requests"))
+
+    def ask_leader(self, data: bytes, settle: AnswerSettle) -> None:
+        """Have the leader's `answer_with` answer `data`; `settle(answer, error)` is called once.
+
+        Never raises. Errors: ReadTimedOut, NoLeader, TooManyRequests or Stopped. It may be asked twice.
+        """
+        if self._ended:
+            settle(b"", Stopped("server stopped"))
+        else:
+            self._questions.ask(data, settle, self._loop.time() + self._timeout_s)
+
+    def answer_with(self, answerer: Answerer) -> None:
+        """Whom to pass the questions to that reach this member while it leads."""
+        self._questions.answerer = answerer
 
     @property
     def member_id(self) -> int:
@@ -416,6 +441,8 @@ class Node:
         def connected() -> None:
             self._tell_disk(member_id)
             self._hand_over.connected(member_id)
+            if member_id == self._core.leader:
+                self._questions.ask_again()
 
         self._post(connected)
 
@@ -525,6 +552,10 @@ class Node:
             self._hand_over.on_forwarded(member_id, message)
         elif type(message) is ForwardRefused:
             self._hand_over.on_refused(member_id, boot_id, message)
+        elif type(message) is Question:
+            self._questions.on_question(member_id, message)
+        elif type(message) is Answer:
+            self._questions.on_answer(message)
 
     def _durable(self, work: AppendWork) -> None:
         if self._cut_guard.active:
@@ -543,6 +574,7 @@ class Node:
             for _ in range(ticks):
                 self._core.tick()
         self._hand_over.tick(now_s)
+        self._questions.sweep()
         if self._write_behind.due(now_s):
             self._write_behind.begin()
         self._compaction.consider(self._write_behind.durable)
@@ -597,6 +629,7 @@ class Node:
         if event.role is Role.LEADER:
             self._cut_guard.release()
         if event.leader:
+            self._post(self._questions.ask_again)
             self._leader_changes += event.leader != seen.leader
             self._failover.cancel()
         for listener in self._listeners:

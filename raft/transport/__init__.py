@@ -16,6 +16,7 @@ runs against both.
 
 from raft.transport.memory import LinkConditions, MemoryTransport, Network
 from raft.transport.protocol import (
+    Answer,
     DiskRecorded,
     ForwardedBatch,
     ForwardRefused,
@@ -25,11 +26,13 @@ from raft.transport.protocol import (
     PeerLink,
     PeerMessage,
     PeerStatistics,
+    Question,
     Receiver,
     Transport,
 )
 
 __all__ = [
+    "Answer",
     "DiskRecorded",
     "ForwardRefused",
     "ForwardedBatch",
@@ -42,6 +45,7 @@ __all__ = [
     "PeerLink",
     "PeerMessage",
     "PeerStatistics",
+    "Question",
     "Receiver",
     "Transport",
 ]

@@ -14,12 +14,14 @@ from google.protobuf.message import DecodeError
 from raft.core.messages import Message, MessageType
 from raft.core.types import ConfState, Entry, EntryKind, SnapshotMeta
 from raft.transport.protocol import (
+    Answer,
     DiskRecorded,
     ForwardedBatch,
     ForwardRefused,
     Hello,
     HelloAnswer,
     PeerMessage,
+    Question,
 )
 from raft.transport.wire import peer_pb2 as wire
 
@@ -82,6 +84,9 @@ def encode_frame(messages: Iterable[PeerMessage]) -> bytes:
             batch.data = message.data
         elif isinstance(message, DiskRecorded):
             add().disk_recorded.disk_id = message.disk_id
+        elif isinstance(message, (Question, Answer)):
+            target = add().question if isinstance(message, Question) else add().answer
+            target.boot_id, target.number, target.data = message.boot_id, message.number, message.data
         else:
             refused = add().refused
             refused.term, refused.boot_id, refused.counter = message.term, message.boot_id, message.counter
@@ -103,6 +108,10 @@ def decode_frame(data: bytes) -> list[PeerMessage]:
             decoded.append(ForwardRefused(refused.term, refused.boot_id, refused.counter))
         elif kind == "disk_recorded":
             decoded.append(DiskRecorded(item.disk_recorded.disk_id))
+        elif kind == "question":
+            decoded.append(Question(item.question.boot_id, item.question.number, item.question.data))
+        elif kind == "answer":
+            decoded.append(Answer(item.answer.boot_id, item.answer.number, item.answer.data))
         else:
             raise Malformed("a peer message of no known kind")
     return decoded

@@ -65,7 +65,28 @@ class DiskRecorded:
     disk_id: int
 
 
-PeerMessage = Message | ForwardedBatch | ForwardRefused | DiskRecorded
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Asked by one application of that of the leader; opaque here."""
+
+    boot_id: int
+    """The asking process."""
+    number: int
+    """Names the question among those of its process."""
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To the question of the same name."""
+
+    boot_id: int
+    """The asking process."""
+    number: int
+    data: bytes
+
+
+PeerMessage = Message | ForwardedBatch | ForwardRefused | DiskRecorded | Question | Answer
 
 
 class Liveness(Enum):

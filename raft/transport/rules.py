@@ -11,7 +11,15 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from raft.core.messages import Message, MessageType
-from raft.transport.protocol import ForwardedBatch, Hello, HelloAnswer, Liveness, PeerMessage
+from raft.transport.protocol import (
+    Answer,
+    ForwardedBatch,
+    Hello,
+    HelloAnswer,
+    Liveness,
+    PeerMessage,
+    Question,
+)
 
 HELLO_FORMAT_VERSION = 1
 """Format of the peer conversation that this code speaks; the receiver refuses any other."""
@@ -83,7 +91,7 @@ def message_bytes(message: PeerMessage) -> int:
         for entry in message.entries:
             nbytes += len(entry.data) + 24
         return nbytes
-    if isinstance(message, ForwardedBatch):
+    if isinstance(message, (ForwardedBatch, Question, Answer)):
         return 64 + len(message.data)
     return 64
 

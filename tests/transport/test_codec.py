@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from raft.core.messages import Message, MessageType
 from raft.core.types import ConfState, Entry, EntryKind, SnapshotMeta
 from raft.transport import codec
-from raft.transport.protocol import DiskRecorded, ForwardedBatch, ForwardRefused, Hello, HelloAnswer
+from raft.transport.protocol import (
+    Answer,
+    DiskRecorded,
+    ForwardedBatch,
+    ForwardRefused,
+    Hello,
+    HelloAnswer,
+    Question,
+)
 from raft.transport.wire import peer_pb2 as wire
 
 U64 = st.integers(0, 2**64 - 1)
@@ -36,6 +44,8 @@ MESSAGES = st.one_of(
     st.builds(ForwardedBatch, U64, U64, U64, st.binary(max_size=40)),
     st.builds(ForwardRefused, U64, U64, U64),
     st.builds(DiskRecorded, U64),
+    st.builds(Question, U64, U64, st.binary(max_size=40)),
+    st.builds(Answer, U64, U64, st.binary(max_size=40)),
 )
 HELLOS = st.builds(
     Hello,

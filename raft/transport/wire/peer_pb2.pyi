@@ -39,16 +39,20 @@ class Frame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[PeerMessage, _Mapping]]] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("raft", "batch", "refused", "disk_recorded")
+    __slots__ = ("raft", "batch", "refused", "disk_recorded", "question", "answer")
     RAFT_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     DISK_RECORDED_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
     raft: Message
     batch: ForwardedBatch
     refused: ForwardRefused
     disk_recorded: DiskRecorded
-    def __init__(self, raft: _Optional[_Union[Message, _Mapping]] = ..., batch: _Optional[_Union[ForwardedBatch, _Mapping]] = ..., refused: _Optional[_Union[ForwardRefused, _Mapping]] = ..., disk_recorded: _Optional[_Union[DiskRecorded, _Mapping]] = ...) -> None: ...
+    question: Question
+    answer: Answer
+    def __init__(self, raft: _Optional[_Union[Message, _Mapping]] = ..., batch: _Optional[_Union[ForwardedBatch, _Mapping]] = ..., refused: _Optional[_Union[ForwardRefused, _Mapping]] = ..., disk_recorded: _Optional[_Union[DiskRecorded, _Mapping]] = ..., question: _Optional[_Union[Question, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
 
 class Message(_message.Message):
     __slots__ = ("type", "to", "term", "log_term", "index", "entries", "commit", "reject", "reject_hint", "context", "snapshot")
@@ -124,6 +128,26 @@ class ForwardedBatch(_message.Message):
     counter: int
     data: bytes
     def __init__(self, term: _Optional[int] = ..., boot_id: _Optional[int] = ..., counter: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Question(_message.Message):
+    __slots__ = ("boot_id", "number", "data")
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    boot_id: int
+    number: int
+    data: bytes
+    def __init__(self, boot_id: _Optional[int] = ..., number: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("boot_id", "number", "data")
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    boot_id: int
+    number: int
+    data: bytes
+    def __init__(self, boot_id: _Optional[int] = ..., number: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class DiskRecorded(_message.Message):
     __slots__ = ("disk_id",)
