@@ -22,7 +22,7 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import grpc.aio
@@ -30,6 +30,7 @@ import grpc.aio
 from kvstore.engine import Engine, ImageError, Member
 from kvstore.http import HttpListener, make_routes
 from kvstore.rpc import Method, all_methods, make_grpc_server
+from kvstore.server.auto_compaction import AutoCompaction
 from kvstore.server.config import Config
 from kvstore.server.local_member import Limits, LocalMember
 from kvstore.server.loop_lag import LAG_BOUNDS_S, LoopLag
@@ -157,6 +158,7 @@ class _Assembly:
     _watchdog: Watchdog | None = None
     _server: grpc.aio.Server | None = None
     _publication: asyncio.Task[None] | None = None
+    _stop_compacting: Callable[[], None] | None = None
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -193,6 +195,9 @@ class _Assembly:
             logger.info("listening for client requests on %s", Url(url.scheme, url.host, port).address)
         handle.client_urls = _with_ports(config.advertise_client, config.listen_client, ports)
         handle.metrics_urls = await self._start_http(member, methods)
+        if config.retention:
+            compaction = AutoCompaction(member, config.auto_compaction_mode, config.retention, self._loop)
+            self._stop_compacting = compaction.start()
         self._publication = self._loop.create_task(self._join(handle), name=f"publish {handle.name}")
         self._publication.add_done_callback(self._on_published)
         return handle
@@ -214,6 +219,8 @@ class _Assembly:
             if self._watchdog is not None:
                 steps.callback(self._watchdog.stop)
             steps.push_async_callback(self._close_unstarted if self._node is None else self._node.stop)
+            if self._stop_compacting is not None:
+                self._stop_compacting()
             if self._publication is not None:
                 self._publication.cancel()
                 await asyncio.wait([self._publication])

@@ -117,6 +117,18 @@ class TooManyRequests(RequestError):
     code, text = Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests"
 
 
+class WrongVersionFormat(RequestError):
+    code, text = Code.INVALID_ARGUMENT, "etcdserver: wrong downgrade target version format"
+
+
+class InvalidDowngradeTarget(RequestError):
+    code, text = Code.INVALID_ARGUMENT, "etcdserver: invalid downgrade target version"
+
+
+class NoDowngrade(RequestError):
+    code, text = Code.FAILED_PRECONDITION, "etcdserver: no inflight downgrade job"
+
+
 class ServiceError(KVError):
     """The service could not answer."""
 
@@ -137,6 +149,12 @@ class LeaderChanged(Unavailable):
 
 class ServerStopped(Unavailable):
     text = "etcdserver: server stopped"
+
+
+class NotAppliedInTime(Unavailable):
+    """A write that found nobody to take it in time."""
+
+    text = "etcdserver: request timed out"
 
 
 class ReadTimedOut(Unavailable):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
 
 from kvstore.engine.commands import PLAIN_PUT, PUT_HEAD, CommandError, decode
+from kvstore.engine.hashing import hash_slices
 from kvstore.engine.lease_commands import LeaseCheckpoint, LeaseExpire, LeaseGrant, LeaseRevoke
 from kvstore.engine.leases import LEASE_BYTES, LEASE_PREFIX, Leases
 from kvstore.engine.leasing import run_lease_command
@@ -214,12 +215,20 @@ class Engine:
     def alarms(self) -> tuple[AlarmMember, ...]:
         return self._tables.alarms()
 
-    def hash_kv(self, revision: int = 0) -> int:
-        """CRC-32 over the retained history up to `revision` (0: now); equal on all members.
+    def hash_slices(self, revision: int = 0) -> tuple[int, Iterator[int | None]]:
+        """The revision meant (0: now), and in slices of bounded work (None after each) the CRC-32
+        over the retained history up to it; equal on all members.
 
-        Visits every key. Raises FutureRevision, Compacted.
+        Visits every key; commands may be applied between two slices. Raises FutureRevision,
+        Compacted, the iterator too.
         """
-        return self._store.hash_retained(self._store.readable_revision(revision))
+        readable = self._store.readable_revision(revision)
+        return readable, hash_slices(self._store, readable)
+
+    def hash_kv(self, revision: int = 0) -> int:
+        """What `hash_slices` gives in the end, at once. Raises FutureRevision, Compacted."""
+        (checksum,) = (found for found in self.hash_slices(revision)[1] if found is not None)
+        return checksum
 
     # -- events ----------------------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ the same on every member at the same log index, also on one that was loaded from
 
 from __future__ import annotations
 
-import zlib
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -308,7 +307,7 @@ class Store:
         for key, count in counts.items():
             self._forget(key, count)
 
-    def _is_retained(self, record: bytes, after: bytes | None) -> bool:
+    def is_retained(self, record: bytes, after: bytes | None) -> bool:
         """Whether compaction leaves a record, `after` being the next one of its key."""
         if after is not None and mod_revision_of(after) <= self.compact_revision:
             return False
@@ -325,7 +324,7 @@ class Store:
             record = records[position]
             if is_tombstone(record):
                 after = records[position + 1] if position + 1 < len(records) else self.current.get(key)
-                if self._is_retained(record, after):
+                if self.is_retained(record, after):
                     self._tombstones_kept.append(key)
                     break
             elif count:
@@ -437,21 +436,3 @@ class Store:
     def _histories(self) -> Iterator[tuple[bytes, list[bytes]]]:
         for key, past in self.history.items():
             yield key, past if isinstance(past, list) else [past]
-
-    # -- comparing members -----------------------------------------------------------------------
-
-    def hash_retained(self, revision: int) -> int:
-        """CRC-32 over all revisions up to `revision` that compaction has not given up."""
-        checksum = 0
-        for key in sorted([*self.live, *self.dead]):
-            past = self.history.get(key, [])
-            records = list(past) if isinstance(past, list) else [past]
-            if key in self.current:
-                records.append(self.current[key])
-            for position, record in enumerate(records):
-                if mod_revision_of(record) > revision:
-                    break
-                after = records[position + 1] if position + 1 < len(records) else None
-                if self._is_retained(record, after):
-                    checksum = zlib.crc32(record, zlib.crc32(key, checksum))
-        return checksum

@@ -110,6 +110,11 @@ def range_response(result: results.RangeResult, header: pb.ResponseHeader) -> pb
     return pb.RangeResponse(header=header, kvs=_pairs(result.kvs), more=result.more, count=result.count)
 
 
+def range_piece(pairs: Iterable[results.KeyValue]) -> pb.RangeResponse:
+    """A part of an answer that comes in pieces, but the last."""
+    return pb.RangeResponse(kvs=_pairs(pairs))
+
+
 def put_response(result: results.PutResult, header: pb.ResponseHeader) -> pb.PutResponse:
     """The answer to a write."""
     prev = key_value(result.prev) if result.prev is not None else None

@@ -8,6 +8,7 @@ from kvstore.rpc.headers import Headers
 from kvstore.rpc.health import HealthService
 from kvstore.rpc.kv import KVService
 from kvstore.rpc.maintenance import MaintenanceService
+from kvstore.rpc.upkeep import UpkeepService
 from kvstore.server.local_member import LocalMember
 
 
@@ -18,5 +19,6 @@ def all_methods(member: LocalMember) -> tuple[Method, ...]:
         *KVService(member, headers).methods(),
         *ClusterService(member, headers).methods(),
         *MaintenanceService(member, headers).methods(),
+        *UpkeepService(member, headers).methods(),
         *HealthService().methods(),
     )

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvstore.server.retention import PERIODIC, REVISION, parse_retention
 from kvstore.server.settings import (
     ConfigError,
     Fate,
@@ -135,6 +136,19 @@ class Config:
         "URLs at which clients reach this member; to be given whenever listen-client-urls is.",
         shown=DEFAULT_CLIENT_URL,
     )
+    auto_compaction_mode: str = _setting(
+        Kind.TEXT,
+        "periodic",
+        Group.CLUSTERING,
+        "How auto-compaction-retention counts: periodic (time) or revision.",
+    )
+    auto_compaction_retention: str = _setting(
+        Kind.TEXT,
+        "0",
+        Group.CLUSTERING,
+        "History to keep, compacted by the leader: a duration (a bare number is hours) or, in the mode"
+        " revision, a number of revisions; 0 keeps all until a client compacts.",
+    )
     listen_metrics_urls: str = _setting(
         Kind.URLS, "", Group.MONITORING, "URLs to listen on for /metrics, /health and /version."
     )
@@ -187,6 +201,17 @@ class Config:
             return None
         return self.quota_backend_bytes or QUOTA_DEFAULT_BYTES
 
+    @property
+    def retention(self) -> float:
+        """What auto compaction keeps, in seconds or revisions; 0 when it is off. Raises ConfigError."""
+        mode = self.auto_compaction_mode
+        if mode not in ("", PERIODIC, REVISION):
+            raise ConfigError(f'unknown auto-compaction-mode "{mode}"')
+        try:
+            return parse_retention(mode, self.auto_compaction_retention)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
     def initial_members(self) -> dict[str, tuple[Url, ...]]:
         """The members a new cluster begins with, by name.
 
@@ -230,6 +255,7 @@ class Config:
             if not url.host:
                 raise ConfigError(f"unexpected empty host ({url})")
         self._validate_timers()
+        _ = self.retention
         if self.max_txn_ops < 1:
             raise ConfigError(f"--max-txn-ops must be >0 (set to {self.max_txn_ops})")
         if self.max_request_bytes < 1:

@@ -12,11 +12,11 @@ _MEANINGS: tuple[tuple[type[node_errors.NodeError], Callable[[], errors.KVError]
     (node_errors.Stopped, errors.ServerStopped),
     (node_errors.TooManyRequests, errors.TooManyRequests),
     (node_errors.NoSpace, errors.NoSpace),
-    (node_errors.NoLeader, errors.NoLeader),
-    (node_errors.NotApplied, lambda: errors.Unavailable("etcdserver: request timed out")),
+    (node_errors.NotApplied, errors.NotAppliedInTime),
     (node_errors.ReadTimedOut, errors.ReadTimedOut),
 )
-"""First match counts: a class stands before its base."""
+"""First match counts: a class stands before its base. A write that found no leader timed out, as in
+etcd, which says "no leader" only to those who asked for one in their metadata."""
 
 
 def as_kv_error(error: node_errors.NodeError) -> errors.KVError:

@@ -37,8 +37,6 @@ _IGNORED: dict[Group, tuple[tuple[str, Kind, str, str], ...]] = {
         ("discovery-proxy", _T, "", "There is no discovery service."),
         ("strict-reconfig-check", _B, "true", "Always on."),
         ("pre-vote", _B, "true", "Always on."),
-        ("auto-compaction-retention", _T, "0", "History is kept until it is compacted by a client."),
-        ("auto-compaction-mode", _T, "periodic", "History is kept until it is compacted by a client."),
         ("enable-v2", _B, "false", "Version 2 of the API is not served."),
         ("wait-cluster-ready-timeout", _D, "5s", "A member serves once it has joined."),
         ("v2-deprecation", _T, "not-yet", "Version 2 of the API is not served."),

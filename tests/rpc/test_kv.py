@@ -162,10 +162,10 @@ def test_a_request_that_is_too_large_is_not_proposed(make_bench) -> None:
 @pytest.mark.parametrize(
     ("cause", "error", "text"),
     [
-        (node_errors.NoLeader(), errors.NoLeader, "etcdserver: no leader"),
+        (node_errors.NoLeader(), errors.NotAppliedInTime, "etcdserver: request timed out"),
         (node_errors.TooManyRequests(), errors.TooManyRequests, "etcdserver: too many requests"),
         (node_errors.NoSpace(), errors.NoSpace, "etcdserver: mvcc: database space exceeded"),
-        (node_errors.NotApplied(), errors.Unavailable, "etcdserver: request timed out"),
+        (node_errors.NotApplied(), errors.NotAppliedInTime, "etcdserver: request timed out"),
         (node_errors.Stopped(), errors.ServerStopped, "etcdserver: server stopped"),
         (node_errors.RequestTimedOut(), errors.OutcomeUnknown, "etcdserver: request timed out"),
         (node_errors.OutcomeUnknown(), errors.OutcomeUnknown, "etcdserver: request timed out"),

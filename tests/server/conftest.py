@@ -18,6 +18,7 @@ from kvstore.wire import rpc_pb2 as pb
 
 REPLIES = {
     "KV/Range": pb.RangeResponse,
+    "KV/RangeStream": pb.RangeStreamResponse,
     "KV/Put": pb.PutResponse,
     "KV/DeleteRange": pb.DeleteRangeResponse,
     "KV/Txn": pb.TxnResponse,
@@ -62,6 +63,15 @@ class Member:
             response_deserializer=REPLIES[method].FromString,
         )
         return await invoke(request, timeout=deadline, **options)
+
+    def stream(self, method: str, request, *, deadline: float | None = 10):
+        """A call whose reply is a stream."""
+        invoke = self._channel.unary_stream(
+            f"/etcdserverpb.{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=REPLIES[method].FromString,
+        )
+        return invoke(request, timeout=deadline)
 
     async def put(self, key: bytes, value: bytes = b"v", **options):
         return await self.call("KV/Put", pb.PutRequest(key=key, value=value), **options)

@@ -25,6 +25,8 @@ SAMPLES = {
     "initial-cluster-state": "existing",
     "initial-cluster-token": "token",
     "advertise-client-urls": "http://127.0.0.1:2389",
+    "auto-compaction-mode": "revision",
+    "auto-compaction-retention": "1000",
     "listen-metrics-urls": "http://127.0.0.1:2388",
     "log-level": "debug",
     "log-format": "console",
@@ -445,7 +447,6 @@ def test_etcds_sample_file_is_read(tmp_path):
         "--snapshot-count",
         "--strict-reconfig-check",
         "--enable-pprof",
-        "--auto-compaction-retention",
         "--cipher-suites",
         "--tls-max-version",
     ]

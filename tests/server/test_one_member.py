@@ -205,3 +205,18 @@ async def test_a_member_that_cannot_start_says_why_in_one_line(members, until) -
     assert str(blocked) in await refusal(data_dir=str(blocked))
     await member.start()
     await member.ready()
+
+
+@pytest.mark.asyncio
+async def test_a_range_in_pieces_ends_by_itself(members) -> None:
+    (only,) = await members.start(1)
+    for number in range(4):
+        await only.put(b"%d" % number, b"v" * (700 * 1024))
+    stream = only.stream("KV/RangeStream", pb.RangeRequest(key=b"0", range_end=b"9"))
+    pieces = [piece.range_response async for piece in stream]
+    assert [len(piece.kvs) for piece in pieces] == [2, 2]
+    assert [piece.HasField("header") for piece in pieces] == [False, True]
+    assert pieces[-1].count == 4
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        [piece async for piece in only.stream("KV/RangeStream", pb.RangeRequest(key=b""))]
+    assert raised.value.details() == "etcdserver: key is not provided"
