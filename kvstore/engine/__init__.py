@@ -11,6 +11,8 @@ Contract
   knows the state: stop the process.
 * One revision counter for the whole store: 1 when empty, plus 1 for every command that changed at
   least one key. History stays readable until a `Compact`.
+* While `observing`, `take_changes` yields what was changed, by whole revisions; `history` replays the
+  same from any retained revision, in bounded slices. `to_event` makes of a change what a watch shows.
 * `drain_changes` yields the rows that bring the durable image to the applied state; `load` and
   `load_done` rebuild a fresh engine from those rows, ordered by row key.
 * Leases are state without a clock: which exist, for how long, on which keys. That the time of one
@@ -20,6 +22,7 @@ Contract
 """
 
 from kvstore.engine.commands import CommandError, decode, encode
+from kvstore.engine.history import HistorySlice
 from kvstore.engine.lease_commands import (
     LEASE_CHECKPOINTS_MAX,
     Checkpoint,
@@ -30,6 +33,7 @@ from kvstore.engine.lease_commands import (
 )
 from kvstore.engine.leases import Lease, Leases
 from kvstore.engine.machine import Engine, ImageError
+from kvstore.engine.record import change_bytes, is_deletion, to_event
 from kvstore.engine.requests import (
     OPEN_END,
     Alarm,
@@ -55,6 +59,7 @@ from kvstore.engine.requests import (
 from kvstore.engine.results import (
     AlarmMember,
     AlarmResult,
+    Change,
     CompactResult,
     DeleteResult,
     Event,
@@ -66,7 +71,7 @@ from kvstore.engine.results import (
     Outcome,
     PutResult,
     RangeResult,
-    RevisionEvents,
+    RevisionChanges,
     TxnResult,
 )
 from kvstore.engine.validate import TXN_OPERATIONS_MAX, check_delete, check_put, check_range, check_txn
@@ -80,6 +85,7 @@ __all__ = [
     "AlarmMember",
     "AlarmResult",
     "AlarmType",
+    "Change",
     "Checkpoint",
     "Command",
     "CommandError",
@@ -92,6 +98,7 @@ __all__ = [
     "DeleteResult",
     "Engine",
     "Event",
+    "HistorySlice",
     "ImageError",
     "KeyValue",
     "Lease",
@@ -110,19 +117,22 @@ __all__ = [
     "PutResult",
     "Range",
     "RangeResult",
-    "RevisionEvents",
+    "RevisionChanges",
     "SetMemberAttributes",
     "SortOrder",
     "SortTarget",
     "Txn",
     "TxnResult",
+    "change_bytes",
     "check_delete",
     "check_put",
     "check_range",
     "check_txn",
     "decode",
     "encode",
+    "is_deletion",
     "is_read_only",
     "is_serializable",
     "quota_cost_bytes",
+    "to_event",
 ]

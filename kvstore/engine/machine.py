@@ -7,11 +7,12 @@ from struct import Struct
 
 from kvstore.engine.commands import PLAIN_PUT, PUT_HEAD, CommandError, decode
 from kvstore.engine.hashing import hash_slices
+from kvstore.engine.history import HistorySlice, read_history
 from kvstore.engine.lease_commands import LeaseCheckpoint, LeaseExpire, LeaseGrant, LeaseRevoke
 from kvstore.engine.leases import LEASE_BYTES, LEASE_PREFIX, Leases
 from kvstore.engine.leasing import run_lease_command
 from kvstore.engine.ranges import read_range
-from kvstore.engine.record import DATA_PREFIX, is_tombstone, mod_revision_of, to_key_value
+from kvstore.engine.record import DATA_PREFIX
 from kvstore.engine.requests import (
     Alarm,
     AlarmAction,
@@ -28,17 +29,15 @@ from kvstore.engine.results import (
     AlarmMember,
     AlarmResult,
     CompactResult,
-    Event,
-    KeyValue,
     Member,
     MemberResult,
     Outcome,
     PutResult,
     RangeResult,
-    RevisionEvents,
+    RevisionChanges,
     TxnResult,
 )
-from kvstore.engine.store import FIRST_REVISION, NEVER_COMPACTED, Change, Store
+from kvstore.engine.store import FIRST_REVISION, NEVER_COMPACTED, Store
 from kvstore.engine.tables import ALARM_PREFIX, MEMBER_PREFIX, Tables
 from kvstore.engine.txn import delete, put, run_txn
 from kvstore.errors import Corrupt, KVError, LeaseNotFound, MemberNotFound, NoSpace
@@ -75,8 +74,8 @@ class Engine:
         """Log index and term of the entry being applied."""
         self._saved_state = b""
         """The state row as last drained or loaded; empty before the first."""
-        self._events: list[tuple[int, list[Change]]] = []
-        """Raw changes per revision since the last `take_events`, while observed."""
+        self._changes: list[RevisionChanges] = []
+        """Since the last `take_changes`, while observed."""
 
     # -- applying --------------------------------------------------------------------------------
 
@@ -126,7 +125,7 @@ class Engine:
     def _commit(self) -> None:
         store = self._store
         if store.commit() and store.observing:
-            self._events.append((store.revision, store.changes))
+            self._changes.append(RevisionChanges(store.revision, store.changes))
             store.changes = []
 
     def _run_command(self, command: Command) -> Outcome:
@@ -230,26 +229,30 @@ class Engine:
         (checksum,) = (found for found in self.hash_slices(revision)[1] if found is not None)
         return checksum
 
-    # -- events ----------------------------------------------------------------------------------
+    # -- changes ---------------------------------------------------------------------------------
 
     @property
-    def observe_events(self) -> bool:
-        """Whether `apply` keeps events for `take_events`. Whoever sets it must take them."""
+    def observing(self) -> bool:
+        """Whether `apply` keeps changes for `take_changes`. Whoever sets it must take them."""
         return self._store.observing
 
-    @observe_events.setter
-    def observe_events(self, observing: bool) -> None:
+    @observing.setter
+    def observing(self, observing: bool) -> None:
         self._store.observing = observing
         self._store.changes = []
-        self._events = []
+        self._changes = []
 
-    def take_events(self) -> list[RevisionEvents]:
-        """Events since the last call, whole revisions, with the pair before each change."""
-        events, self._events = self._events, []
-        return [
-            RevisionEvents(revision, [_to_event(*change) for change in changes])
-            for revision, changes in events
-        ]
+    def take_changes(self) -> list[RevisionChanges]:
+        """Changes since the last call, whole revisions, with the pair before each."""
+        changes, self._changes = self._changes, []
+        return changes
+
+    def history(self, key: bytes, range_end: bytes, start: int) -> HistorySlice:
+        """Changes of an interval from a past revision on, a slice of them. Raises Compacted.
+
+        Together the slices are what `take_changes` gave, but for previous pairs that are compacted.
+        """
+        return read_history(self._store, key, range_end, start)
 
     # -- the durable image -----------------------------------------------------------------------
 
@@ -301,10 +304,3 @@ class Engine:
 
     def _state_row(self) -> bytes:
         return _STATE.pack(IMAGE_VERSION, self._store.revision, self._store.compact_revision)
-
-
-def _to_event(key: bytes, record: bytes, before: bytes | None) -> Event:
-    prev = None if before is None else to_key_value(key, before)
-    if is_tombstone(record):
-        return Event(True, KeyValue(key, 0, mod_revision_of(record), 0, b"", 0), prev)
-    return Event(False, to_key_value(key, record), prev)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-from kvstore.engine.results import KeyValue
+from kvstore.engine.results import Change, Event, KeyValue
 
 HEADER = Struct(">qqqqI")
 HEADER_BYTES = HEADER.size
@@ -88,3 +88,22 @@ def user_key(row: bytes) -> bytes:
     if 0 in key:
         key = key.replace(b"\0\xff", b"\0")
     return key
+
+
+def is_deletion(change: Change) -> bool:
+    return is_tombstone(change[1])
+
+
+def change_bytes(change: Change) -> int:
+    """About what a change keeps in memory."""
+    key, record, before = change
+    return len(key) + len(record) + (0 if before is None else len(before))
+
+
+def to_event(change: Change) -> Event:
+    """A change as a watcher is shown it."""
+    key, record, before = change
+    prev = None if before is None else to_key_value(key, before)
+    if is_tombstone(record):
+        return Event(True, KeyValue(key, 0, mod_revision_of(record), 0, b"", 0), prev)
+    return Event(False, to_key_value(key, record), prev)

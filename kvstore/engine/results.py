@@ -115,8 +115,12 @@ class Event(NamedTuple):
     prev: KeyValue | None
 
 
-class RevisionEvents(NamedTuple):
+Change = tuple[bytes, bytes, bytes | None]
+"""One change, as the store keeps it: the key, and what only `to_event` understands."""
+
+
+class RevisionChanges(NamedTuple):
     """All changes of one revision, in the order they were made; never split."""
 
     revision: int
-    events: Sequence[Event]
+    changes: Sequence[Change]

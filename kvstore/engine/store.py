@@ -19,13 +19,14 @@ the same on every member at the same log index, also on one that was loaded from
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sortedcontainers import SortedList  # type: ignore[import-untyped]  # ships no types
 
+from kvstore.engine.changelog import ChangeLog
 from kvstore.engine.leases import Leases
 from kvstore.engine.record import (
     HEADER_BYTES,
@@ -41,6 +42,7 @@ from kvstore.engine.record import (
     user_key,
 )
 from kvstore.engine.requests import OPEN_END
+from kvstore.engine.results import Change
 from kvstore.errors import Compacted, FutureRevision
 
 FIRST_REVISION = 1
@@ -48,9 +50,6 @@ FIRST_REVISION = 1
 
 NEVER_COMPACTED = -1
 """`compact_revision` before the first compaction, as etcd has it: compacting at 0 is then legal."""
-
-Change = tuple[bytes, bytes, bytes | None]
-"""Key, new record (perhaps a tombstone), record before."""
 
 
 class Store:
@@ -69,7 +68,10 @@ class Store:
         self.observing = False
         """Collect `changes`; costs nothing when False."""
         self.changes: list[Change] = []
-        """Of the command being applied, in order, while `observing`."""
+        """Of the command being applied, in order, while `observing`: key, new record (perhaps a
+        tombstone), record before the revision."""
+        self.log = ChangeLog(FIRST_REVISION)
+        """Which keys changed when."""
         self._sub = 0
         """Changes made by the command being applied; 0 between commands."""
 
@@ -144,8 +146,9 @@ class Store:
         self._written_bytes += len(key) + len(record) + ROW_OVERHEAD_BYTES
         self._unsaved_keys.append(key)
         self._unsaved_records.append(record)
+        self.log.append(main, key)
         if self.observing:
-            self.changes.append((key, record, old))
+            self._observe(key, record, old, main)
         return old
 
     def delete_range(self, key: bytes, range_end: bytes) -> list[tuple[bytes, bytes]]:
@@ -178,9 +181,17 @@ class Store:
             self._written_bytes += row_bytes(each, tombstone)
             self._unsaved_keys.append(each)
             self._unsaved_records.append(tombstone)
+            self.log.append(main, each)
             if self.observing:
-                self.changes.append((each, tombstone, old))
+                self._observe(each, tombstone, old, main)
         return deleted
+
+    def _observe(self, key: bytes, record: bytes, before: bytes | None, main: int) -> None:
+        """What a watcher is shown as previous is the pair before the revision, as in etcd, also when
+        one command changed a key twice."""
+        if before is not None and mod_revision_of(before) == main:
+            before = self.record_at(key, main - 1)
+        self.changes.append((key, record, before))
 
     def commit(self) -> bool:
         """End of a command: one new revision if it changed anything. Returns whether it did."""
@@ -270,6 +281,30 @@ class Store:
                 return None
         return None if is_tombstone(record) else record
 
+    def records_of(self, key: bytes, start: int, limit: int, stop: int = 0) -> list[bytes]:
+        """A key's records and tombstones from revision `start` on, oldest first, at most `limit`
+        (0: all), those before `stop` (0: all)."""
+        past = self.history.get(key, ())
+        if isinstance(past, bytes):
+            past = [past]
+        low = bisect_left(past, start, key=mod_revision_of)
+        high = bisect_left(past, stop, low, key=mod_revision_of) if stop else len(past)
+        records = list(past[low : min(high, low + limit) if limit else high])
+        present = self.current.get(key)
+        if present is not None and (not limit or len(records) < limit):
+            mod = mod_revision_of(present)
+            if start <= mod and (not stop or mod < stop):
+                records.append(present)
+        return records
+
+    def build_log(self, budget: int) -> int:
+        """Take a step at building what the change log lacks of a loaded image; the visits it took."""
+        return self.log.build(
+            lambda: [*self.current, *self.dead],
+            lambda key: map(mod_revision_of, self.records_of(key, 0, 0)),
+            budget,
+        )
+
     # -- compaction ------------------------------------------------------------------------------
 
     def compact(self, revision: int) -> None:
@@ -279,6 +314,7 @@ class Store:
         if revision > self.revision:
             raise FutureRevision
         self.compact_revision = revision
+        self.log.trim(revision)
         if self._tombstones_kept:
             assert not self._tombstones_expired, "tombstones were kept before the expired ones had gone"
             self._tombstones_expired.extend(sorted(self._tombstones_kept))
@@ -406,6 +442,7 @@ class Store:
                 self.current[key] = record
         self.revision = revision
         self.compact_revision = compact_revision
+        self.log = ChangeLog(revision)
         self._drained_bytes = self._written_bytes
         self.live = SortedList(self.current)
         self.dead = SortedList([key for key in self.history if key not in self.current])

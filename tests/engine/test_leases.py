@@ -25,6 +25,7 @@ from kvstore.engine import (
     Range,
     Txn,
     encode,
+    is_deletion,
 )
 from kvstore.errors import Corrupt, KeyNotFound, KVError, LeaseExists, LeaseNotFound, NoSpace
 
@@ -51,11 +52,11 @@ def test_a_revocation_deletes_the_keys_in_order_in_one_revision(shell) -> None:
     shell.run(LeaseGrant(7, 60))
     for key in (b"c", b"a", b"b"):
         shell.put(key, lease=7)
-    shell.engine.observe_events = True
+    shell.engine.observing = True
     assert shell.run(LeaseRevoke(7)) == LeaseResult(5, True)
-    (changes,) = shell.engine.take_events()
+    (changes,) = shell.engine.take_changes()
     assert changes.revision == 5
-    assert [(event.is_delete, event.kv.key) for event in changes.events] == [
+    assert [(is_deletion(change), change[0]) for change in changes.changes] == [
         (True, b"a"),
         (True, b"b"),
         (True, b"c"),

@@ -25,6 +25,7 @@ from kvstore.engine import (
     SetMemberAttributes,
     Txn,
     encode,
+    to_event,
 )
 from kvstore.errors import Corrupt, KVError, LeaseNotFound, MemberNotFound, NoSpace
 
@@ -171,8 +172,8 @@ def test_an_unknown_member_cannot_publish() -> None:
 def test_events_carry_the_pair_before_and_keep_revisions_whole() -> None:
     engine = Engine()
     apply(engine, Put(b"a", b"unseen"))
-    assert not engine.take_events()
-    engine.observe_events = True
+    assert not engine.take_changes()
+    engine.observing = True
     apply(
         engine,
         Put(b"a", b"1"),
@@ -180,15 +181,16 @@ def test_events_carry_the_pair_before_and_keep_revisions_whole() -> None:
         DeleteRange(b"zz"),
         Put(b"c", lease=1),
     )
-    events = engine.take_events()
-    assert [(each.revision, [(e.is_delete, e.kv.key) for e in each.events]) for each in events] == [
+    taken = engine.take_changes()
+    events = [(each.revision, [to_event(change) for change in each.changes]) for each in taken]
+    assert [(revision, [(e.is_delete, e.kv.key) for e in made]) for revision, made in events] == [
         (3, [(False, b"a")]),
         (4, [(False, b"b"), (True, b"a")]),
     ]
-    assert events[0].events[0].prev is not None
-    assert events[0].events[0].prev.value == b"unseen"
-    deletion = events[1].events[1]
+    assert events[0][1][0].prev is not None
+    assert events[0][1][0].prev.value == b"unseen"
+    deletion = events[1][1][1]
     assert deletion.kv == (b"a", 0, 4, 0, b"", 0)
     assert deletion.prev is not None
     assert deletion.prev.value == b"1"
-    assert not engine.take_events()
+    assert not engine.take_changes()

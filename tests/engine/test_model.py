@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,14 +26,18 @@ from kvstore.engine import (
     Compare,
     DeleteRange,
     Engine,
+    Event,
     Put,
     Range,
     Txn,
+    changelog,
     check_delete,
     check_put,
     check_txn,
     encode,
+    history,
     machine,
+    to_event,
 )
 from kvstore.engine.results import CompactResult, DeleteResult, KeyValue, PutResult, RangeResult, TxnResult
 from kvstore.errors import Compacted, DuplicateKey, FutureRevision, KeyNotFound, KVError, LeaseNotFound
@@ -73,6 +78,19 @@ class Model:
             for key, pair in self.at(revision).items()
             if self.inside(key, request.key, request.range_end)
         ]
+
+    def events(self, low: bytes, end: bytes, start: int, compacted: int) -> list[tuple[int, Event]]:
+        """What a watch of an interval is shown from `start` on, when all before `compacted` is lost."""
+        shown = []
+        for mod, key, pair in self.log:
+            if mod >= start and self.inside(key, low, end):
+                prev = self.at(mod - 1).get(key) if mod > compacted else None
+                if pair is None:
+                    shown.append((mod, Event(True, KeyValue(key, 0, mod, 0, b"", 0), prev)))
+                else:
+                    created = pair.create_revision == mod
+                    shown.append((mod, Event(False, pair, None if created else prev)))
+        return shown
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -275,16 +293,32 @@ def resolve(request, revision: int):
 
 
 class EngineMachine(RuleBasedStateMachine):
-    @initialize(sweep=st.sampled_from([1, 3, machine.SWEEP_PER_BATCH]))
-    def begin(self, sweep) -> None:
-        """Small sweeps stretch a compaction over many batches, with reloads in between."""
-        self.sweep_before, machine.SWEEP_PER_BATCH = machine.SWEEP_PER_BATCH, sweep
+    @initialize(
+        sweep=st.sampled_from([1, 3, machine.SWEEP_PER_BATCH]),
+        visits=st.sampled_from([1, 4, 2000]),
+        few=st.sampled_from([0, 2, 64]),
+        bucket=st.sampled_from([1, 3, 4096]),
+    )
+    def begin(self, sweep, visits, few, bucket) -> None:
+        """Small sweeps stretch a compaction over many batches, with reloads in between; small slices
+        make a replay of many steps."""
+        self.patches = [
+            mock.patch.object(machine, "SWEEP_PER_BATCH", sweep),
+            mock.patch.object(history, "SLICE_VISITS_MAX", visits),
+            mock.patch.object(history, "SLICE_BYTES_MAX", 200 * visits),
+            mock.patch.object(history, "FEW_KEYS", few),
+            mock.patch.object(changelog, "BUCKET_REVISIONS", bucket),
+        ]
+        for patch in self.patches:
+            patch.start()
         self.model = Model()
         self.engine = Engine()
         self.twin = Engine()
+        self.twin.observing = True
         self.image: dict[bytes, bytes] = {}
 
     def apply(self, *commands) -> None:
+        before = self.model.revision
         expected = [self.model.run(command) for command in commands]
         encoded = [encode(command) for command in commands]
         outcomes = self.engine.apply(1, 1, encoded, True)
@@ -295,6 +329,29 @@ class EngineMachine(RuleBasedStateMachine):
                 assert type(outcome) is type(wanted)
             else:
                 assert outcome == wanted
+        taken = [
+            (made.revision, to_event(change)) for made in self.twin.take_changes() for change in made.changes
+        ]
+        assert taken == self.model.events(b"", OPEN_END, before + 1, -1)
+
+    @rule(low=KEYS, end=ENDS, back=st.integers(-3, 25))
+    def replay(self, low, end, back) -> None:
+        """The past in slices is what was once told live, in whole revisions, once each."""
+        start = max(1, self.model.revision - back)
+        if start < self.model.compacted:
+            with pytest.raises(Compacted):
+                self.engine.history(low, end, start)
+            return
+        expected = self.model.events(low, end, start, self.model.compacted)
+        found, at = [], start
+        while at <= self.model.revision:
+            part = self.engine.history(low, end, at)
+            assert part.next_revision > at or (part.visits and not part.revisions), "no progress"
+            for made in part.revisions:
+                assert at <= made.revision < part.next_revision
+                found += [(made.revision, to_event(change)) for change in made.changes]
+            at = part.next_revision
+        assert found == expected
 
     @rule(puts=st.lists(PUTS, min_size=1, max_size=6))
     def put(self, puts) -> None:
@@ -362,7 +419,8 @@ class EngineMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "model"):
             return
-        machine.SWEEP_PER_BATCH = self.sweep_before
+        for patch in self.patches:
+            patch.stop()
         first = max(self.model.compacted, 1)
         for revision in range(first, self.model.revision + 1):
             past = self.engine.range(Range(b"\0", OPEN_END, revision=revision))

@@ -14,6 +14,7 @@ from kvstore.engine import (
     Put,
     Range,
     Txn,
+    is_deletion,
     is_read_only,
     is_serializable,
     quota_cost_bytes,
@@ -204,10 +205,10 @@ def test_an_open_ended_deletion_may_overlap_puts_and_takes_their_base_away(fille
 
 def test_several_changes_of_one_key_in_one_revision_keep_their_order(filled) -> None:
     ends = [DeleteRange(b"a", OPEN_END), Put(b"a", b"3"), DeleteRange(b"a", OPEN_END)]
-    filled.engine.observe_events = True
+    filled.engine.observing = True
     filled.txn((), ends)
-    (events,) = filled.engine.take_events()
-    assert [(event.is_delete, event.kv.key) for event in events.events] == [
+    (made,) = filled.engine.take_changes()
+    assert [(is_deletion(change), change[0]) for change in made.changes] == [
         (True, b"a"),
         (True, b"b"),
         (False, b"a"),
