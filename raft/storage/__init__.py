@@ -11,7 +11,9 @@ Contract, in the order of use:
    while one sync runs shares the next. An error ends it all: `fatal` is called, nothing completes.
 3. The state file follows behind. Its mark never passes what the log holds durably, and
    `LogWriter.compact` never passes its mark.
-4. Close the writer, then the state file, then `release` the directory.
+4. An image of the state goes to others as a copy of the state file; one that is received becomes the
+   state file when the log names it (`images`).
+5. Close the writer, then the state file and the images, then `release` the directory.
 
 Order of what is on disk: log base <= state mark <= last log index. Anything else is damage.
 A full disk is met only where nothing is at stake: preparing the log's next segment
@@ -38,6 +40,7 @@ from raft.storage.errors import (
     StorageError,
 )
 from raft.storage.files import FileSystem, RealFiles
+from raft.storage.images import Image, ImageStore, IncomingImage, InlineBackground
 from raft.storage.memory import MemoryFiles
 from raft.storage.memory_state import MemoryStateOpener
 from raft.storage.protocol import (
@@ -63,6 +66,10 @@ __all__ = [
     "FileSystem",
     "FormatUnknown",
     "Identity",
+    "Image",
+    "ImageStore",
+    "IncomingImage",
+    "InlineBackground",
     "InlineLogWriter",
     "LogFailed",
     "LogFull",

@@ -2,19 +2,29 @@
 
 <data-dir>/lock         exclusive lock, taken before anything else is opened
 <data-dir>/wal/         the log; the member exists from the moment its first segment has its name
-<data-dir>/state.db     the state file, which the log can always bring up to date
+<data-dir>/state.db     the state file, which the log can always bring up to date; or the one of another name
+                        that the log names, and images on their way (`images.py`)
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from raft.core.types import ConfState
 from raft.storage.errors import Damaged, DirectoryEmpty, DirectoryForeign, DirectoryUnusable, LogFailed
 from raft.storage.files import FileSystem, Lock
+from raft.storage.images import (
+    STATE_NAME,
+    Background,
+    ImageStore,
+    StateFormat,
+    ThreadBackground,
+    is_state_name,
+    state_name,
+)
 from raft.storage.protocol import Identity, Recovered, StateFile, StateMark
 from raft.storage.records import BootstrapItem
 from raft.storage.recovery import LogImage, read_log
@@ -23,13 +33,9 @@ from raft.storage.wal import SEGMENT_BYTES_DEFAULT, Log, create_log
 
 LOCK_NAME = "lock"
 LOG_NAME = "wal"
-STATE_NAME = "state.db"
 
 # What may lie where a member is created: its own files, and what file systems put at their roots.
 _HARMLESS_NAMES = frozenset({LOCK_NAME, LOG_NAME, STATE_NAME, "lost+found"})
-
-OpenState = Callable[[str, Identity], Awaitable[StateFile]]
-"""Opens or creates the state file at a path, for the member of that identity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +58,8 @@ class MemberDirectory:
     """Created by this call."""
     log: Log
     state: StateFile
+    """The state file as found; the owner exchanges it when an image is installed."""
+    images: ImageStore
     lock: Lock
 
     def release(self) -> None:
@@ -72,14 +80,16 @@ async def open_member(
     cluster_id: int | None = None,
     member_id: int | None = None,
     bootstrap: Bootstrap | None = None,
-    open_state: OpenState = open_sqlite_state,
+    open_state: StateFormat = open_sqlite_state,
+    background: Background | None = None,
     segment_bytes: int = SEGMENT_BYTES_DEFAULT,
     new_disk_id: Callable[[], int] = lambda: secrets.randbits(64),
 ) -> MemberDirectory:
     """Open the member at `path`, or create it from `bootstrap` when there is none.
 
     `cluster_id` and `member_id`, when given, must match what is stored; creation needs both.
-    `segment_bytes` counts for creation only. Blocks on the disk: call it before serving.
+    `segment_bytes` counts for creation only. `background` is where images are copied: threads of its own,
+    unless told otherwise. Blocks on the disk: call it before serving.
 
     Raises DirectoryLocked, DirectoryUnusable, DirectoryForeign, DirectoryEmpty, FormatUnknown, Damaged,
     LogFailed, StateFileFull or StateFileFailed.
@@ -93,7 +103,16 @@ async def open_member(
         raise DirectoryUnusable(f"{path}: cannot use the data directory: {error}") from error
     try:
         return await _open_locked(
-            files, path, lock, cluster_id, member_id, bootstrap, open_state, segment_bytes, new_disk_id
+            files,
+            path,
+            lock,
+            cluster_id,
+            member_id,
+            bootstrap,
+            open_state,
+            background or ThreadBackground(),
+            segment_bytes,
+            new_disk_id,
         )
     except OSError as error:
         lock.release()
@@ -110,16 +129,16 @@ async def _open_locked(
     cluster_id: int | None,
     member_id: int | None,
     bootstrap: Bootstrap | None,
-    open_state: OpenState,
+    open_state: StateFormat,
+    background: Background,
     segment_bytes: int,
     new_disk_id: Callable[[], int],
 ) -> MemberDirectory:
     log_path = f"{path}/{LOG_NAME}"
-    state_path = f"{path}/{STATE_NAME}"
     image = read_log(files, log_path)
     fresh = image is None
     if image is None:
-        if files.exists(state_path):
+        if files.exists(f"{path}/{STATE_NAME}"):
             raise Damaged("the log is missing", log_path)
         if bootstrap is None or cluster_id is None or member_id is None:
             raise DirectoryEmpty(f"{path}: there is no member in this data directory")
@@ -128,12 +147,22 @@ async def _open_locked(
         image = read_log(files, log_path)
         assert image is not None
     _check_owner(path, image.identity, cluster_id, member_id)
+    state_path = f"{path}/{state_name(image.state_file)}"
     if not files.exists(state_path) and image.snapshot.index > 0:
         raise Damaged("the state file is missing and the log no longer begins at its first entry", state_path)
     state = await open_state(state_path, image.identity)
     try:
         files.sync_directory(path)
         _check_agreement(state_path, image, await state.mark())
+        images = ImageStore(
+            files,
+            path,
+            image.identity,
+            state_format=open_state,
+            background=background,
+            state_file=image.state_file,
+        )
+        images.sweep()
         recovered = Recovered(
             identity=image.identity,
             hard_state=image.hard_state,
@@ -153,6 +182,7 @@ async def _open_locked(
         fresh=fresh,
         log=log,
         state=state,
+        images=images,
         lock=lock,
     )
 
@@ -173,7 +203,7 @@ def _create(
 def _check_empty(files: FileSystem, path: str) -> None:
     """A member is not created among the files of something else: the path may be a mistake."""
     for name in files.list(path):
-        if name not in _HARMLESS_NAMES and not name.startswith((".", f"{STATE_NAME}-")):
+        if name not in _HARMLESS_NAMES and not name.startswith(".") and not is_state_name(name):
             raise DirectoryForeign(f"{path}: the directory holds {name!r}, which is no data of this program")
 
 

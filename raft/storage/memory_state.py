@@ -19,7 +19,7 @@ from raft.storage.errors import Damaged, StateFileFailed, StateFileFull
 from raft.storage.files import File, FileSystem
 from raft.storage.protocol import Identity, Row, StateMark
 from raft.storage.records import FORMAT_VERSION, decode_conf, encode_conf
-from raft.storage.statefile import check_identity, check_version, encode_identity
+from raft.storage.statefile import check_cluster, check_identity, check_version, encode_identity
 
 _HEADER = Struct("<H24s")  # version, identity
 _FRAME = Struct("<II")  # length, CRC32C
@@ -33,12 +33,13 @@ class MemoryStateFile:
     """Implements `StateFile`. Make one with `MemoryStateOpener`."""
 
     def __init__(self, files: FileSystem, path: str, identity: Identity) -> None:
+        self._files = files
         self._path = path
         self._rows: dict[bytes, bytes] = {}
         """The image at `_mark`."""
         self._mark = StateMark(0, 0, ConfState())
         self._closed = False
-        head = _HEADER.pack(FORMAT_VERSION, encode_identity(identity))
+        self._head = head = _HEADER.pack(FORMAT_VERSION, encode_identity(identity))
         try:
             if files.exists(path):
                 self._file: File = files.open(path)
@@ -99,11 +100,8 @@ class MemoryStateFile:
             raise StateFileFailed(f"{self._path}: the state file is closed")
         if mark.index <= self._mark.index:
             raise StateFileFailed(f"{self._path}: cannot go from index {self._mark.index} to {mark.index}")
-        parts = [_MARK.pack(mark.index, mark.term), encode_conf(mark.conf)]
-        for key, value in rows:
-            parts += (_ROW.pack(len(key), -1 if value is None else len(value)), key, value or b"")
-        body = b"".join(parts)
-        frame = _FRAME.pack(len(body), crc32c(body)) + body
+        body = _encode(mark, rows)
+        frame = _frame(body)
         try:
             self._file.pwrite(frame, self._end)
             self._file.datasync()
@@ -111,6 +109,20 @@ class MemoryStateFile:
             raise _translate(self._path, error) from error
         self._take(body)
         self._end += len(frame)
+
+    def copy_to(self, path: str) -> StateMark:
+        """See StateFile."""
+        body = _encode(self._mark, list(self._rows.items()))
+        try:
+            file = self._files.open(path, create=True)
+            try:
+                file.pwrite(self._head + _frame(body), 0)
+                file.sync()
+            finally:
+                file.close()
+        except OSError as error:
+            raise _translate(path, error) from error
+        return self._mark
 
     async def scan(self, low: bytes, high: bytes | None) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
         """See StateFile."""
@@ -130,6 +142,17 @@ class MemoryStateFile:
             self._file.close()
 
 
+def _encode(mark: StateMark, rows: Sequence[Row]) -> bytes:
+    parts = [_MARK.pack(mark.index, mark.term), encode_conf(mark.conf)]
+    for key, value in rows:
+        parts += (_ROW.pack(len(key), -1 if value is None else len(value)), key, value or b"")
+    return b"".join(parts)
+
+
+def _frame(body: bytes) -> bytes:
+    return _FRAME.pack(len(body), crc32c(body)) + body
+
+
 def _translate(path: str, error: OSError) -> StateFileFull | StateFileFailed:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StateFileFull(f"{path}: disk full")
@@ -144,3 +167,24 @@ class MemoryStateOpener:
 
     async def __call__(self, path: str, identity: Identity) -> MemoryStateFile:
         return MemoryStateFile(self._files, path, identity)
+
+    def adopt(self, path: str, identity: Identity) -> StateMark:
+        """See StateFormat."""
+        try:
+            file = self._files.open(path)
+            try:
+                head = file.pread(_HEADER.size, 0)
+                if len(head) < _HEADER.size:
+                    raise Damaged("not a state file", path)
+                version, stored = _HEADER.unpack(head)
+                check_version(path, version)
+                check_cluster(path, stored, identity)
+                file.pwrite(_HEADER.pack(version, encode_identity(identity)), 0)
+                file.sync()
+            finally:
+                file.close()
+        except OSError as error:
+            raise _translate(path, error) from error
+        image = MemoryStateFile(self._files, path, identity)
+        image._file.close()
+        return image._mark

@@ -108,6 +108,13 @@ class StateFile(Protocol):
     async def mark(self) -> StateMark:
         """The durable index; index 0 on a fresh file."""
 
+    def copy_to(self, path: str) -> StateMark:
+        """Copy the durable image into a new file at `path`; its mark. The bytes are durable on return, the
+        name is not. Blocks, on any thread, while commits go on; one copy at a time.
+
+        Raises StateFileFull or StateFileFailed.
+        """
+
     async def commit(self, mark: StateMark, rows: Sequence[Row]) -> None:
         """Apply all rows and move to `mark`, atomically and durably. `mark.index` grows.
 

@@ -36,6 +36,7 @@ PEER_DISK = 6
 ADMITTED = 7
 SYNCED_THROUGH = 8
 SEGMENT_START = 9
+STATE_FILE = 10
 
 _MAGIC = b"RAFTWAL\0"
 _SEGMENT_HEADER = Struct("<8sHxxIQQQQ")  # magic, version, segment bytes, sequence, cluster, member, disk
@@ -49,6 +50,7 @@ _HARD_STATE = Struct("<BQQQ")
 _TRUNCATION = Struct("<BQ")
 _MARK = Struct("<BQQ")
 _PEER_DISK = Struct("<BQQ")
+_STATE_FILE = Struct("<BQ")
 _SEGMENT_START = Struct("<BIIB")  # kind, previous chain, previous end, flags
 _CONF_HEAD = Struct("<BHHHH")
 _LENGTH = Struct("<I")
@@ -249,6 +251,11 @@ def peer_disk_item(member_id: int, disk_id: int) -> bytes:
     return _PEER_DISK.pack(PEER_DISK, member_id, disk_id)
 
 
+def state_file_item(index: int) -> bytes:
+    """The state file is the one that began as the image at `index`."""
+    return _STATE_FILE.pack(STATE_FILE, index)
+
+
 ADMITTED_ITEM = bytes((ADMITTED,))
 SYNCED_THROUGH_ITEM = bytes((SYNCED_THROUGH,))
 
@@ -307,8 +314,20 @@ class Admitted(NamedTuple):
     pass
 
 
+class StateFileName(NamedTuple):
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+
+
 Item = (
-    list[Entry] | HardState | Truncation | SnapshotMeta | BootstrapItem | PeerDisk | Admitted | SegmentStart
+    list[Entry]
+    | HardState
+    | Truncation
+    | SnapshotMeta
+    | BootstrapItem
+    | PeerDisk
+    | Admitted
+    | StateFileName
+    | SegmentStart
 )
 
 
@@ -344,6 +363,9 @@ def decode_items(data: bytes) -> list[Item]:
         elif kind == ADMITTED:
             items.append(Admitted())
             offset += 1
+        elif kind == STATE_FILE:
+            items.append(StateFileName(_STATE_FILE.unpack_from(data, offset)[1]))
+            offset += _STATE_FILE.size
         elif kind == SYNCED_THROUGH:
             offset += 1
         elif kind == SEGMENT_START:

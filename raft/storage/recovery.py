@@ -60,6 +60,8 @@ class LogImage:
     bootstrap: records.BootstrapItem = _NO_BOOTSTRAP
     hard_state: HardState = EMPTY_HARD_STATE
     snapshot: SnapshotMeta = EMPTY_SNAPSHOT
+    state_file: int = 0
+    """Index at which the state file began as a received image, 0 for one that began empty."""
     entries: list[Entry] = field(default_factory=list)
     """Gap-free; starts at snapshot.index + 1 once reading has finished."""
     peers: dict[int, int] = field(default_factory=dict)
@@ -238,6 +240,8 @@ def _replay_item(item: records.Item, image: LogImage, segment: _Segment) -> None
     elif isinstance(item, records.Admitted):
         image.admitted = True
         image.cut = False
+    elif isinstance(item, records.StateFileName):
+        image.state_file = item.index
     elif isinstance(item, records.BootstrapItem):
         image.bootstrap = item
 

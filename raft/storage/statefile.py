@@ -7,6 +7,7 @@ hop to the connection's thread, so calls are few and rows many.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -15,6 +16,7 @@ import aiosqlite
 
 from raft.core.types import ConfState
 from raft.storage.errors import Damaged, DirectoryForeign, FormatUnknown, StateFileFailed, StateFileFull
+from raft.storage.files import RealFiles
 from raft.storage.protocol import Identity, Row, StateMark
 from raft.storage.records import FORMAT_VERSION, decode_conf, encode_conf
 
@@ -57,6 +59,12 @@ def check_identity(path: str, stored: bytes, identity: Identity) -> None:
         )
 
 
+def check_cluster(path: str, stored: bytes, identity: Identity) -> None:
+    """Raise DirectoryForeign when an image comes from another cluster."""
+    if stored[:8] != encode_identity(identity)[:8]:
+        raise DirectoryForeign(f"{path}: the image belongs to another cluster")
+
+
 def check_version(path: str, version: int) -> None:
     """Raise FormatUnknown for any version but ours."""
     if version != FORMAT_VERSION:
@@ -76,6 +84,8 @@ class SqliteStateFile:
         """The writing connection; None after an error until the next call reopens it."""
         self._mark = StateMark(0, 0, ConfState())
         """As last read from or committed to the file."""
+        self._copying = False
+        """A copy is being made: its view of the journal stands in the way of folding that."""
         self._closed = False
 
     async def mark(self) -> StateMark:
@@ -113,7 +123,7 @@ class SqliteStateFile:
 
     async def _checkpoint(self) -> None:
         """Fold the journal into the file when it has grown. The commit is durable either way."""
-        if self._connection is None or _size(self._path + "-wal") < CHECKPOINT_BYTES:
+        if self._copying or self._connection is None or _size(self._path + "-wal") < CHECKPOINT_BYTES:
             return
         try:
             await self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -123,6 +133,24 @@ class SqliteStateFile:
             if not isinstance(translated, StateFileFull):
                 raise translated from error
             # No room to fold: the journal keeps growing until there is, and a commit says so.
+
+    def copy_to(self, path: str) -> StateMark:
+        """See StateFile. Runs beside the writer, on a connection of its own."""
+        self._copying = True
+        try:
+            connection = sqlite3.connect(self._path, isolation_level=None)
+            try:
+                connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+                connection.execute("VACUUM INTO ?", (path,))
+            finally:
+                connection.close()
+            mark = _read_copy(path)
+            _sync(path)  # SQLite does not
+        except (sqlite3.Error, OSError) as error:
+            raise _translate(path, error) from error
+        finally:
+            self._copying = False
+        return mark
 
     async def scan(self, low: bytes, high: bytes | None) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
         """See StateFile. Sees the image as of its first chunk, whatever is committed meanwhile."""
@@ -192,9 +220,9 @@ def _size(path: str) -> int:
         return 0
 
 
-def _translate(path: str, error: sqlite3.Error) -> StateFileFull | StateFileFailed | Damaged:
+def _translate(path: str, error: sqlite3.Error | OSError) -> StateFileFull | StateFileFailed | Damaged:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
+    if code == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
         return StateFileFull(f"{path}: disk full")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return Damaged(f"state file is damaged ({error})", path)
@@ -263,30 +291,82 @@ async def _read_mark(connection: aiosqlite.Connection, path: str, identity: Iden
     return StateMark(row[0], row[1], conf)
 
 
-async def open_sqlite_state(path: str, identity: Identity) -> SqliteStateFile:
-    """Open the state file at `path`, creating an empty one in one transaction if there is none.
-
-    Raises FormatUnknown, DirectoryForeign, Damaged, StateFileFull or StateFileFailed.
-    """
-    _check_header(path)
-    state = SqliteStateFile(path, identity)
+def _read_copy(path: str) -> StateMark:
+    """The mark of a closed image."""
+    connection = sqlite3.connect(path, isolation_level=None)
     try:
-        connection = await _open(path)
+        row = connection.execute("SELECT log_index, log_term, conf FROM mark").fetchone()
+    finally:
+        connection.close()
+    if row is None:
+        raise Damaged("the mark is missing", path)
+    conf, _ = decode_conf(row[2])
+    return StateMark(row[0], row[1], conf)
+
+
+def _sync(path: str) -> None:
+    file = RealFiles().open(path)
+    try:
+        file.sync()
+    finally:
+        file.close()
+
+
+def _adopt(path: str, identity: Identity) -> StateMark:
+    _check_header(path)
+    try:
+        connection = sqlite3.connect(path, isolation_level=None)
         try:
-            if not await _pragma(connection, "user_version"):
-                await connection.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA:
-                    await connection.execute(statement)
-                await connection.execute(
-                    "INSERT INTO mark VALUES (0, 0, 0, ?, ?)",
-                    (encode_conf(ConfState()), encode_identity(identity)),
-                )
-                await connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                await connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
-                await connection.commit()
+            if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+                raise Damaged("not a state file", path)
+            stored = connection.execute("SELECT identity FROM mark").fetchone()
+            if stored is None:
+                raise Damaged("the mark is missing", path)
+            check_cluster(path, stored[0], identity)
+            # No journal: a crash leaves a file that the log does not name.
+            connection.execute("PRAGMA journal_mode = OFF")
+            connection.execute("UPDATE mark SET identity = ?", (encode_identity(identity),))
         finally:
-            await connection.close()
-        await state.mark()
+            connection.close()
+        return _read_copy(path)
     except sqlite3.Error as error:
         raise _translate(path, error) from error
-    return state
+
+
+class SqliteStateFormat:
+    """State files in SQLite. Implements `StateFormat`."""
+
+    async def __call__(self, path: str, identity: Identity) -> SqliteStateFile:
+        """Open the state file at `path`, creating an empty one in one transaction if there is none.
+
+        Raises FormatUnknown, DirectoryForeign, Damaged, StateFileFull or StateFileFailed.
+        """
+        _check_header(path)
+        state = SqliteStateFile(path, identity)
+        try:
+            connection = await _open(path)
+            try:
+                if not await _pragma(connection, "user_version"):
+                    await connection.execute("BEGIN IMMEDIATE")
+                    for statement in _SCHEMA:
+                        await connection.execute(statement)
+                    await connection.execute(
+                        "INSERT INTO mark VALUES (0, 0, 0, ?, ?)",
+                        (encode_conf(ConfState()), encode_identity(identity)),
+                    )
+                    await connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                    await connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+                    await connection.commit()
+            finally:
+                await connection.close()
+            await state.mark()
+        except sqlite3.Error as error:
+            raise _translate(path, error) from error
+        return state
+
+    def adopt(self, path: str, identity: Identity) -> StateMark:
+        """See StateFormat."""
+        return _adopt(path, identity)
+
+
+open_sqlite_state = SqliteStateFormat()

@@ -75,10 +75,11 @@ class Log:
         self._items_last_index = 0
         """Highest entry index staged."""
 
-        # What each new segment repeats. The first two are the *durable* values, set after each
+        # What each new segment repeats. The first three are the *durable* values, set after each
         # commit: the start of a segment must not run ahead of the entries they go with.
         self._hard_state: HardState = image.hard_state
         self._snapshot: SnapshotMeta = image.snapshot
+        self._state_file = image.state_file
         self._bootstrap: BootstrapItem = image.bootstrap
         self._peers: dict[int, int] = image.peers
         self._admitted = image.admitted
@@ -86,6 +87,7 @@ class Log:
 
         self._staged_hard_state: HardState = image.hard_state
         self._staged_snapshot: SnapshotMeta = image.snapshot
+        self._staged_state_file = image.state_file
         self.bytes_written = 0
         self.syncs = 0
         self._open(image)
@@ -113,8 +115,14 @@ class Log:
         """Add one piece of append work: a snapshot that replaces the log, entries, hard state."""
         if work.snapshot is not None:
             self._staged_snapshot = work.snapshot
-            # One piece, never in two frames: a log that lost its entries must have the snapshot.
-            self._stage(records.truncation_item(0) + records.snapshot_item(work.snapshot))
+            self._staged_state_file = work.snapshot.index
+            # One piece, never in two frames: a log that lost its entries must have the snapshot, and the
+            # state file that begins with it.
+            self._stage(
+                records.truncation_item(0)
+                + records.snapshot_item(work.snapshot)
+                + records.state_file_item(work.snapshot.index)
+            )
         if work.entries:
             self._stage_entries(work.entries)
         if work.hard_state is not None:
@@ -202,6 +210,7 @@ class Log:
             segment.last_index = self._items_last_index
         self._hard_state = self._staged_hard_state
         self._snapshot = self._staged_snapshot
+        self._state_file = self._staged_state_file
         self._items = [MASK_NONE]
         self._items_bytes = self._items_last_index = 0
 
@@ -226,6 +235,7 @@ class Log:
                 records.bootstrap_item(self._bootstrap.conf, self._bootstrap.blob),
                 records.snapshot_item(self._snapshot),
                 records.hard_state_item(self._hard_state),
+                records.state_file_item(self._state_file),
                 *(records.peer_disk_item(*peer) for peer in self._peers.items()),
             ],
         )

@@ -15,6 +15,7 @@ from raft.core.types import EMPTY_HARD_STATE, ConfState, Entry, EntryKind, HardS
 from raft.storage import (
     Bootstrap,
     FileSystem,
+    InlineBackground,
     MemberDirectory,
     MemoryFiles,
     MemoryStateOpener,
@@ -50,6 +51,7 @@ class Disk:
         }
         if isinstance(self.files, MemoryFiles):
             options["open_state"] = MemoryStateOpener(self.files)
+            options["background"] = InlineBackground()
         member = await open_member(self.files, self.path, **{**options, **overrides})
         self.opened.append(member)
         return member
@@ -60,6 +62,7 @@ class Disk:
             connection = getattr(member.state, "_connection", None)
             if connection is not None:
                 connection.stop()
+            member.images.close()
 
     def segments(self) -> list[str]:
         """Paths of the log's segments, oldest first."""
@@ -91,6 +94,7 @@ class Disk:
 async def close(member: MemberDirectory) -> None:
     member.log.close()
     await member.state.close()
+    member.images.close()
     member.release()
 
 
