@@ -13,7 +13,7 @@ Contract, in the order of use:
    `LogWriter.compact` never passes its mark.
 4. An image of the state goes to others as a copy of the state file; one that is received becomes the
    state file when the log names it (`images`).
-5. Close the writer, then the state file and the images, then `release` the directory.
+5. Close the writer, then the state file, then `release` the directory.
 
 Order of what is on disk: log base <= state mark <= last log index. Anything else is damage.
 A full disk is met only where nothing is at stake: preparing the log's next segment

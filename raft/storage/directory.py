@@ -64,6 +64,7 @@ class MemberDirectory:
 
     def release(self) -> None:
         """Let others open the directory."""
+        self.images.close()
         self.lock.release()
 
 

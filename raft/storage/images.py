@@ -35,7 +35,7 @@ _COMPANIONS = ("-wal", "-shm", "-journal")
 """What SQLite may put beside a file."""
 
 IMAGE_THREADS = 3
-"""One for a copy being made, which takes seconds when the state is large, one each for a stream out and in."""
+"""One for a copy being made, which takes seconds if the state is large; one each for a stream out and in."""
 
 READ_BYTES = 1 << 20
 """Read at once while a copy is summed."""
@@ -207,11 +207,10 @@ class ImageStore:
 
     def sweep(self) -> None:
         """Delete what the log does not name: left over from an earlier process. Blocks."""
-        kept = state_name(self._in_use)
+        own = state_name(self._in_use)
+        kept = (own, *(own + each for each in _COMPANIONS))
         stale = [name for name in self._files.list(self._directory) if is_state_name(name)]
-        stale = [
-            name for name in stale if name not in (kept, *(kept + companion for companion in _COMPANIONS))
-        ]
+        stale = [name for name in stale if name not in kept]
         for name in stale:
             self._files.unlink(f"{self._directory}/{name}")
         if stale:

@@ -94,7 +94,6 @@ class Disk:
 async def close(member: MemberDirectory) -> None:
     member.log.close()
     await member.state.close()
-    member.images.close()
     member.release()
 
 

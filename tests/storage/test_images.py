@@ -45,7 +45,6 @@ async def image_bytes(disk: Any, **overrides: Any) -> tuple[StateMark, bytes, by
     assert not disk.files.exists(image.path)
     member.log.close()
     await member.state.close()
-    member.images.close()
     member.release()
     assert sum(map(len, chunks)) == image.size_bytes
     return image.mark, b"".join(chunks), image.sha256
