@@ -18,9 +18,10 @@ CRASHES ?= 50
 LEVEL ?= both
 SEEDS ?= 0-
 MINUTES ?= 1
+DIR ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env cluster demo test check fix bench profile bench-failover torture simulate mutants differential lock clean
+.PHONY: help env cluster demo test check fix bench profile bench-failover torture simulate mutants transcripts differential lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +77,9 @@ simulate: $(STAMP) ## seeded clusters under faults, on all cores; LEVEL=core|nod
 
 mutants: $(STAMP) ## hunt every planted bug with seeded runs until it is caught; writes tests/simulation/mutants.json
 	$(BIN)/python -m tests.simulation.mutants
+
+transcripts: $(STAMP) ## etcd-io/raft's interaction scripts of DIR=<folder> against this core; default KVSTORE_TESTDATA
+	$(BIN)/python -m tests.core.transcripts $(DIR)
 
 differential: $(STAMP) ## random programs against this store and etcd, every reply compared
 	$(BIN)/python -m tests.differential --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ from raft.core import (
     SnapshotMeta,
 )
 from raft.core.invariants import History, check_state, check_step, observe
+from tests.core.transcripts.grammar import Directive, parse_directives
 
 EMPTY_CONF = ConfState()
 ROUNDS_MAX = 500
@@ -395,46 +395,6 @@ def cluster() -> Callable[..., Network]:
 def empty_network() -> Callable[[int], Network]:
     """Builds networks to be peopled by hand."""
     return Network
-
-
-@dataclass
-class Directive:
-    """One block of a data-driven file: a command line, input lines and the expected output."""
-
-    line: int
-    command: str
-    args: dict[str, list[str]]
-    """`key=value` and `key=(v1,v2)`; a bare word stands as a key with an empty list."""
-    input: list[str]
-    expected: list[str]
-
-
-_ARGUMENT = re.compile(r"([^\s=]+)(?:=(\([^)]*\)|\S*))?")
-
-
-def parse_directives(text: str) -> list[Directive]:
-    """Blocks of etcd-io/raft's files: comments, a command, input, `----`, output to a blank line."""
-    blocks: list[Directive] = []
-    lines = iter(enumerate(text.splitlines(), 1))
-    for number, line in lines:
-        if not line.strip() or line.startswith("#"):
-            continue
-        command, _, rest = line.partition(" ")
-        args = {
-            key: [word for word in re.split(r"[,\s]+", (value or "").strip("()")) if word]
-            for key, value in _ARGUMENT.findall(rest)
-        }
-        block = Directive(number, command, args, [], [])
-        for _, following in lines:
-            if following == "----":
-                break
-            block.input.append(following)
-        for _, following in lines:
-            if not following:
-                break
-            block.expected.append(following)
-        blocks.append(block)
-    return blocks
 
 
 @pytest.fixture
