@@ -109,6 +109,50 @@ class MemberNotFound(RequestError):
     code, text = Code.NOT_FOUND, "etcdserver: member not found"
 
 
+class MemberExists(RequestError):
+    code, text = Code.FAILED_PRECONDITION, "etcdserver: member ID already exist"
+
+
+class PeerUrlsExist(RequestError):
+    code, text = Code.FAILED_PRECONDITION, "etcdserver: Peer URLs already exists"
+
+
+class MemberUrlsInvalid(RequestError):
+    code, text = Code.INVALID_ARGUMENT, "etcdserver: given member URLs are invalid"
+
+
+class MemberNotLearner(RequestError):
+    code, text = Code.FAILED_PRECONDITION, "etcdserver: can only promote a learner member"
+
+
+class LearnerNotReady(RequestError):
+    code = Code.FAILED_PRECONDITION
+    text = "etcdserver: can only promote a learner member which is in sync with leader"
+
+
+class TooManyLearners(RequestError):
+    code, text = Code.FAILED_PRECONDITION, "etcdserver: too many learner members in cluster"
+
+
+class NotEnoughStartedMembers(RequestError):
+    code = Code.FAILED_PRECONDITION
+    text = "etcdserver: re-configuration failed due to not enough started members"
+
+
+class NotLeader(RequestError):
+    code, text = Code.FAILED_PRECONDITION, "etcdserver: not leader"
+
+
+class BadLeaderTransferee(RequestError):
+    code, text = Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee"
+
+
+class LeaderTransferTimedOut(RequestError):
+    """A transfer that failed changed nothing that a client can see."""
+
+    code, text = Code.UNKNOWN, "etcdserver: request timed out, leader transfer took too long"
+
+
 class RequestTooLarge(RequestError):
     code, text = Code.INVALID_ARGUMENT, "etcdserver: request is too large"
 
@@ -145,6 +189,14 @@ class NoLeader(Unavailable):
 
 class LeaderChanged(Unavailable):
     text = "etcdserver: leader changed"
+
+
+class UnhealthyCluster(Unavailable):
+    text = "etcdserver: unhealthy cluster"
+
+
+class NotSupportedForLearner(Unavailable):
+    text = "etcdserver: rpc not supported for learner"
 
 
 class ServerStopped(Unavailable):

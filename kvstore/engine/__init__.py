@@ -33,6 +33,14 @@ from kvstore.engine.lease_commands import (
 )
 from kvstore.engine.leases import Lease, Leases
 from kvstore.engine.machine import Engine, ImageError
+from kvstore.engine.membership import (
+    MemberAdd,
+    MemberCommand,
+    MemberPromote,
+    MemberRemove,
+    MemberUpdate,
+    encode_member_command,
+)
 from kvstore.engine.record import change_bytes, is_deletion, to_event
 from kvstore.engine.requests import (
     OPEN_END,
@@ -68,6 +76,7 @@ from kvstore.engine.results import (
     LeaseResult,
     Member,
     MemberResult,
+    MembersResult,
     Outcome,
     PutResult,
     RangeResult,
@@ -110,7 +119,13 @@ __all__ = [
     "LeaseRevoke",
     "Leases",
     "Member",
+    "MemberAdd",
+    "MemberCommand",
+    "MemberPromote",
+    "MemberRemove",
     "MemberResult",
+    "MemberUpdate",
+    "MembersResult",
     "Operation",
     "Outcome",
     "Put",
@@ -130,6 +145,7 @@ __all__ = [
     "check_txn",
     "decode",
     "encode",
+    "encode_member_command",
     "is_deletion",
     "is_read_only",
     "is_serializable",

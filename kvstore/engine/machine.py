@@ -11,6 +11,7 @@ from kvstore.engine.history import HistorySlice, read_history
 from kvstore.engine.lease_commands import LeaseCheckpoint, LeaseExpire, LeaseGrant, LeaseRevoke
 from kvstore.engine.leases import LEASE_BYTES, LEASE_PREFIX, Leases
 from kvstore.engine.leasing import run_lease_command
+from kvstore.engine.membership import apply_member_command, decode_member_command
 from kvstore.engine.ranges import read_range
 from kvstore.engine.record import DATA_PREFIX
 from kvstore.engine.requests import (
@@ -38,7 +39,7 @@ from kvstore.engine.results import (
     TxnResult,
 )
 from kvstore.engine.store import FIRST_REVISION, NEVER_COMPACTED, Store
-from kvstore.engine.tables import ALARM_PREFIX, MEMBER_PREFIX, Tables
+from kvstore.engine.tables import ALARM_PREFIX, MEMBER_PREFIX, REMOVED_PREFIX, Tables
 from kvstore.engine.txn import delete, put, run_txn
 from kvstore.errors import Corrupt, KVError, LeaseNotFound, MemberNotFound, NoSpace
 
@@ -111,6 +112,15 @@ class Engine:
             changes = store.unsaved_records - unsaved
             store.sweep(max(SWEEP_PER_BATCH, SWEEP_PER_CHANGE * changes))
         return outcomes
+
+    def apply_change(self, index: int, term: int, command: bytes, fits: bool) -> tuple[bool, Outcome]:
+        """Apply our half of a membership change: whether it is accepted, and its outcome.
+
+        Raises ValueError for bytes that are no membership command: then this member must stop.
+        """
+        self._entry = index, term
+        wanted = decode_member_command(command)
+        return apply_member_command(self._tables, wanted, fits=fits, revision=self._store.revision)
 
     def _apply_command(self, command: Command) -> Outcome:
         store = self._store
@@ -211,6 +221,19 @@ class Engine:
         """Sorted by id."""
         return self._tables.members()
 
+    def member(self, member_id: int) -> Member | None:
+        """None for one that is unknown or removed."""
+        return self._tables.member(member_id)
+
+    def peer_urls(self, member_id: int) -> tuple[str, ...] | None:
+        """Where a member is reached by the others; None for one that is unknown or removed."""
+        member = self._tables.member(member_id)
+        return None if member is None else member.peer_urls
+
+    def is_removed(self, member_id: int) -> bool:
+        """Whether the member was removed from the cluster, for ever."""
+        return self._tables.is_removed(member_id)
+
     def alarms(self) -> tuple[AlarmMember, ...]:
         return self._tables.alarms()
 
@@ -296,7 +319,7 @@ class Engine:
             self._saved_state = value
         elif row[:1] == LEASE_PREFIX:
             self._store.leases.load_row(row, value)
-        elif row[:1] in (MEMBER_PREFIX, ALARM_PREFIX):
+        elif row[:1] in (MEMBER_PREFIX, REMOVED_PREFIX, ALARM_PREFIX):
             self._tables.load_row(row, value)
         else:
             raise ImageError(f"unknown row {row[:16]!r} in the state image")

@@ -83,6 +83,13 @@ class MemberResult(NamedTuple):
     revision: int
 
 
+class MembersResult(NamedTuple):
+    """Of a membership change: everyone after it."""
+
+    revision: int
+    members: tuple[Member, ...]
+
+
 Outcome = (
     RangeResult
     | PutResult
@@ -91,6 +98,7 @@ Outcome = (
     | CompactResult
     | AlarmResult
     | MemberResult
+    | MembersResult
     | LeaseGrantResult
     | LeaseResult
     | KVError

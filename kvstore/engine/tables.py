@@ -2,6 +2,7 @@
 
 member row  "m" | id u64   ->  is_learner u8 | count u32 of strings | each: length u32, bytes
                                (name, number of peer URLs as text, peer URLs, client URLs)
+removed row "r" | id u64  ->  empty: a member that was removed; its id is never used again
 alarm row   "a" | alarm u32 | id u64   ->  empty
 """
 
@@ -14,6 +15,7 @@ from kvstore.engine.requests import AlarmType
 from kvstore.engine.results import AlarmMember, Member
 
 MEMBER_PREFIX = b"m"
+REMOVED_PREFIX = b"r"
 ALARM_PREFIX = b"a"
 
 _MEMBER_KEY = Struct(">cQ")
@@ -28,6 +30,8 @@ class Tables:
     def __init__(self, members: Iterable[Member]) -> None:
         self._members: dict[int, Member] = {}
         """By id; in the order of ids, so that every member lists them alike."""
+        self._removed: dict[int, None] = {}
+        """Ids of members that were removed. Disjoint from `_members`; only grows."""
         self._alarms: set[AlarmMember] = set()
         self._unsaved: dict[bytes, bytes | None] = {}
         """Rows the image lacks."""
@@ -38,7 +42,7 @@ class Tables:
         self.corrupt = False
         """Some CORRUPT alarm stands."""
         for member in sorted(members):
-            self._set_member(member)
+            self.set_member(member)
 
     def members(self) -> tuple[Member, ...]:
         return tuple(self._members.values())
@@ -48,11 +52,28 @@ class Tables:
         member = self._members.get(member_id)
         if member is None:
             return False
-        self._set_member(member._replace(name=name, client_urls=client_urls))
+        self.set_member(member._replace(name=name, client_urls=client_urls))
         return True
 
-    def _set_member(self, member: Member) -> None:
+    def member(self, member_id: int) -> Member | None:
+        return self._members.get(member_id)
+
+    def is_removed(self, member_id: int) -> bool:
+        return member_id in self._removed
+
+    def remove_member(self, member_id: int) -> None:
+        """For ever."""
+        del self._members[member_id]
+        self._removed[member_id] = None
+        self._unsaved[_MEMBER_KEY.pack(MEMBER_PREFIX, member_id)] = None
+        self._unsaved[_MEMBER_KEY.pack(REMOVED_PREFIX, member_id)] = b""
+
+    def set_member(self, member: Member) -> None:
+        """Add a member, or change it."""
+        new = member.id not in self._members
         self._members[member.id] = member
+        if new:
+            self._members = dict(sorted(self._members.items()))
         self._unsaved[_MEMBER_KEY.pack(MEMBER_PREFIX, member.id)] = _encode_member(member)
 
     def alarms(self, alarm: int = AlarmType.NONE) -> tuple[AlarmMember, ...]:
@@ -102,6 +123,8 @@ class Tables:
         if row[:1] == MEMBER_PREFIX:
             member_id = _MEMBER_KEY.unpack(row)[1]
             self._members[member_id] = _decode_member(member_id, value)
+        elif row[:1] == REMOVED_PREFIX:
+            self._removed[_MEMBER_KEY.unpack(row)[1]] = None
         else:
             _, alarm, member_id = _ALARM_KEY.unpack(row)
             self._alarms.add(AlarmMember(member_id, alarm))

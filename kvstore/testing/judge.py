@@ -146,6 +146,17 @@ class WitnessedEngine:
         self._judge.applied(self._member_id, index, self.engine)
         return outcomes
 
+    def apply_change(self, index: int, term: int, command: bytes, fits: bool) -> tuple[bool, object]:
+        self._judge.applying(self._member_id, self._last, index, term, [command])
+        self._last = index
+        return self.engine.apply_change(index, term, command, fits)
+
+    def peer_urls(self, member_id: int) -> tuple[str, ...] | None:
+        return ()  # ids find peers in memory
+
+    def is_removed(self, member_id: int) -> bool:
+        return self.engine.is_removed(member_id)
+
     def drain_changes(self) -> list[Row]:
         return self.engine.drain_changes()
 

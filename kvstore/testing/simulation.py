@@ -50,6 +50,15 @@ class LedgerMachine:
         self.applied.extend(commands)
         return range(first, first + len(commands)) if wanted else ()
 
+    def apply_change(self, index: int, term: int, command: bytes, fits: bool) -> tuple[bool, object]:
+        return fits, self.apply(index, term, [command], True)[0]
+
+    def peer_urls(self, member_id: int) -> tuple[str, ...] | None:
+        return ()  # ids find peers in memory
+
+    def is_removed(self, member_id: int) -> bool:
+        return False
+
     def drain_changes(self) -> list[Row]:
         rows: list[Row] = [
             (position.to_bytes(8, "big"), self.applied[position])

@@ -1,6 +1,6 @@
 """Who may speak here, and whether this disk may speak at all.
 
-* Every hello is judged: format, cluster, a known member, and the disk the member was first met with.
+* Every hello is judged: format, cluster, no removed member, and the disk the member was first met with.
   That disk is recorded durably before any Raft message of the member reaches the core, so a member
   that comes back on another disk, having forgotten its promises, is refused.
 * A *fresh* disk of our own may be the second one of this member. It takes no part until n - quorum + 1
@@ -13,12 +13,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from raft.core.messages import Message, MessageType
 from raft.core.ready import AppendWork
-from raft.core.types import ConfState, EntryId
+from raft.core.types import EntryId
 from raft.storage.protocol import LogWriter, Recovered
 from raft.transport.protocol import Hello, HelloAnswer
 
@@ -36,18 +36,24 @@ class Admission:
         *,
         hello: Hello,
         recovered: Recovered,
-        conf: ConfState,
+        voters: Sequence[int],
         log: LogWriter,
+        admits: Callable[[Hello], bool],
         recorded: Callable[[int], None],
         new_process: Callable[[int, int], None],
+        expelled: Callable[[], None],
     ) -> None:
+        """`voters`: of the cluster as this member found it; on a fresh disk they decide its admission."""
+        self._expelled = expelled
+        """Called when a member says that this one was removed."""
         self._hello = hello
         self._log = log
         self._recorded = recorded
         """Called when a peer's disk has become durable."""
         self._new_process = new_process
         """Called with (member, boot id) when a member is met as another process than before."""
-        self._members = frozenset((*conf.voters, *conf.voters_outgoing, *conf.learners))
+        self._admits = admits
+        """Whether a member of the cluster may speak: not once it was removed."""
         self._disks = dict(recovered.peer_disks)
         """Member to the disk it was first met with, durable or being made so."""
         self._recording: dict[int, None] = {}
@@ -56,14 +62,14 @@ class Admission:
         """Member to its newest process, by its accepted hello."""
         self._witnesses: dict[int, None] = {}
         """Members who hold durably that this is our disk. Counts only while not admitted."""
-        voters = len(conf.voters)
-        quorum = voters // 2 + 1
-        self._witnesses_needed = min(voters - quorum + 1, voters - 1)
-        self._voters = conf.voters
+        self._others = tuple(voter for voter in voters if voter != hello.member_id)
+        """Who may be a witness. Stands still while not admitted, as nothing is applied before."""
+        quorum = len(voters) // 2 + 1
+        self._witnesses_needed = min(len(voters) - quorum + 1, len(self._others))
         self._cut = recovered.cut
         self.admitted = recovered.admitted
         """Whether this disk may vote and acknowledge. Never becomes False again."""
-        if not self.admitted and hello.member_id in conf.voters and self._witnesses_needed == 0:
+        if not self.admitted and hello.member_id in voters and not self._others:
             self._admit()
 
     def boot_id(self, member_id: int) -> int | None:
@@ -81,9 +87,14 @@ class Admission:
         """Judge a peer that dialled us."""
         earlier = self._disks.get(hello.member_id, hello.disk_id) != hello.disk_id
         refusal = self._judge(hello)
+        removed = False
         if not refusal:
-            self._accept(hello)
-        return HelloAnswer(hello=self._hello, earlier_disk_known=earlier, refusal=refusal)
+            removed = not self._admits(hello)
+            if removed:
+                refusal = f"member {hello.member_id:x} was removed from the cluster"
+            else:
+                self._accept(hello)
+        return HelloAnswer(hello=self._hello, earlier_disk_known=earlier, refusal=refusal, removed=removed)
 
     def on_answer(self, member_id: int, answer: HelloAnswer) -> None:
         """Take the answer of a peer that we dialled."""
@@ -92,6 +103,11 @@ class Admission:
         refusal = self._judge(answer.hello)
         if not refusal and answer.hello.member_id != member_id:
             refusal = f"member {answer.hello.member_id:x} answers where member {member_id:x} should"
+        if not refusal and answer.removed:
+            self._expelled()
+            return
+        if not refusal and not self._admits(answer.hello):
+            refusal = "it was removed from the cluster"
         if refusal:
             logger.warning("the answer of member %x is not accepted: %s", member_id, refusal)
             return
@@ -105,7 +121,7 @@ class Admission:
 
     def on_recorded(self, member_id: int, disk_id: int) -> None:
         """A peer says which disk it has recorded for us."""
-        if self.admitted or disk_id != self._hello.disk_id or member_id not in self._voters:
+        if self.admitted or disk_id != self._hello.disk_id or member_id not in self._others:
             return
         self._witnesses[member_id] = None
         if len(self._witnesses) >= self._witnesses_needed:
@@ -124,8 +140,8 @@ class Admission:
             return f"peer format version {hello.format_version} is not {ours.format_version}"
         if hello.cluster_id != ours.cluster_id:
             return f"cluster id mismatch: {hello.cluster_id:x} is not {ours.cluster_id:x}"
-        if hello.member_id not in self._members or hello.member_id == ours.member_id:
-            return f"member {hello.member_id:x} is not another member of this cluster"
+        if hello.member_id == ours.member_id:
+            return f"member {hello.member_id:x} is this very member"
         if self._disks.get(hello.member_id, hello.disk_id) != hello.disk_id:
             return f"member {hello.member_id:x} was known with another disk: it must rejoin as a new member"
         return ""
@@ -168,7 +184,8 @@ class CutGuard:
         """Never becomes True again."""
         self._last = last
         """Our last entry after the cut."""
-        self._others = tuple(voter for voter in voters if voter != member_id)
+        self._id = member_id
+        self.voters_changed(voters)
         self._released = released
         """Notes durably that the log is confirmed."""
         self._claims: dict[int, tuple[int, EntryId]] = {}
@@ -184,6 +201,10 @@ class CutGuard:
         if kind is MessageType.VOTE_RESPONSE or kind is MessageType.PRE_VOTE_RESPONSE:
             return self._best(self._last)
         return kind is not MessageType.TIMEOUT_NOW
+
+    def voters_changed(self, voters: Iterable[int]) -> None:
+        """A membership change was applied."""
+        self._others = tuple(voter for voter in voters if voter != self._id)
 
     def process_changed(self, member_id: int, boot_id: int) -> None:
         """A voter runs as another process, whose log may be shorter: its claim counts no more."""

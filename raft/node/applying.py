@@ -13,6 +13,7 @@ from raft.core.types import Entry, EntryKind
 from raft.node.config import APPLY_SLICE_OPERATIONS_MAX, APPLY_SLICE_S
 from raft.node.envelope import decode_envelope
 from raft.node.machine import Machine
+from raft.node.membership import Membership
 from raft.node.proposals import Proposals, settle_batch
 from raft.storage.protocol import StateMark
 
@@ -25,6 +26,7 @@ class Applier:
         *,
         machine: Machine,
         proposals: Proposals,
+        membership: Membership,
         member_id: int,
         boot_id: int,
         clock: Callable[[], float],
@@ -34,6 +36,7 @@ class Applier:
     ) -> None:
         self._machine = machine
         self._proposals = proposals
+        self._membership = membership
         self._member_id = member_id
         self._boot_id = boot_id
         self._clock = clock
@@ -82,15 +85,17 @@ class Applier:
     def _apply(self, entry: Entry) -> None:
         term, index, kind, data = entry
         assert index == self.applied + 1, "entries are applied in order, each once"
-        if kind is not EntryKind.NORMAL:
-            raise NotImplementedError("membership changes are not understood by this version")
         if term > self.applied_term:
             self.applied_term = term
             self._proposals.term_applied(term)
+            self._membership.term_applied(term)
         self.applied = index
         self.entries += 1
         self._on_entry(len(data))
         if not data:
+            return
+        if kind is not EntryKind.NORMAL:
+            self._membership.apply(entry)
             return
         member_id, boot_id, counter, commands = decode_envelope(data)
         batch = None

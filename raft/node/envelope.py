@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from raft.core.ready import AppendWork
+from raft.core.types import EntryKind
 
 ENVELOPE_VERSION = 1
 
@@ -38,7 +39,11 @@ class Envelope(NamedTuple):
 
 def count_operations(work: AppendWork) -> int:
     """Count the commands in append work: the measure of a batch for the log's inline rule."""
-    return sum(_COUNT.unpack_from(data, _COUNT_OFFSET)[0] for _, _, _, data in work.entries if data)
+    return sum(
+        _COUNT.unpack_from(data, _COUNT_OFFSET)[0] if kind is EntryKind.NORMAL else 1
+        for _, _, kind, data in work.entries
+        if data
+    )
 
 
 def encode_envelope(member_id: int, boot_id: int, counter: int, commands: Sequence[bytes]) -> bytes:

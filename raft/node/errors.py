@@ -6,6 +6,9 @@ NodeError
  |   +- TooManyRequests a bounded queue was full
  |   +- NoSpace         the log has no room for its next segment
  |   +- Stopped         this member stopped before handing the command over
+ |   +- LearnerNotReady a learner to be promoted holds too little of the log
+ |   +- ChangeRefused   a membership change that does not fit the configuration
+ |   +- TransferFailed  leadership was not handed over
  +- OutcomeUnknown      may or may not be applied; never retried blindly
  |   +- RequestTimedOut handed over, and not applied here in time
  +- ReadTimedOut        no quorum confirmed the read in time; reads change nothing
@@ -41,6 +44,18 @@ class NoSpace(NotApplied):
 
 class Stopped(NotApplied):
     """The member stopped before the command was handed over, or before the read was confirmed."""
+
+
+class LearnerNotReady(NotApplied):
+    """A learner was to be promoted that does not hold nearly what the leader holds."""
+
+
+class ChangeRefused(NotApplied):
+    """The membership change makes no sense in the present configuration."""
+
+
+class TransferFailed(NotApplied):
+    """The chosen member does not lead, and by this attempt never will."""
 
 
 class OutcomeUnknown(NodeError):

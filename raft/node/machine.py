@@ -19,6 +19,19 @@ class Machine(Protocol):
         outcome, not an exception: an exception here stops the process.
         """
 
+    def apply_change(self, index: int, term: int, command: bytes, fits: bool) -> tuple[bool, object]:
+        """Apply the machine's half of a committed membership change: (accepted, outcome).
+
+        `fits` is False when the configuration cannot make the change; then it must be refused. What is
+        refused changes neither the machine nor the configuration.
+        """
+
+    def peer_urls(self, member_id: int) -> tuple[str, ...] | None:
+        """Where a member is reached, as far as is applied; None when the machine does not know it."""
+
+    def is_removed(self, member_id: int) -> bool:
+        """Whether the member was removed from the cluster, for ever."""
+
     def drain_changes(self) -> list[Row]:
         """Rows changed since the last drain, for the state file, newest value per key."""
 

@@ -41,11 +41,13 @@ from raft.node.errors import NoSpace, OutcomeUnknown, StateBeyondLog, Stopped, T
 from raft.node.failover import Failover
 from raft.node.hand_over import HandOver
 from raft.node.machine import Machine
+from raft.node.membership import Membership
 from raft.node.notices import CommitNotices
 from raft.node.proposals import Proposals, Settle
 from raft.node.questions import Answerer, AnswerSettle, Questions
 from raft.node.reads import Reads, ReadSettle
 from raft.node.status import NodeEvent, NodeStatistics, NodeStatus
+from raft.node.transfer import Transfer
 from raft.node.write_behind import WriteBehind
 from raft.storage.protocol import LogWriter, Recovered, StateFile, StateMark
 from raft.transport.protocol import (
@@ -87,8 +89,14 @@ class Node:
         rng: random.Random,
         boot_id: int,
         fatal: Callable[[str], None],
+        peer_urls: tuple[str, ...] = (),
+        found_voters: Sequence[int] | None = None,
     ) -> None:
-        """`boot_id`: 64 fresh random bits. `fatal(reason)` is called once, when the process must end."""
+        """`boot_id`: 64 fresh random bits. `fatal(reason)` is called once, when the process must end.
+
+        `peer_urls`: where others reach this member. `found_voters`: the voters of the running cluster
+        that it was founded to join; None for a member that began with its cluster.
+        """
         config.validate()
         if recovered.identity.member_id != config.member_id:
             raise ValueError("the data directory belongs to another member")
@@ -104,6 +112,8 @@ class Node:
         self._machine = machine
         self._rng = rng
         self._fatal = fatal
+        self._peer_urls = peer_urls
+        self._found_voters = found_voters
         self._proposals = Proposals(config, boot_id)
         self._reads = Reads(boot_id, gather_s=config.gather_ms / 1000, linger_s=config.linger_ms / 1000)
         self._questions = Questions(
@@ -145,7 +155,7 @@ class Node:
         """
         self._loop = asyncio.get_running_loop()
         mark = await self._load()
-        self._conf = conf = mark.conf if mark.conf.voters else self._recovered.snapshot.conf
+        conf = mark.conf if mark.conf.voters else self._recovered.snapshot.conf
         self._core = self._make_core(mark, conf)
         hello = Hello(
             format_version=HELLO_FORMAT_VERSION,
@@ -153,10 +163,12 @@ class Node:
             member_id=self._id,
             disk_id=self._recovered.identity.disk_id,
             boot_id=self._boot_id,
+            urls=self._peer_urls,
         )
         self._join(mark, conf, hello)
         self._recovered = replace(self._recovered, entries=())  # the core holds them now
         self._ended = False
+        self.membership.refresh()
         await self._transport.start(hello, self)
         # A random phase, so that members started together do not count their silence in step.
         self._tick_at_s = self._loop.time() + self._rng.random() * self._tick_s
@@ -174,9 +186,24 @@ class Node:
             mark=self._mark,
             fatal=self.fail,
         )
+        self.membership = Membership(
+            config=self._config,
+            boot_id=self._boot_id,
+            core=self._core,
+            transport=self._transport,
+            machine=self._machine,
+            conf=conf,
+            process_of=lambda member_id: self._admission.boot_id(member_id),
+            loop=self._loop,
+            wake=self._wake,
+            adopted=lambda new: self._cut_guard.voters_changed((*new.voters, *new.voters_outgoing)),
+            leave=self._leave,
+        )
+        self.transfer = Transfer(self._config, self._core, self._loop, self._wake)
         self._applier = Applier(
             machine=self._machine,
             proposals=self._proposals,
+            membership=self.membership,
             member_id=self._id,
             boot_id=self._boot_id,
             clock=self._loop.time,
@@ -203,7 +230,9 @@ class Node:
         self._admission = Admission(
             hello=hello,
             recovered=self._recovered,
-            conf=conf,
+            voters=conf.voters if self._found_voters is None else self._found_voters,
+            admits=self.membership.admits,
+            expelled=self.membership.expelled,
             log=self._log,
             recorded=self._peer_recorded,
             new_process=self._peer_restarted,
@@ -267,6 +296,15 @@ class Node:
         self._proposals.fail_all(Stopped("server stopped"), OutcomeUnknown("stopped; it may be applied"))
         self._reads.fail_all(Stopped("server stopped"))
         self._questions.fail_all(Stopped("server stopped"))
+        self.membership.close()
+        self.transfer.close()
+
+    def _leave(self, reason: str) -> None:
+        """This member was removed from the cluster: end in good order."""
+        if not self._ended:
+            self._end()
+            self._transport.sever()
+            self._fatal(reason)
 
     async def _load(self) -> StateMark:
         base, entries = self._recovered.snapshot, self._recovered.entries
@@ -440,6 +478,7 @@ class Node:
     def on_connected(self, member_id: int) -> None:
         def connected() -> None:
             self._tell_disk(member_id)
+            self.membership.connected(member_id)
             self._hand_over.connected(member_id)
             if member_id == self._core.leader:
                 self._questions.ask_again()
@@ -449,6 +488,7 @@ class Node:
     def on_disconnected(self, member_id: int) -> None:
         self._post(lambda: self._core.report_unreachable(member_id))
         if not self._ended:
+            self.membership.disconnected(member_id)
             self._failover.stream_ended(member_id)
 
     def on_dropped(self, member_id: int, message: PeerMessage) -> None:
@@ -516,6 +556,7 @@ class Node:
             if self._ticks_due:
                 self._tick(now_s)
             self._hand_over.run(now_s)
+            self.membership.run()
             ready = core.has_ready()
             if ready:
                 self._execute(core.take_ready())
@@ -547,7 +588,10 @@ class Node:
                 return  # a snapshot is never sent, and the core must not take one whose bytes are not here
             if self._cut_guard.active and not self._cut_guard.may_step(member_id, boot_id, message):
                 return
-            core.step(message)
+            if message.type is MessageType.PROPOSE:
+                self.membership.on_message(member_id, boot_id, message)
+            else:
+                core.step(message)
         elif type(message) is ForwardedBatch:
             self._hand_over.on_forwarded(member_id, message)
         elif type(message) is ForwardRefused:
@@ -575,6 +619,8 @@ class Node:
                 self._core.tick()
         self._hand_over.tick(now_s)
         self._questions.sweep()
+        self.membership.tick(now_s)
+        self.transfer.look()
         if self._write_behind.due(now_s):
             self._write_behind.begin()
         self._compaction.consider(self._write_behind.durable)
@@ -626,6 +672,7 @@ class Node:
             return
         event = self._seen = NodeEvent(core.term, core.leader, core.role)
         self._hand_over.changed(event, other_leader=(event.term, event.leader) != (seen.term, seen.leader))
+        self.transfer.look()
         if event.role is Role.LEADER:
             self._cut_guard.release()
         if event.leader:
@@ -650,4 +697,4 @@ class Node:
         return finished
 
     def _mark(self) -> StateMark:
-        return StateMark(self._applier.applied, self._applier.applied_term, self._conf)
+        return StateMark(self._applier.applied, self._applier.applied_term, self.membership.conf)

@@ -59,6 +59,7 @@ def encode_answer(answer: HelloAnswer) -> bytes:
         hello=_hello_to_wire(answer.hello),
         earlier_disk_known=answer.earlier_disk_known,
         refusal=answer.refusal,
+        removed=answer.removed,
     ).SerializeToString()
 
 
@@ -68,6 +69,7 @@ def decode_answer(data: bytes) -> HelloAnswer:
         hello=_hello_from_wire(answer.hello),
         earlier_disk_known=answer.earlier_disk_known,
         refusal=answer.refusal,
+        removed=answer.removed,
     )
 
 
@@ -132,6 +134,7 @@ def _hello_to_wire(hello: Hello) -> wire.Hello:
         member_id=hello.member_id,
         disk_id=hello.disk_id,
         boot_id=hello.boot_id,
+        urls=hello.urls,
     )
 
 
@@ -142,6 +145,7 @@ def _hello_from_wire(hello: wire.Hello) -> Hello:
         member_id=hello.member_id,
         disk_id=hello.disk_id,
         boot_id=hello.boot_id,
+        urls=tuple(hello.urls),
     )
 
 

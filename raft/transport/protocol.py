@@ -24,6 +24,8 @@ class Hello:
     disk_id: int
     boot_id: int
     """64 fresh random bits per process start."""
+    urls: tuple[str, ...] = ()
+    """Where the sender listens for peers: a member that has not yet heard of it can answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,8 @@ class HelloAnswer:
     """True when the answering member has ever recorded another disk id for the asking member."""
     refusal: str = ""
     """Why the conversation is refused, in one line; empty when accepted."""
+    removed: bool = False
+    """The asking member was removed from the cluster, for ever. Implies a refusal."""
 
 
 @dataclass(frozen=True, slots=True)

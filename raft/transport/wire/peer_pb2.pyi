@@ -7,28 +7,32 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Hello(_message.Message):
-    __slots__ = ("format_version", "cluster_id", "member_id", "disk_id", "boot_id")
+    __slots__ = ("format_version", "cluster_id", "member_id", "disk_id", "boot_id", "urls")
     FORMAT_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
     DISK_ID_FIELD_NUMBER: _ClassVar[int]
     BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    URLS_FIELD_NUMBER: _ClassVar[int]
     format_version: int
     cluster_id: int
     member_id: int
     disk_id: int
     boot_id: int
-    def __init__(self, format_version: _Optional[int] = ..., cluster_id: _Optional[int] = ..., member_id: _Optional[int] = ..., disk_id: _Optional[int] = ..., boot_id: _Optional[int] = ...) -> None: ...
+    urls: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, format_version: _Optional[int] = ..., cluster_id: _Optional[int] = ..., member_id: _Optional[int] = ..., disk_id: _Optional[int] = ..., boot_id: _Optional[int] = ..., urls: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class HelloAnswer(_message.Message):
-    __slots__ = ("hello", "earlier_disk_known", "refusal")
+    __slots__ = ("hello", "earlier_disk_known", "refusal", "removed")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     EARLIER_DISK_KNOWN_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     earlier_disk_known: bool
     refusal: str
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., earlier_disk_known: bool = ..., refusal: _Optional[str] = ...) -> None: ...
+    removed: bool
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., earlier_disk_known: bool = ..., refusal: _Optional[str] = ..., removed: bool = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("hello", "messages")

@@ -1,0 +1,449 @@
+"""Membership: changing it, living by it, and knowing who left it.
+
+A change travels as one entry that holds both halves: the steps for consensus, and a command for the
+state machine (names, addresses). The machine judges the command when the entry is applied, in log
+order and alike on every member; only what it accepts changes the configuration. So two changes that
+were asked for at once never both pass a rule that allows one of them.
+
+Whoever receives a request hands it to the leader of the term, one at a time, and settles its caller
+when the entry is applied *here*. The rule of fates is that of all commands: handed over for a term,
+a change is handed over again only when it was refused, or when an entry of a later term was applied
+first. The leader takes each once: it knows the newest it appended of every origin in its term.
+
+Who belongs to the cluster comes from the log and the state image only, and so do the peers of the
+transport. A member this one has not heard of yet is let in if it shows the cluster's id, since its
+addition may stand in entries still to come; one that was removed never is, and is told so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from raft.core import ProposalDropped, RaftCore
+from raft.core.confchange import ConfChange, ConfStepKind, apply_change, members_of
+from raft.core.errors import ConfChangeRefused, DropReason
+from raft.core.messages import Message, MessageType
+from raft.core.types import ConfState, Entry, Role
+from raft.node.config import RESEND_MS, NodeConfig
+from raft.node.envelope import decode_envelope, encode_envelope
+from raft.node.errors import (
+    ChangeRefused,
+    LearnerNotReady,
+    NodeError,
+    NoLeader,
+    NotApplied,
+    OutcomeUnknown,
+    RequestTimedOut,
+    Stopped,
+    TooManyRequests,
+)
+from raft.node.machine import Machine
+from raft.node.proposals import Settle
+from raft.transport.protocol import Hello, Transport
+
+logger = logging.getLogger(__name__)
+
+CHANGES_WAITING_MAX = 64
+"""Changes waiting on one member, asked here or forwarded; more than anybody ever asks for at once."""
+
+LEARNER_READY_RATIO = 0.9
+"""A learner may be promoted when it holds this share of what the leader holds (etcd: readyPercent)."""
+
+ORIGINS_MAX = 1024
+"""Processes whose newest change the leader of a term remembers; the oldest goes first."""
+
+REMOVAL_TICKS = 10
+"""How long a removed member stays to answer and to tell the others, in ticks (etcd does the same)."""
+
+REMOVED_REASON = "the member has been permanently removed from the cluster"
+
+_NOT_APPENDED, _NOT_READY, _DOES_NOT_FIT = 1, 2, 3
+"""Why a leader refuses a forwarded change; on the wire in `reject_hint`."""
+
+
+class _Request:
+    """A change asked for here and not settled."""
+
+    __slots__ = ("change", "counter", "deadline_s", "sent_s", "settle", "target")
+
+    def __init__(self, change: ConfChange, counter: int, settle: Settle, deadline_s: float) -> None:
+        self.change = change
+        self.counter = counter
+        self.settle = settle
+        self.deadline_s = deadline_s
+        self.target: tuple[int, int, int] | None = None
+        """(term, leader, its process) it was handed to; None while it is certainly in no log."""
+        self.sent_s = 0.0
+
+
+class _Forwarded:
+    """A change another member handed to us while we lead."""
+
+    __slots__ = ("change", "counter", "deadline_s", "origin")
+
+    def __init__(self, origin: tuple[int, int], counter: int, change: ConfChange, deadline_s: float) -> None:
+        self.origin = origin
+        """(member, boot id of its process)."""
+        self.counter = counter
+        self.change = change
+        self.deadline_s = deadline_s
+
+
+class Membership:
+    """The configuration as applied, and the changes on their way to it. Owned by the core's owner."""
+
+    def __init__(
+        self,
+        *,
+        config: NodeConfig,
+        boot_id: int,
+        core: RaftCore,
+        transport: Transport,
+        machine: Machine,
+        conf: ConfState,
+        process_of: Callable[[int], int | None],
+        loop: asyncio.AbstractEventLoop,
+        wake: Callable[[], None],
+        adopted: Callable[[ConfState], None],
+        leave: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._id = config.member_id
+        self._boot_id = boot_id
+        self._core = core
+        self._transport = transport
+        self._machine = machine
+        self.conf = conf
+        """The configuration as of the newest applied entry."""
+        self._process_of = process_of
+        """The newest process of a member, None before its first hello."""
+        self._loop = loop
+        self._clock = loop.time
+        self._wake = wake
+        self._adopted = adopted
+        """Called with each new configuration."""
+        self._leave = leave
+        """Called once, some ticks after this member has learnt that it was removed."""
+        self._peers: dict[int, tuple[str, ...]] = {}
+        """Peers the transport was given, with their URLs."""
+        self._acquaintances: dict[int, tuple[str, ...]] = {}
+        """Members met that no applied entry names yet, with the URLs they gave."""
+        self._connected_s: dict[int, float] = {}
+        """Member to the time since when its stream is whole."""
+        self._waiting: deque[_Request] = deque()
+        """Asked here, oldest first; only the first is ever handed over."""
+        self._counter = 0
+        self._forwarded: deque[_Forwarded] = deque()
+        """Taken while leading `_led_term` and not yet appended."""
+        self._led_term = 0
+        self._appended: dict[tuple[int, int], int] = {}
+        """Origin to its newest change appended in `_led_term`."""
+        self._closed = False
+        self.removed = False
+        """This member was removed from the cluster, and its process is about to end."""
+
+    # -- asked from above
+
+    def change(self, change: ConfChange, command: bytes, settle: Settle) -> None:
+        """Have the change made; `settle(outcome, error)` is called once, with the machine's outcome.
+
+        NotApplied errors are certain, LearnerNotReady and ChangeRefused among them; OutcomeUnknown ones
+        are not. Never raises.
+        """
+        if self._closed:
+            settle(None, Stopped("server stopped"))
+            return
+        if len(self._waiting) >= CHANGES_WAITING_MAX:
+            settle(None, TooManyRequests("too many requests"))
+            return
+        self._counter += 1
+        deadline_s = self._clock() + self._config.request_timeout_ms / 1000
+        context = encode_envelope(self._id, self._boot_id, self._counter, [command])
+        change = change._replace(context=context)
+        self._waiting.append(_Request(change, self._counter, settle, deadline_s))
+        self._wake()
+
+    def connected_seconds(self) -> dict[int, float]:
+        """Member to how long its stream has been whole; members that are away are not there."""
+        now_s = self._clock()
+        up = self._transport.connected_peers()
+        return {member: now_s - since for member, since in self._connected_s.items() if member in up}
+
+    def close(self) -> None:
+        """The member stops: settle everything."""
+        self._closed = True
+        while self._waiting:
+            request = self._waiting.popleft()
+            if request.target is None:
+                request.settle(None, Stopped("server stopped"))
+            else:
+                request.settle(None, OutcomeUnknown("stopped; the change may be made"))
+
+    # -- who belongs to the cluster
+
+    def admits(self, hello: Hello) -> bool:
+        """Whether the sender of a hello that shows our cluster may speak: False once it was removed."""
+        member = hello.member_id
+        if self._machine.is_removed(member):
+            return False
+        if member not in members_of(self.conf) and hello.urls != self._acquaintances.get(member):
+            logger.info("member %x is not known here yet; listening to it", member)
+            self._acquaintances[member] = hello.urls
+            self.refresh()
+        return True
+
+    def refresh(self, conf: ConfState | None = None) -> None:
+        """Bring the transport's peers in line with the machine; `conf` when an image brought a new one."""
+        if conf is not None:
+            self.conf = conf
+            self._adopted(conf)
+        wanted: dict[int, tuple[str, ...]] = {}
+        for member in members_of(self.conf):
+            urls = self._machine.peer_urls(member)
+            if urls is not None:
+                wanted[member] = urls
+                self._acquaintances.pop(member, None)
+        for member, urls in list(self._acquaintances.items()):
+            if self._machine.is_removed(member):
+                del self._acquaintances[member]
+            else:
+                wanted.setdefault(member, urls)
+        wanted.pop(self._id, None)
+        for member in [member for member in self._peers if member not in wanted]:
+            self._connected_s.pop(member, None)
+            self._transport.remove_peer(member)
+        for member, urls in wanted.items():
+            if self._peers.get(member) != urls:
+                self._set_peer(member, urls)
+        self._peers = wanted
+        if self._machine.is_removed(self._id):
+            self.expelled()
+
+    def expelled(self) -> None:
+        """This member was removed. Stay a moment, so that answers leave and the others learn of it."""
+        if not self.removed and not self._closed:
+            self.removed = True
+            logger.warning("this member was removed from the cluster")
+            wait_s = REMOVAL_TICKS * self._config.heartbeat_interval_ms / 1000
+            self._loop.call_later(wait_s, self._leave, REMOVED_REASON)
+
+    def _set_peer(self, member: int, urls: tuple[str, ...]) -> None:
+        try:
+            self._transport.set_peer(member, urls)
+        except ValueError as error:  # only a hello can bring such URLs: those of a request are checked
+            logger.warning("cannot reach member %x: %s", member, error)
+
+    def connected(self, member: int) -> None:
+        """A stream to the member has opened."""
+        self._connected_s[member] = self._clock()
+
+    def disconnected(self, member: int) -> None:
+        """A stream to or from the member has ended."""
+        if member in self._connected_s:
+            self._connected_s[member] = self._clock()
+
+    # -- on the way
+
+    def run(self) -> None:
+        """Hand over, or append, what waits and may go; in every round of the owner's turn."""
+        if self._forwarded:
+            self._append_forwarded()
+        if self._waiting and self._waiting[0].target is None:
+            self._hand_over(self._waiting[0])
+
+    def tick(self, now_s: float) -> None:
+        """Send again what may be lost, and give up what has waited too long."""
+        for request in [one for one in self._waiting if one.deadline_s <= now_s]:
+            self._waiting.remove(request)
+            if request.target is not None:
+                request.settle(None, RequestTimedOut("request timed out; it may be applied later"))
+            elif self._core.leader:
+                request.settle(None, NotApplied("timed out before the change could be proposed"))
+            else:
+                request.settle(None, NoLeader("no leader"))
+        while self._forwarded and self._forwarded[0].deadline_s <= now_s:
+            self._forwarded.popleft()
+        if self._waiting:
+            request = self._waiting[0]
+            if request.target is not None and now_s >= request.sent_s + RESEND_MS / 1000:
+                self._send(request)
+        self.run()
+
+    def on_message(self, member: int, boot_id: int, message: Message) -> None:
+        """A change handed to us, or the refusal of one of ours."""
+        if message.reject:
+            self._refused(member, boot_id, message)
+            return
+        core = self._core
+        if len(message.entries) != 1 or message.term < self._led_term:
+            return  # nonsense; or of a term led before, whose fate shows when a later one is applied
+        leading = core.role is Role.LEADER and core.term == message.term
+        if leading and self._led_term != core.term:
+            self._lead(core.term)
+        try:
+            change = ConfChange.decode(message.entries[0].data)
+            envelope = decode_envelope(change.context)
+        except ValueError:
+            logger.warning("member %x forwards what is no membership change", member)
+            return
+        origin = (envelope.member_id, envelope.boot_id)
+        counter = envelope.counter
+        if message.term == self._led_term and counter <= self._appended.get(origin, 0):
+            return  # has it already
+        if not leading:
+            self._refuse(member, message.term, counter, _NOT_APPENDED)
+            return
+        known = any(one.origin == origin and one.counter == counter for one in self._forwarded)
+        if not known and len(self._forwarded) < CHANGES_WAITING_MAX:
+            deadline_s = self._clock() + self._config.request_timeout_ms / 1000
+            self._forwarded.append(_Forwarded(origin, counter, change, deadline_s))
+            self._wake()
+
+    def stepped_down(self) -> None:
+        """Another leads, or nobody: what was not appended never will be by us."""
+        while self._forwarded:
+            forwarded = self._forwarded.popleft()
+            self._refuse(forwarded.origin[0], self._led_term, forwarded.counter, _NOT_APPENDED)
+
+    def term_applied(self, term: int) -> None:
+        """The first entry of `term` is applied: a change handed over for a lower one never will be."""
+        if self._waiting:
+            request = self._waiting[0]
+            if request.target is not None and request.target[0] < term:
+                request.target = None
+                self._wake()
+
+    # -- applying
+
+    def apply(self, entry: Entry) -> None:
+        """Apply a committed change, in log order."""
+        change = ConfChange.decode(entry.data)
+        try:
+            apply_change(self.conf, change)
+            accepted = True
+        except ConfChangeRefused:
+            accepted = False
+        outcome: object = None
+        counter = 0
+        if change.context:
+            member, boot_id, counter, commands = decode_envelope(change.context)
+            accepted, outcome = self._machine.apply_change(entry.index, entry.term, commands[0], accepted)
+            if (member, boot_id) != (self._id, self._boot_id):
+                counter = 0
+        if accepted:
+            self.conf = self._core.apply_conf(change)
+            logger.info("the cluster is now %s", self.conf)
+            self._adopted(self.conf)
+            self.refresh()
+            self._wake()  # the core may have something to say about it
+        if counter:
+            self._settle(counter, outcome)
+
+    def _settle(self, counter: int, outcome: object) -> None:
+        for request in self._waiting:
+            if request.counter == counter:
+                self._waiting.remove(request)
+                request.settle(outcome, None)
+                self._wake()  # for the next one
+                return
+
+    # -- handing over
+
+    def _hand_over(self, request: _Request) -> None:
+        core = self._core
+        if core.leader != self._id:
+            if core.leader:
+                self._send(request)
+            return
+        refusal = self._append(request.change)
+        if refusal is None:
+            request.target = (core.term, self._id, self._boot_id)
+            request.sent_s = self._clock()
+        elif refusal != _NOT_APPENDED:
+            self._waiting.popleft()
+            request.settle(None, _error_of(refusal))
+
+    def _send(self, request: _Request) -> None:
+        """Hand a change to the leader, or once more to the one that may have missed it."""
+        core = self._core
+        process = self._process_of(core.leader)
+        if core.leader == self._id or process is None:
+            return
+        target = (core.term, core.leader, process)
+        if request.target not in (None, target):
+            return  # its fate is not known yet
+        kind = request.change.entry_kind
+        entry = Entry(0, 0, kind, request.change.encode())
+        message = Message(MessageType.PROPOSE, core.leader, self._id, core.term, entries=(entry,))
+        if self._transport.send(core.leader, message):
+            request.target = target
+            request.sent_s = self._clock()
+
+    def _append_forwarded(self) -> None:
+        if self._core.role is not Role.LEADER or self._core.term != self._led_term:
+            self.stepped_down()
+            return
+        forwarded = self._forwarded[0]
+        refusal = self._append(forwarded.change)
+        if refusal is None:
+            if len(self._appended) >= ORIGINS_MAX and forwarded.origin not in self._appended:
+                del self._appended[next(iter(self._appended))]
+            self._appended[forwarded.origin] = forwarded.counter
+        elif refusal != _NOT_APPENDED:
+            self._refuse(forwarded.origin[0], self._led_term, forwarded.counter, refusal)
+        else:
+            return  # not now: an earlier change is not applied, or leadership is being handed on
+        self._forwarded.popleft()
+
+    def _append(self, change: ConfChange) -> int | None:
+        """Propose to our own core; why not, or None when it is in the log."""
+        if not self._learners_ready(change):
+            return _NOT_READY
+        try:
+            self._core.propose_conf(change)
+        except ProposalDropped as dropped:
+            return _DOES_NOT_FIT if dropped.reason is DropReason.CONF_INVALID else _NOT_APPENDED
+        return None
+
+    def _learners_ready(self, change: ConfChange) -> bool:
+        """Whether everyone the change would promote holds nearly what we hold."""
+        learners = self._core.conf.learners
+        if not any(step.kind is ConfStepKind.ADD_VOTER and step.member in learners for step in change.steps):
+            return True
+        match = {peer.member: peer.match for peer in self._core.status().peers}
+        enough = match.get(self._id, 0) * LEARNER_READY_RATIO
+        return all(
+            match.get(step.member, 0) >= enough
+            for step in change.steps
+            if step.kind is ConfStepKind.ADD_VOTER and step.member in learners
+        )
+
+    # -- refusing
+
+    def _lead(self, term: int) -> None:
+        self._led_term = term
+        self._appended.clear()
+        self._forwarded.clear()
+
+    def _refuse(self, member: int, term: int, counter: int, reason: int) -> None:
+        message = Message(MessageType.PROPOSE, member, self._id, term, reject=True, reject_hint=reason)
+        message.context = counter
+        self._transport.send(member, message)
+
+    def _refused(self, member: int, boot_id: int, message: Message) -> None:
+        for request in self._waiting:
+            if request.counter == message.context and request.target == (message.term, member, boot_id):
+                request.target = None
+                if message.reject_hint != _NOT_APPENDED:
+                    self._waiting.remove(request)
+                    request.settle(None, _error_of(message.reject_hint))
+                return
+
+
+def _error_of(reason: int) -> NodeError:
+    if reason == _NOT_READY:
+        return LearnerNotReady("the learner does not hold enough of the log yet")
+    return ChangeRefused("the change does not fit the present configuration")

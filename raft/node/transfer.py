@@ -1,0 +1,100 @@
+"""Handing leadership to a chosen member, with an end in every case.
+
+The core stops proposing, brings the member up to date and tells it to stand at once; it gives up
+after an election timeout. Here the caller is told how it ended: the member leads, or it certainly
+will not by this attempt, or the time is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from raft.core import RaftCore
+from raft.core.types import NO_NODE, Role
+from raft.node.config import NodeConfig
+from raft.node.errors import NodeError, Stopped, TransferFailed
+
+TransferSettle = Callable[[NodeError | None], object]
+"""Receives None when the member leads, else why not; exactly once, in the loop."""
+
+WAITING_MAX = 64
+"""Callers that wait for a transfer at once."""
+
+
+class Transfer:
+    """Transfers asked for here and not ended. Owned by the core's owner."""
+
+    def __init__(
+        self, config: NodeConfig, core: RaftCore, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]
+    ) -> None:
+        self._config = config
+        self._core = core
+        self._loop = loop
+        self._wake = wake
+        self._closed = False
+        self._waiting: list[tuple[int, int, TransferSettle, float]] = []
+        """(member that is to lead, term it was asked in, whom to tell, deadline)."""
+
+    def begin(self, to: int, settle: TransferSettle) -> None:
+        """Have the voter `to` lead, within the request timeout. Only a leader may ask."""
+        if self._closed:
+            settle(Stopped("server stopped"))
+            return
+        core = self._core
+        if core.leader == to:
+            settle(None)
+        elif core.role is not Role.LEADER or len(self._waiting) >= WAITING_MAX:
+            settle(TransferFailed("this member does not lead"))
+        else:
+            deadline_s = self._loop.time() + self._config.request_timeout_ms / 1000
+            self._waiting.append((to, core.term, settle, deadline_s))
+            core.transfer_leader(to)
+            self._wake()
+
+    def look(self) -> None:
+        """See whether any has ended; at each change of leader and each tick."""
+        if not self._waiting:
+            return
+        core, now_s = self._core, self._loop.time()
+        leads = core.role is Role.LEADER
+        transferee = core.status().transferee if leads else NO_NODE
+        still = []
+        for waiting in self._waiting:
+            to, term, settle, deadline_s = waiting
+            if core.leader == to:
+                settle(None)
+            elif now_s >= deadline_s or (leads and transferee != to) or (core.leader and core.term > term):
+                settle(TransferFailed("leadership was not taken over in time"))
+            else:
+                still.append(waiting)
+        self._waiting = still
+
+    def close(self) -> None:
+        """The member stops."""
+        self._closed = True
+        waiting, self._waiting = self._waiting, []
+        for _, _, settle, _ in waiting:
+            settle(Stopped("server stopped"))
+
+    async def hand_over(self) -> None:
+        """Before stopping: let the voter that holds most, and was heard from lately, lead instead of us.
+
+        Ends within two election timeouts, whether it does or not.
+        """
+        core = self._core
+        if core.role is not Role.LEADER:
+            return
+        peers = [
+            peer
+            for peer in core.status().peers
+            if peer.member != core.id and peer.recent_active and peer.member in core.conf.voters
+        ]
+        if not peers:
+            return
+        ended = asyncio.Event()
+        best = max(peers, key=lambda peer: (peer.match, peer.member))
+        self.begin(best.member, lambda error: ended.set())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), 2 * self._config.election_timeout_ms / 1000)
