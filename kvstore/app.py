@@ -277,9 +277,6 @@ class _Assembly:
             operations=count_operations,
         )
         transport = self._transport = GrpcTransport(tuple(map(str, config.listen_peer)), rng=rng)
-        for member in founding.members:
-            if member.id != founding.member_id:
-                transport.set_peer(member.id, member.peer_urls)
         node = Node(
             config=NodeConfig(
                 member_id=founding.member_id,
@@ -296,6 +293,7 @@ class _Assembly:
             rng=rng,
             boot_id=self._boot_id,
             fatal=self._on_fatal,
+            peer_urls=tuple(map(str, config.advertise_peer)),
         )
         return node
 

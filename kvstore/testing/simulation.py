@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from raft.core import RaftCore
+from raft.core.confchange import ConfChange
 from raft.core.types import ConfState
 from raft.node import Machine, Node, NodeConfig, NodeError
 from raft.storage import Bootstrap, InlineLogWriter, MemoryFiles, MemoryStateOpener, open_member
@@ -37,7 +38,10 @@ def seeded(seed: int) -> random.Random:
 
 
 class LedgerMachine:
-    """Remembers every command ever applied, in order. The outcome of a command is its position."""
+    """Remembers every command ever applied, in order. The outcome of a command is its position.
+
+    The command of a membership change that removes member 3 must read `remove 3`.
+    """
 
     def __init__(self) -> None:
         self.applied: list[bytes] = []
@@ -57,7 +61,7 @@ class LedgerMachine:
         return ()  # ids find peers in memory
 
     def is_removed(self, member_id: int) -> bool:
-        return False
+        return b"remove %d" % member_id in self.applied
 
     def drain_changes(self) -> list[Row]:
         rows: list[Row] = [
@@ -194,6 +198,8 @@ class SimulatedCluster:
         self._config = config
         self._voters = tuple(range(1, size + 1))
         self.members = {member_id: SimulatedMember(member_id, MemoryFiles()) for member_id in self._voters}
+        self._found_voters: dict[int, tuple[int, ...]] = {}
+        """Members that joined later, with the voters of the cluster they found."""
 
     def _on_stray_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         error = context.get("exception")
@@ -237,9 +243,6 @@ class SimulatedCluster:
         member.writer = self.make_writer(member_id, directory.log, fatal, on_space)
         member.machine = self.make_machine(member_id)
         member.transport = self.network.transport()
-        for other in self._voters:
-            if other != member_id:
-                member.transport.set_peer(other, ())
         node = member.node = SimulatedNode(
             config=self._config(member_id),
             recovered=directory.recovered,
@@ -250,6 +253,7 @@ class SimulatedCluster:
             rng=rng,
             boot_id=rng.getrandbits(64),
             fatal=lambda reason: self.on_failure(member_id, reason),
+            found_voters=self._found_voters.get(member_id),
         )
         await node.start()
         return node
@@ -309,7 +313,9 @@ class SimulatedCluster:
         for node in self.running:
             if node.is_leader:
                 followers = [other for other in self.running if other.leader == node.member_id]
-                if len(followers) * 2 > len(self._voters) and all(f.term == node.term for f in followers):
+                voters = node.core.conf.voters
+                votes = sum(follower.member_id in voters for follower in followers)
+                if votes * 2 > len(voters) and all(f.term == node.term for f in followers):
                     return node
         return None
 
@@ -332,6 +338,26 @@ class SimulatedCluster:
 
     def propose(self, member_id: int, command: bytes) -> asyncio.Future[object]:
         """Propose through a member; the future has the outcome or raises the NodeError."""
+        future, settle = self._answer()
+        self.members[member_id].running.propose(command, settle)
+        return future
+
+    def change(self, member_id: int, change: ConfChange, command: bytes) -> asyncio.Future[object]:
+        """Ask a member for a membership change; the future as of `propose`."""
+        future, settle = self._answer()
+        self.members[member_id].running.membership.change(change, command, settle)
+        return future
+
+    def add(self, member_id: int) -> None:
+        """Have a member that can be started once the cluster has let it in. Ids are never used twice."""
+        leader = self.leader()
+        assert leader is not None, "a cluster is joined while it lives"
+        assert member_id not in self.members
+        voters = leader.status().conf.voters
+        self._found_voters[member_id] = voters
+        self.members[member_id] = SimulatedMember(member_id, MemoryFiles())
+
+    def _answer(self) -> tuple[asyncio.Future[object], Callable[[object, NodeError | None], None]]:
         future: asyncio.Future[object] = self.loop.create_future()
 
         def settle(outcome: object, error: NodeError | None) -> None:
@@ -342,8 +368,7 @@ class SimulatedCluster:
             else:
                 future.set_exception(error)
 
-        self.members[member_id].running.propose(command, settle)
-        return future
+        return future, settle
 
     def read_barrier(self, member_id: int) -> asyncio.Future[None]:
         """Ask a member for a linearizable read."""

@@ -24,6 +24,8 @@ own, and chance comes from the generator given, so a virtual-time loop and a see
 from raft.node.config import NodeConfig
 from raft.node.envelope import count_operations
 from raft.node.errors import (
+    ChangeRefused,
+    LearnerNotReady,
     NodeError,
     NoLeader,
     NoSpace,
@@ -34,6 +36,7 @@ from raft.node.errors import (
     StateBeyondLog,
     Stopped,
     TooManyRequests,
+    TransferFailed,
 )
 from raft.node.machine import Machine
 from raft.node.node import Node
@@ -45,6 +48,8 @@ from raft.node.status import NodeEvent, NodeStatistics, NodeStatus
 __all__ = [
     "AnswerSettle",
     "Answerer",
+    "ChangeRefused",
+    "LearnerNotReady",
     "Machine",
     "NoLeader",
     "NoSpace",
@@ -63,5 +68,6 @@ __all__ = [
     "StateBeyondLog",
     "Stopped",
     "TooManyRequests",
+    "TransferFailed",
     "count_operations",
 ]

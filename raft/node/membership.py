@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable
 
 from raft.core import ProposalDropped, RaftCore
-from raft.core.confchange import ConfChange, ConfStepKind, apply_change, members_of
+from raft.core.confchange import ConfChange, ConfStep, ConfStepKind, apply_change, members_of
 from raft.core.errors import ConfChangeRefused, DropReason
 from raft.core.messages import Message, MessageType
 from raft.core.types import ConfState, Entry, Role
@@ -42,6 +42,7 @@ from raft.node.errors import (
 )
 from raft.node.machine import Machine
 from raft.node.proposals import Settle
+from raft.node.transfer import best_successor
 from raft.transport.protocol import Hello, Transport
 
 logger = logging.getLogger(__name__)
@@ -141,6 +142,8 @@ class Membership:
         self._led_term = 0
         self._appended: dict[tuple[int, int], int] = {}
         """Origin to its newest change appended in `_led_term`."""
+        self._yielded_term = 0
+        """The term in which this leader last tried to hand over, because it is to be removed."""
         self._closed = False
         self.removed = False
         """This member was removed from the cluster, and its process is about to end."""
@@ -402,10 +405,16 @@ class Membership:
         """Propose to our own core; why not, or None when it is in the log."""
         if not self._learners_ready(change):
             return _NOT_READY
+        core = self._core
+        if ConfStep(ConfStepKind.REMOVE, self._id) in change.steps and self._yielded_term != core.term:
+            # Whoever follows us may as well make the change: then nobody waits for an election.
+            self._yielded_term = core.term
+            core.transfer_leader(best_successor(core))
         try:
-            self._core.propose_conf(change)
+            core.propose_conf(change)
         except ProposalDropped as dropped:
             return _DOES_NOT_FIT if dropped.reason is DropReason.CONF_INVALID else _NOT_APPENDED
+        core.hasten_notices(members_of(core.conf))  # whom it removes hears nothing more once we apply it
         return None
 
     def _learners_ready(self, change: ConfChange) -> bool:

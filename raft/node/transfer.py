@@ -23,6 +23,16 @@ WAITING_MAX = 64
 """Callers that wait for a transfer at once."""
 
 
+def best_successor(core: RaftCore) -> int:
+    """The other voter that holds most and was heard from lately; NO_NODE for none, or if we do not lead."""
+    peers = [
+        peer
+        for peer in core.status().peers
+        if peer.member != core.id and peer.recent_active and peer.member in core.conf.voters
+    ]
+    return max(peers, key=lambda peer: (peer.match, peer.member)).member if peers else NO_NODE
+
+
 class Transfer:
     """Transfers asked for here and not ended. Owned by the core's owner."""
 
@@ -83,18 +93,10 @@ class Transfer:
 
         Ends within two election timeouts, whether it does or not.
         """
-        core = self._core
-        if core.role is not Role.LEADER:
-            return
-        peers = [
-            peer
-            for peer in core.status().peers
-            if peer.member != core.id and peer.recent_active and peer.member in core.conf.voters
-        ]
-        if not peers:
+        successor = best_successor(self._core)
+        if successor == NO_NODE:
             return
         ended = asyncio.Event()
-        best = max(peers, key=lambda peer: (peer.match, peer.member))
-        self.begin(best.member, lambda error: ended.set())
+        self.begin(successor, lambda error: ended.set())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ended.wait(), 2 * self._config.election_timeout_ms / 1000)
