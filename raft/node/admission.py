@@ -177,14 +177,13 @@ class CutGuard:
     may have this member's help, or be this member.
     """
 
-    def __init__(
-        self, *, cut: bool, last: EntryId, member_id: int, voters: Iterable[int], released: Callable[[], None]
-    ) -> None:
-        self.active = cut
+    def __init__(self, recovered: Recovered, voters: Iterable[int], released: Callable[[], None]) -> None:
+        self.active = recovered.cut
         """Never becomes True again."""
-        self._last = last
+        newest = recovered.entries[-1] if recovered.entries else recovered.snapshot
+        self._last = EntryId(newest.term, newest.index)
         """Our last entry after the cut."""
-        self._id = member_id
+        self._id = recovered.identity.member_id
         self.voters_changed(voters)
         self._released = released
         """Notes durably that the log is confirmed."""

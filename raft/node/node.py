@@ -25,7 +25,7 @@ from dataclasses import replace
 from raft.core import BootState, Config, RaftCore
 from raft.core.messages import Message, MessageType
 from raft.core.ready import AppendWork, Ready
-from raft.core.types import ConfState, EntryId, Role
+from raft.core.types import ConfState, Role
 from raft.node.admission import HELD_MESSAGES_MAX, Admission, CutGuard
 from raft.node.applying import Applier
 from raft.node.compaction import Compaction
@@ -165,7 +165,8 @@ class Node:
             boot_id=self._boot_id,
             urls=self._peer_urls,
         )
-        self._join(mark, conf, hello)
+        self._meet(conf, hello)
+        self._join(mark)
         self._recovered = replace(self._recovered, entries=())  # the core holds them now
         self._ended = False
         self.membership.refresh()
@@ -175,17 +176,8 @@ class Node:
         self._tick_timer = self._loop.call_at(self._tick_at_s, self._on_tick)
         self._wake()
 
-    def _join(self, mark: StateMark, conf: ConfState, hello: Hello) -> None:
-        """Make the parts that work around the core."""
-        self._write_behind = WriteBehind(
-            config=self._config,
-            machine=self._machine,
-            state=self._state,
-            durable=mark,
-            loop=self._loop,
-            mark=self._mark,
-            fatal=self.fail,
-        )
+    def _meet(self, conf: ConfState, hello: Hello) -> None:
+        """Make the parts that know the members."""
         self.membership = Membership(
             config=self._config,
             boot_id=self._boot_id,
@@ -200,6 +192,29 @@ class Node:
             leave=self._leave,
         )
         self.transfer = Transfer(self._config, self._core, self._loop, self._wake)
+        self._admission = Admission(
+            hello=hello,
+            recovered=self._recovered,
+            voters=conf.voters if self._found_voters is None else self._found_voters,
+            admits=self.membership.admits,
+            expelled=self.membership.expelled,
+            log=self._log,
+            recorded=self._peer_recorded,
+            new_process=self._peer_restarted,
+        )
+        self._cut_guard = CutGuard(self._recovered, conf.voters, self._log.record_admitted)
+
+    def _join(self, mark: StateMark) -> None:
+        """Make the parts that work around the core."""
+        self._write_behind = WriteBehind(
+            config=self._config,
+            machine=self._machine,
+            state=self._state,
+            durable=mark,
+            loop=self._loop,
+            mark=self._mark,
+            fatal=self.fail,
+        )
         self._applier = Applier(
             machine=self._machine,
             proposals=self._proposals,
@@ -227,16 +242,6 @@ class Node:
             post=self._post,
             may_campaign=self._may_campaign,
         )
-        self._admission = Admission(
-            hello=hello,
-            recovered=self._recovered,
-            voters=conf.voters if self._found_voters is None else self._found_voters,
-            admits=self.membership.admits,
-            expelled=self.membership.expelled,
-            log=self._log,
-            recorded=self._peer_recorded,
-            new_process=self._peer_restarted,
-        )
         self._hand_over = HandOver(
             config=self._config,
             boot_id=self._boot_id,
@@ -249,15 +254,6 @@ class Node:
             write_behind=self._write_behind,
             loop=self._loop,
             wake=self._wake,
-        )
-        entries, base = self._recovered.entries, self._recovered.snapshot
-        last = EntryId(entries[-1].term, entries[-1].index) if entries else EntryId(base.term, base.index)
-        self._cut_guard = CutGuard(
-            cut=self._recovered.cut,
-            last=last,
-            member_id=self._id,
-            voters=conf.voters,
-            released=self._log.record_admitted,
         )
 
     async def stop(self) -> None:

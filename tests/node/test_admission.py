@@ -12,10 +12,11 @@ import pytest
 from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
 from raft.core.messages import Message, MessageType
 from raft.core.ready import AppendToken, AppendWork
-from raft.core.types import Entry, EntryId, EntryKind
+from raft.core.types import EMPTY_HARD_STATE, ConfState, Entry, EntryId, EntryKind, SnapshotMeta
 from raft.node.admission import CutGuard
 from raft.storage import MemoryFiles
 from raft.storage.memory import PowerCut
+from raft.storage.protocol import Identity, Recovered
 from raft.transport.protocol import Hello
 
 Scenario = Callable[[SimulatedCluster], Awaitable[None]]
@@ -150,7 +151,15 @@ def message(kind: MessageType, *, term: int = 5, last: EntryId = LAST, **fields:
 
 @pytest.fixture
 def guard() -> CutGuard:
-    return CutGuard(cut=True, last=LAST, member_id=1, voters=(1, 2, 3), released=lambda: None)
+    recovered = Recovered(
+        identity=Identity(cluster_id=1, member_id=1, disk_id=1),
+        hard_state=EMPTY_HARD_STATE,
+        snapshot=SnapshotMeta(LAST.index, LAST.term, ConfState(voters=(1, 2, 3))),
+        entries=(),
+        cut=True,
+        admitted=True,
+    )
+    return CutGuard(recovered, (1, 2, 3), lambda: None)
 
 
 def test_a_cut_member_helps_nobody_until_every_other_has_shown_its_last_entry(guard: CutGuard) -> None:
