@@ -32,6 +32,7 @@ from kvstore.http import HttpListener, make_routes
 from kvstore.rpc import Method, all_methods, make_grpc_server
 from kvstore.server.auto_compaction import AutoCompaction
 from kvstore.server.config import Config
+from kvstore.server.lessor import Lessor
 from kvstore.server.local_member import Limits, LocalMember
 from kvstore.server.loop_lag import LAG_BOUNDS_S, LoopLag
 from kvstore.server.membership import Founding, found
@@ -157,6 +158,7 @@ class _Assembly:
     """Set once started: from then on it owns transport, log and state file."""
     _watchdog: Watchdog | None = None
     _server: grpc.aio.Server | None = None
+    _lessor: Lessor | None = None
     _publication: asyncio.Task[None] | None = None
     _stop_compacting: Callable[[], None] | None = None
 
@@ -181,6 +183,12 @@ class _Assembly:
             member_id=founding.member_id,
             limits=Limits(config.max_request_bytes, config.max_txn_ops),
             quota_bytes=config.quota_bytes,
+        )
+        self._lessor = member.lessor
+        self._lessor.start(
+            loop=self._loop,
+            rng=random.Random(self._boot_id),  # noqa: S311  names leases, guards no secret
+            election_timeout_ms=config.election_timeout,
         )
         methods = all_methods(member)
         self._server = make_grpc_server(
@@ -216,6 +224,8 @@ class _Assembly:
                 steps.push_async_callback(listener.stop)
             steps.push_async_callback(self._close_clients)
             steps.callback(self._loop_lag.stop)
+            if self._lessor is not None:
+                steps.callback(self._lessor.stop)
             if self._watchdog is not None:
                 steps.callback(self._watchdog.stop)
             steps.push_async_callback(self._close_unstarted if self._node is None else self._node.stop)

@@ -7,6 +7,7 @@ from kvstore.rpc.cluster import ClusterService
 from kvstore.rpc.headers import Headers
 from kvstore.rpc.health import HealthService
 from kvstore.rpc.kv import KVService
+from kvstore.rpc.lease import LeaseService
 from kvstore.rpc.maintenance import MaintenanceService
 from kvstore.rpc.upkeep import UpkeepService
 from kvstore.server.local_member import LocalMember
@@ -17,6 +18,7 @@ def all_methods(member: LocalMember) -> tuple[Method, ...]:
     headers = Headers(member)
     return (
         *KVService(member, headers).methods(),
+        *LeaseService(member, headers).methods(),
         *ClusterService(member, headers).methods(),
         *MaintenanceService(member, headers).methods(),
         *UpkeepService(member, headers).methods(),

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, Protocol
 from kvstore.engine import Command, Engine, encode
 from kvstore.errors import KVError, RequestTooLarge
 from kvstore.server.faults import as_kv_error
+from kvstore.server.lessor import Lessor
 from kvstore.server.quota import Quota
-from raft.node import NodeError, NodeStatus
+from raft.node import Answerer, AnswerSettle, NodeError, NodeEvent, NodeStatus
 
 Settle = Callable[[Any], None]
 """Called exactly once, with the engine's result or with the KVError that stands for it."""
@@ -33,6 +34,9 @@ class NodeView(Protocol):
     def status(self) -> NodeStatus: ...
     def propose(self, command: bytes, settle: Callable[[object, NodeError | None], None]) -> None: ...
     def read_barrier(self, settle: Callable[[NodeError | None], None]) -> None: ...
+    def subscribe(self, listener: Callable[[NodeEvent], None]) -> None: ...
+    def ask_leader(self, data: bytes, settle: AnswerSettle) -> None: ...
+    def answer_with(self, answerer: Answerer) -> None: ...
 
 
 class Limits(NamedTuple):
@@ -63,6 +67,7 @@ class LocalMember:
         self.member_id = member_id
         self.limits = limits
         self.quota = Quota(self, quota_bytes)
+        self.lessor = Lessor(self)
         self.proposals_pending = 0
         """Proposals handed to the driver and not yet settled."""
         self.proposals_failed = 0

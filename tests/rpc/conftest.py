@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,9 +12,10 @@ from google.protobuf.message import Message
 from kvstore.engine import Engine, Member
 from kvstore.errors import KVError
 from kvstore.rpc import all_methods
-from kvstore.rpc.call import Call, Method, answer
+from kvstore.rpc.call import Call, Inbound, Method, answer
 from kvstore.server.local_member import Limits, LocalMember
-from raft.node.errors import NodeError
+from raft.core.types import Role
+from raft.node import Answerer, AnswerSettle, NodeError, NodeEvent
 
 CLUSTER_ID = 0xCDF818194E3A8C32
 MEMBER_ID = 0x8E9E05C52164694D
@@ -58,6 +60,19 @@ class FakeNode:
     def read_barrier(self, settle: Callable[[NodeError | None], None]) -> None:
         self.barriers += 1
         self._act(lambda: settle(self.error))
+
+    def subscribe(self, listener: Callable[[NodeEvent], None]) -> None:
+        """It led before anybody asked."""
+        listener(NodeEvent(self.term, self.leader, Role.LEADER))
+
+    def answer_with(self, answerer: Answerer) -> None:
+        self.answerer = answerer
+
+    def ask_leader(self, data: bytes, settle: AnswerSettle) -> None:
+        if self.error is not None:
+            settle(b"", self.error)
+        else:
+            self.answerer(data, lambda answered: settle(answered, None))
 
     def _act(self, act: Callable[[], None]) -> None:
         if self.held is None:
@@ -156,6 +171,22 @@ class Bench:
         if isinstance(result, KVError):
             raise result
         return result
+
+    async def later(self, path: str, request: Message) -> Message:
+        """Make a call that is answered within the next turns of the loop; raises its error."""
+        call = self.begin(path, request)
+        while call.result is None:  # noqa: ASYNC110  what is waited for has no event
+            await asyncio.sleep(0)
+        if isinstance(call.result, KVError):
+            raise call.result
+        return call.result
+
+    def open(self, path: str) -> tuple[RecordingCall, Inbound]:
+        """A call with a stream of requests."""
+        call = RecordingCall()
+        opens = self.methods[path].opens
+        assert opens is not None
+        return call, opens(call)
 
 
 @pytest.fixture

@@ -25,6 +25,11 @@ REPLIES = {
     "Cluster/MemberList": pb.MemberListResponse,
     "Maintenance/Status": pb.StatusResponse,
     "Maintenance/Alarm": pb.AlarmResponse,
+    "Lease/LeaseGrant": pb.LeaseGrantResponse,
+    "Lease/LeaseRevoke": pb.LeaseRevokeResponse,
+    "Lease/LeaseTimeToLive": pb.LeaseTimeToLiveResponse,
+    "Lease/LeaseLeases": pb.LeaseLeasesResponse,
+    "Lease/LeaseKeepAlive": pb.LeaseKeepAliveResponse,
 }
 
 
@@ -73,8 +78,17 @@ class Member:
         )
         return invoke(request, timeout=deadline)
 
-    async def put(self, key: bytes, value: bytes = b"v", **options):
-        return await self.call("KV/Put", pb.PutRequest(key=key, value=value), **options)
+    def both_ways(self, method: str, request_type, *, deadline: float | None = 10):
+        """A call with a stream in either direction."""
+        invoke = self._channel.stream_stream(
+            f"/etcdserverpb.{method}",
+            request_serializer=request_type.SerializeToString,
+            response_deserializer=REPLIES[method].FromString,
+        )
+        return invoke(timeout=deadline)
+
+    async def put(self, key: bytes, value: bytes = b"v", lease: int = 0, **options):
+        return await self.call("KV/Put", pb.PutRequest(key=key, value=value, lease=lease), **options)
 
     async def get(self, key: bytes, serializable: bool = False, **options) -> bytes | None:
         request = pb.RangeRequest(key=key, serializable=serializable)

@@ -1,0 +1,174 @@
+"""etcdserverpb.Lease: keys that live as long as somebody renews them (`api/v3rpc/lease.go`)."""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from typing import Any
+
+from google.protobuf.message import Message
+
+from kvstore.errors import KVError
+from kvstore.rpc.call import Call, Method, reply_with
+from kvstore.rpc.headers import Headers
+from kvstore.server.lessor import TimeLeft
+from kvstore.server.local_member import LocalMember
+from kvstore.wire import rpc_pb2 as pb
+
+SERVICE = "etcdserverpb.Lease"
+
+RENEWALS_OPEN_MAX = 1024
+"""Renewals of one stream without an answer; beyond it the caller's flow control stops it."""
+
+
+class LeaseService:
+    """Leases."""
+
+    def __init__(self, member: LocalMember, headers: Headers) -> None:
+        self._member = member
+        self._headers = headers
+
+    def methods(self) -> tuple[Method, ...]:
+        """The rows of this service."""
+        rows = (
+            ("LeaseGrant", pb.LeaseGrantRequest, self.grant),
+            ("LeaseRevoke", pb.LeaseRevokeRequest, self.revoke),
+            ("LeaseTimeToLive", pb.LeaseTimeToLiveRequest, self.time_to_live),
+            ("LeaseLeases", pb.LeaseLeasesRequest, self.leases),
+        )
+        has_leader = self._member.has_leader
+        unary = tuple(
+            Method(service=SERVICE, name=name, request_type=request, handler=handler, needs_leader=has_leader)
+            for name, request, handler in rows
+        )
+        keep_alive = Method(
+            service=SERVICE,
+            name="LeaseKeepAlive",
+            request_type=pb.LeaseKeepAliveRequest,
+            opens=lambda call: KeepAliveStream(self._member, self._headers, call),
+            needs_leader=has_leader,
+        )
+        return (*unary, keep_alive)
+
+    def grant(self, request: pb.LeaseGrantRequest, call: Call) -> None:
+        """Create a lease; without an id this member chooses one."""
+        self._member.lessor.grant(request.ID, request.TTL, partial(self._granted, call))
+
+    def _granted(self, call: Call, outcome: Any) -> None:
+        if isinstance(outcome, KVError):
+            call.fail(outcome)
+            return
+        header = self._headers.at(outcome.revision)
+        reply_with(call, lambda: pb.LeaseGrantResponse(header=header, ID=outcome.id, TTL=outcome.ttl_seconds))
+
+    def revoke(self, request: pb.LeaseRevokeRequest, call: Call) -> None:
+        """End a lease, and its keys with it."""
+        self._member.lessor.revoke(request.ID, partial(self._revoked, call))
+
+    def _revoked(self, call: Call, outcome: Any) -> None:
+        if isinstance(outcome, KVError):
+            call.fail(outcome)
+        else:
+            reply_with(call, lambda: pb.LeaseRevokeResponse(header=self._headers.at(outcome.revision)))
+
+    def time_to_live(self, request: pb.LeaseTimeToLiveRequest, call: Call) -> None:
+        """What a lease has left. The keys are read here, so first everything must have arrived that the
+        leader had when it answered."""
+        self._member.lessor.time_left(request.ID, partial(self._told, call, request))
+
+    def _told(self, call: Call, request: pb.LeaseTimeToLiveRequest, left: TimeLeft | KVError) -> None:
+        if isinstance(left, KVError):
+            call.fail(left)
+        elif request.keys and left.granted_seconds:
+            self._member.barrier(partial(self._proven, call, request, left))
+        else:
+            reply_with(call, partial(self._time_left, request, left))
+
+    def _proven(
+        self, call: Call, request: pb.LeaseTimeToLiveRequest, left: TimeLeft, error: KVError | None
+    ) -> None:
+        if error is not None:
+            call.fail(error)
+        else:
+            reply_with(call, partial(self._time_left, request, left))
+
+    def _time_left(self, request: pb.LeaseTimeToLiveRequest, left: TimeLeft) -> Message:
+        header = self._headers.current()
+        if not left.granted_seconds:
+            return pb.LeaseTimeToLiveResponse(header=header, ID=request.ID, TTL=-1)
+        return pb.LeaseTimeToLiveResponse(
+            header=header,
+            ID=request.ID,
+            TTL=left.remaining_ms // 1000,
+            grantedTTL=left.granted_seconds,
+            keys=self._member.engine.leases.keys_of(request.ID) if request.keys else (),
+        )
+
+    def leases(self, _request: pb.LeaseLeasesRequest, _call: Call) -> Message:
+        """All leases this member knows of, without asking the others, as in etcd."""
+        leases = [pb.LeaseStatus(ID=lease_id) for lease_id in self._member.lessor.leases()]
+        return pb.LeaseLeasesResponse(header=self._headers.current(), leases=leases)
+
+
+class _Renewal:
+    """One request of a stream; answered in its turn."""
+
+    __slots__ = ("header", "lease_id", "outcome")
+
+    def __init__(self, lease_id: int, header: pb.ResponseHeader) -> None:
+        self.lease_id = lease_id
+        self.header = header
+        """Filled when the request came, as in etcd."""
+        self.outcome: TimeLeft | KVError | None = None
+
+
+class KeepAliveStream:
+    """The renewals of one stream: they wait together, and are answered in order."""
+
+    def __init__(self, member: LocalMember, headers: Headers, call: Call) -> None:
+        self._member = member
+        self._headers = headers
+        self._call = call
+        self._open: deque[_Renewal] = deque()
+        """Requests without an answer, oldest first. At most RENEWALS_OPEN_MAX and what was read ahead."""
+        self._half_closed = False
+        self._held = False
+        """The caller's stream is stopped."""
+
+    def receive(self, request: pb.LeaseKeepAliveRequest) -> None:
+        """Renew one lease. A lease that is gone has a TTL of 0."""
+        renewal = _Renewal(request.ID, self._headers.current())
+        self._open.append(renewal)
+        if len(self._open) >= RENEWALS_OPEN_MAX:
+            self._held = True
+            self._call.hold_requests()
+        self._member.lessor.keep_alive(request.ID, partial(self._renewed, renewal))
+
+    def half_closed(self) -> None:
+        """Answer what is open, then end."""
+        self._half_closed = True
+        self._flush()
+
+    def _renewed(self, renewal: _Renewal, outcome: TimeLeft | KVError) -> None:
+        renewal.outcome = outcome
+        self._flush()
+
+    def _flush(self) -> None:
+        call = self._call
+        while self._open and self._open[0].outcome is not None:
+            renewal = self._open.popleft()
+            outcome = renewal.outcome
+            if isinstance(outcome, KVError):
+                call.fail(outcome)
+                return
+            assert outcome is not None
+            call.send(
+                pb.LeaseKeepAliveResponse(
+                    header=renewal.header, ID=renewal.lease_id, TTL=outcome.granted_seconds
+                )
+            )
+        if self._held and len(self._open) < RENEWALS_OPEN_MAX // 2:
+            self._held = False
+            call.resume_requests()
+        if self._half_closed and not self._open:
+            call.finish()

@@ -1,0 +1,265 @@
+"""The lessor around a driver that the test plays: when a renewal is acknowledged, and when not."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import pytest
+
+from kvstore.engine import Engine, LeaseGrant, LeaseRevoke, Put, encode
+from kvstore.errors import KVError, LeaseTtlTooLarge
+from kvstore.server.lessor import EXPIRIES_PER_SCAN_MAX, LEASE_TTL_SECONDS_MAX, Lessor, TimeLeft
+from kvstore.server.local_member import Limits, LocalMember
+from kvstore.testing import run_virtual
+from raft.core.types import Role
+from raft.node import NodeError, NodeEvent, NoLeader, OutcomeUnknown
+
+
+class Driver:
+    """A leader whose rounds and commits happen when the test says so."""
+
+    member_id = 1
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.term = 1
+        self.leader = self.member_id
+        self.index = 0
+        self.rounds: list[Callable[[NodeError | None], None]] = []
+        self.proposed: list[tuple[bytes, Callable[[object, NodeError | None], None]]] = []
+        self.hold = False
+        """Whether proposals wait for `commit`."""
+        self.listeners: list[Callable[[NodeEvent], None]] = []
+        self.asked: list[bytes] = []
+        self.remote = False
+        """Questions go to another member and stay there."""
+
+    def subscribe(self, listener) -> None:
+        self.listeners.append(listener)
+
+    def answer_with(self, answerer) -> None:
+        self.answerer = answerer
+
+    def ask_leader(self, data, settle) -> None:
+        self.asked.append(data)
+        self.settle_question = settle
+        if not self.remote:
+            self.answerer(data, lambda answered: settle(answered, None))
+
+    def read_barrier(self, settle) -> None:
+        self.rounds.append(settle)
+
+    def propose(self, command, settle) -> None:
+        self.proposed.append((command, settle))
+        if not self.hold:
+            self.commit()
+
+    def commit(self, error: NodeError | None = None, lost: bool = False) -> None:
+        pending, self.proposed = self.proposed, []
+        for command, settle in pending:
+            outcome: object = None
+            if not lost:
+                self.index += 1
+                (outcome,) = self.engine.apply(self.index, self.term, [command], True)
+            settle(None if error else outcome, error)
+
+    def confirm(self) -> None:
+        pending, self.rounds = self.rounds, []
+        for settle in pending:
+            settle(None)
+
+    def becomes(self, term: int, leader: int) -> None:
+        self.term, self.leader = term, leader
+        role = Role.LEADER if leader == self.member_id else Role.FOLLOWER
+        for listener in self.listeners:
+            listener(NodeEvent(term, leader, role))
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.engine = Engine()
+        self.driver = Driver(self.engine)
+        self.member = LocalMember(
+            node=self.driver,
+            engine=self.engine,
+            cluster_id=1,
+            member_id=1,
+            limits=Limits(request_bytes_max=1 << 20, txn_operations_max=128),
+            quota_bytes=None,
+        )
+        self.lessor: Lessor = self.member.lessor
+        self.loop = asyncio.get_running_loop()
+        self.lessor.start(loop=self.loop, rng=random.Random(1), election_timeout_ms=1000)
+        self.driver.becomes(1, 1)
+        self.told: list[TimeLeft | KVError] = []
+
+    def apply(self, *commands) -> None:
+        for command in commands:
+            self.driver.index += 1
+            self.engine.apply(self.driver.index, self.driver.term, [encode(command)], False)
+
+    async def keep_alive(self, lease: int) -> None:
+        self.lessor.keep_alive(lease, self.told.append)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+def scene(play):
+    """A test that plays in virtual time."""
+
+    def run() -> None:
+        async def main() -> None:
+            made = Scene()
+            try:
+                await play(made)
+            finally:
+                made.lessor.stop()
+
+        run_virtual(main())
+
+    run.__name__ = play.__name__
+    run.__doc__ = play.__doc__
+    return run
+
+
+async def _renewal_waits_for_a_round(made: Scene) -> None:
+    made.apply(LeaseGrant(7, 10))
+    await made.keep_alive(7)
+    assert made.told == [], "no round has confirmed that this member leads"
+    made.driver.confirm()
+    assert made.told == [TimeLeft(10, 10_000)]
+    await made.keep_alive(8)
+    made.driver.confirm()
+    assert made.told[1:] == [TimeLeft(0, 0)]
+
+
+async def _waiting_renewals_share_a_question(made: Scene) -> None:
+    made.apply(LeaseGrant(7, 10), LeaseGrant(8, 20))
+    for lease in (7, 8, 9):
+        made.lessor.keep_alive(lease, made.told.append)
+    await asyncio.sleep(0.001)
+    assert len(made.driver.rounds) == len(made.driver.asked) == 1
+    made.driver.confirm()
+    assert [left.granted_seconds for left in made.told] == [10, 20, 0]
+
+
+async def _deposed_leader_acknowledges_nothing(made: Scene) -> None:
+    made.apply(LeaseGrant(7, 10))
+    await made.keep_alive(7)
+    made.driver.becomes(2, 2)
+    made.driver.confirm()
+    assert made.told == []
+    made.driver.becomes(3, 1)
+    made.driver.confirm()
+    assert made.told == [], "that round belonged to an earlier leadership"
+
+
+async def _renewal_waits_for_an_end_on_its_way(made: Scene) -> None:
+    made.apply(LeaseGrant(7, 2), Put(b"a", lease=7))
+    made.driver.hold = True
+    await asyncio.sleep(2.6)
+    assert len(made.driver.proposed) == 1
+    await made.keep_alive(7)
+    made.driver.confirm()
+    assert made.told == [], "the end may still take effect"
+    made.driver.commit()
+    assert made.told == [TimeLeft(0, 0)]
+    assert made.engine.key_count == 0
+
+
+async def _unknown_end_is_proposed_again(made: Scene) -> None:
+    made.apply(LeaseGrant(7, 2))
+    made.driver.hold = True
+    await asyncio.sleep(2.6)
+    made.driver.commit(OutcomeUnknown("?"), lost=True)
+    await made.keep_alive(7)
+    made.driver.confirm()
+    assert made.told == []
+    await asyncio.sleep(0.3)
+    made.driver.commit()
+    assert made.told == [TimeLeft(0, 0)]
+    assert made.engine.leases.ids() == []
+
+
+async def _end_of_a_lost_term_is_forgotten(made: Scene) -> None:
+    made.apply(LeaseGrant(7, 2))
+    made.driver.hold = True
+    await asyncio.sleep(2.6)
+    made.driver.becomes(2, 2)
+    made.driver.commit()
+    assert made.engine.leases.ids() == [7], "late: the entry has another term"
+    made.driver.becomes(3, 1)
+    await asyncio.sleep(1.9)
+    made.driver.commit()
+    assert made.engine.leases.ids() == [7], "a new leadership grants the full time"
+    await asyncio.sleep(0.6)
+    made.driver.commit()
+    assert made.engine.leases.ids() == []
+
+
+async def _mass_expiry_is_spread(made: Scene) -> None:
+    count = 3 * EXPIRIES_PER_SCAN_MAX
+    made.apply(*(LeaseGrant(lease, 2) for lease in range(1, count + 1)))
+    left = []
+    for _ in range(14):
+        await asyncio.sleep(0.25)
+        left.append(len(made.engine.leases))
+    falls = [before - after for before, after in zip([count, *left], left, strict=False)]
+    assert left[-1] == 0
+    assert max(falls) == EXPIRIES_PER_SCAN_MAX
+    assert made.engine.leases.expired == count
+
+
+async def _followers_pass_on_what_waits(made: Scene) -> None:
+    made.driver.remote = True
+    made.driver.becomes(2, 2)
+    made.lessor.keep_alive(7, made.told.append)
+    made.lessor.keep_alive(8, made.told.append)
+    made.lessor.time_left(7, made.told.append)
+    await asyncio.sleep(0.001)
+    assert len(made.driver.asked) == 2
+    made.driver.settle_question(b"", NoLeader("no leader"))
+    assert isinstance(made.told[0], KVError)
+    assert made.told[0].text == "etcdserver: request timed out"
+
+
+async def _ids_are_chosen_and_short_times_lengthened(made: Scene) -> None:
+    granted: list = []
+    made.lessor.grant(0, 0, granted.append)
+    made.lessor.grant(0, -5, granted.append)
+    made.lessor.grant(12, 100, granted.append)
+    made.lessor.grant(-3, LEASE_TTL_SECONDS_MAX, granted.append)
+    assert [each.ttl_seconds for each in granted] == [2, 2, 100, LEASE_TTL_SECONDS_MAX]
+    assert 0 < granted[0].id < 2**63
+    assert granted[0].id != granted[1].id
+    assert [each.id for each in granted[2:]] == [12, -3]
+    with pytest.raises(LeaseTtlTooLarge):
+        made.lessor.grant(0, LEASE_TTL_SECONDS_MAX + 1, granted.append)
+
+
+async def _time_left_counts_down(made: Scene) -> None:
+    made.apply(LeaseGrant(7, 10))
+    assert made.lessor.leases() == [7]
+    await asyncio.sleep(3.25)
+    made.lessor.time_left(7, made.told.append)
+    made.lessor.time_left(8, made.told.append)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    made.driver.confirm()
+    assert made.told == [TimeLeft(10, 6750), TimeLeft(0, 0)]
+    made.apply(LeaseGrant(3, 2), LeaseRevoke(7), LeaseGrant(4, 1))
+    assert made.lessor.leases() == [4, 3], "by what is left"
+
+
+test_a_renewal_waits_for_a_round = scene(_renewal_waits_for_a_round)
+test_waiting_renewals_share_a_question = scene(_waiting_renewals_share_a_question)
+test_a_deposed_leader_acknowledges_nothing = scene(_deposed_leader_acknowledges_nothing)
+test_a_renewal_waits_for_an_end_on_its_way = scene(_renewal_waits_for_an_end_on_its_way)
+test_an_end_of_unknown_outcome_is_proposed_again = scene(_unknown_end_is_proposed_again)
+test_an_end_of_a_lost_term_is_forgotten = scene(_end_of_a_lost_term_is_forgotten)
+test_a_mass_expiry_is_spread = scene(_mass_expiry_is_spread)
+test_followers_pass_on_what_waits = scene(_followers_pass_on_what_waits)
+test_ids_are_chosen_and_short_times_lengthened = scene(_ids_are_chosen_and_short_times_lengthened)
+test_time_left_counts_down = scene(_time_left_counts_down)
