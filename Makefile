@@ -15,13 +15,14 @@ ROUNDS ?= 3
 SECONDS ?= 3
 KILLS ?= 10
 CRASHES ?= 50
+KEYS ?= 1000000
 LEVEL ?= both
 SEEDS ?= 0-
 MINUTES ?= 1
 DIR ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env cluster demo test check fix bench profile bench-failover torture simulate mutants transcripts differential lock clean
+.PHONY: help env cluster demo test check fix bench profile bench-failover torture scale simulate mutants transcripts differential lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +72,9 @@ bench-failover: $(STAMP) ## kill -9 of the leader under load: the gap in writes;
 
 torture: $(STAMP) ## kill -9 of all three nodes under load, again and again; nothing acknowledged may be lost
 	$(BIN)/python -m bench.torture --rounds $(CRASHES)
+
+scale: $(STAMP) ## a million keys in three members: memory, restart, stalls, rolling restart; writes bench/results/scale.json
+	$(BIN)/python -m bench.scale --keys $(KEYS)
 
 simulate: $(STAMP) ## seeded clusters under faults, on all cores; LEVEL=core|node|both SEEDS=0-99|fresh MINUTES=10; writes bench/results/simulation.json
 	$(BIN)/python -m kvstore.testing --level $(LEVEL) --seeds $(SEEDS) --minutes $(MINUTES) --output bench/results/simulation.json
