@@ -67,6 +67,9 @@ REQUEST_TIMEOUT_BASE_MS = 4800
 """A request is given up after this and two election timeouts: one lost election may pass. A little
 less than etcd's 5 s, so that the refusal arrives within etcd's time, not begins to leave then."""
 
+LEADERLESS_ELECTIONS = 3
+"""Election timeouts without a leader after which calls that asked for one are ended, as in etcd."""
+
 STUCK_DISK_EXIT_CODE = 74
 """How the process ends when the log's disk does not answer at all (EX_IOERR): a thread that hangs in
 the kernel cannot be joined, and the event loop may hang with it."""
@@ -181,7 +184,12 @@ class _Assembly:
             engine=engine,
             cluster_id=founding.cluster_id,
             member_id=founding.member_id,
-            limits=Limits(config.max_request_bytes, config.max_txn_ops),
+            limits=Limits(
+                config.max_request_bytes,
+                config.max_txn_ops,
+                LEADERLESS_ELECTIONS * config.election_timeout / 1000,
+                config.progress_interval_s,
+            ),
             quota_bytes=config.quota_bytes,
         )
         self._lessor = member.lessor
@@ -190,6 +198,8 @@ class _Assembly:
             rng=random.Random(self._boot_id),  # noqa: S311  names leases, guards no secret
             election_timeout_ms=config.election_timeout,
         )
+        node.subscribe(lambda event: member.leader_loss.seen(event.leader))
+        node.on_applied = member.watches.applied
         methods = all_methods(member)
         self._server = make_grpc_server(
             methods, request_bytes_max=config.max_request_bytes, is_serving=lambda: not handle.failed

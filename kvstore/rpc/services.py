@@ -10,6 +10,7 @@ from kvstore.rpc.kv import KVService
 from kvstore.rpc.lease import LeaseService
 from kvstore.rpc.maintenance import MaintenanceService
 from kvstore.rpc.upkeep import UpkeepService
+from kvstore.rpc.watch import WatchService
 from kvstore.server.local_member import LocalMember
 
 
@@ -19,6 +20,7 @@ def all_methods(member: LocalMember) -> tuple[Method, ...]:
     return (
         *KVService(member, headers).methods(),
         *LeaseService(member, headers).methods(),
+        *WatchService(member, headers).methods(),
         *ClusterService(member, headers).methods(),
         *MaintenanceService(member, headers).methods(),
         *UpkeepService(member, headers).methods(),

@@ -26,6 +26,7 @@ from kvstore.server.settings import (
     Kind,
     Setting,
     Url,
+    duration_seconds,
     parse_cluster,
     parse_urls,
 )
@@ -44,6 +45,10 @@ the log (16 MiB) and a message between members, or no member could ever store it
 
 QUOTA_DEFAULT_BYTES = 2 * 1024 * 1024 * 1024
 """What `quota_backend_bytes` 0 stands for, as in etcd."""
+
+PROGRESS_INTERVAL_S = 600.0
+PROGRESS_INTERVAL_S_MIN = 0.1
+"""Of progress notices: etcd's default and least."""
 
 LOG_LEVELS = ("debug", "info", "warn", "error", "panic", "fatal")
 LOG_FORMATS = ("json", "console")
@@ -152,6 +157,18 @@ class Config:
     listen_metrics_urls: str = _setting(
         Kind.URLS, "", Group.MONITORING, "URLs to listen on for /metrics, /health and /version."
     )
+    watch_progress_notify_interval: str = _setting(
+        Kind.DURATION,
+        "10m",
+        Group.EXPERIMENTAL,
+        "Between two progress notices to a watcher that wants them and is told nothing else; at least 100ms.",
+    )
+    experimental_watch_progress_notify_interval: str = _setting(
+        Kind.DURATION,
+        "0s",
+        Group.EXPERIMENTAL,
+        "etcd 3.5's spelling of watch-progress-notify-interval; 0s leaves it to that one.",
+    )
     log_level: str = _setting(
         Kind.TEXT, "info", Group.LOGGING, "Least severe level that is logged.", choices=LOG_LEVELS
     )
@@ -200,6 +217,14 @@ class Config:
         if self.quota_backend_bytes < 0:
             return None
         return self.quota_backend_bytes or QUOTA_DEFAULT_BYTES
+
+    @property
+    def progress_interval_s(self) -> float:
+        """Between two progress notices of a watcher."""
+        seconds = duration_seconds(self.experimental_watch_progress_notify_interval)
+        if not seconds:
+            seconds = duration_seconds(self.watch_progress_notify_interval)
+        return max(seconds, PROGRESS_INTERVAL_S_MIN) if seconds > 0 else PROGRESS_INTERVAL_S
 
     @property
     def retention(self) -> float:

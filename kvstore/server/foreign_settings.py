@@ -81,7 +81,6 @@ _IGNORED: dict[Group, tuple[tuple[str, Kind, str, str], ...]] = {
         ("proxy-dial-timeout", _N, "1000", "There is no proxy."),
         ("proxy-write-timeout", _N, "5000", "There is no proxy."),
         ("proxy-read-timeout", _N, "0", "There is no proxy."),
-        ("watch-progress-notify-interval", _D, "10m", "Watches are not served."),
         ("corrupt-check-time", _D, "0s", "Members are not compared while they run."),
         ("initial-corrupt-check", _B, "false", "Members are not compared when they start."),
         ("compact-hash-check-enabled", _B, "false", "Members are not compared while they run."),

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple, Protocol
 from kvstore.engine import Command, Engine, encode
 from kvstore.errors import KVError, RequestTooLarge
 from kvstore.server.faults import as_kv_error
+from kvstore.server.leader_loss import LeaderLoss
 from kvstore.server.lessor import Lessor
 from kvstore.server.quota import Quota
+from kvstore.server.watch_hub import WatchHub
 from raft.node import Answerer, AnswerSettle, NodeError, NodeEvent, NodeStatus
 
 Settle = Callable[[Any], None]
@@ -46,6 +48,10 @@ class Limits(NamedTuple):
     """Size of an encoded command; larger ones are refused before they are proposed."""
     txn_operations_max: int
     """Compares, or operations of one branch, of a transaction."""
+    leaderless_s: float = 3.0
+    """Time without a leader after which calls that asked for one are ended: three election timeouts."""
+    progress_interval_s: float = 600.0
+    """Between two progress notices of a watcher that wants them and is told nothing else."""
 
 
 class LocalMember:
@@ -68,6 +74,10 @@ class LocalMember:
         self.limits = limits
         self.quota = Quota(self, quota_bytes)
         self.lessor = Lessor(self)
+        self.watches = WatchHub(engine)
+        """Who is told of what is applied here; whoever has the engine apply calls `watches.applied`."""
+        self.leader_loss = LeaderLoss(limits.leaderless_s)
+        """Whom it concerns that there is no leader for long."""
         self.proposals_pending = 0
         """Proposals handed to the driver and not yet settled."""
         self.proposals_failed = 0

@@ -9,6 +9,8 @@ import re
 from collections import deque
 from typing import Protocol
 
+from kvstore.server.settings import duration_seconds
+
 PERIODIC, REVISION = "periodic", "revision"
 
 INTERVAL_SECONDS_MAX = 3600.0
@@ -19,8 +21,6 @@ REVISION_INTERVAL_SECONDS = 300.0
 """How often the revision mode looks: etcd's figure."""
 RETENTION_SECONDS_MAX = 10 * 365 * 24 * 3600.0
 """Ten years: at most 876,000 samples are kept."""
-
-_UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def parse_retention(mode: str, text: str) -> float | int:
@@ -45,10 +45,9 @@ def parse_retention(mode: str, text: str) -> float | int:
 
 
 def _parse_duration(text: str) -> float:
-    parts = re.findall(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)", text.removeprefix("+"), re.ASCII)
-    if not parts or "".join(number + unit for number, unit in parts) != text.removeprefix("+"):
+    if not re.fullmatch(r"\+?((\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h))+", text, re.ASCII):
         raise ValueError(f'error parsing CompactionRetention: time: invalid duration "{text}"')
-    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    return duration_seconds(text)
 
 
 class Policy(Protocol):

@@ -129,6 +129,16 @@ def _read_duration(text: str) -> str:
     return text
 
 
+_UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def duration_seconds(text: str) -> float:
+    """A duration in Go's form, that was read before, in seconds."""
+    parts = re.findall(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)", text, re.ASCII)
+    seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    return -seconds if text.startswith("-") else seconds
+
+
 def _read_urls(text: str) -> str:
     if text:
         parse_urls(text)

@@ -132,6 +132,8 @@ class Node:
         self._seen = NodeEvent(0, 0, Role.FOLLOWER)
         """What subscribers were last told."""
         self._listeners: list[Callable[[NodeEvent], None]] = []
+        self.on_applied: Callable[[], None] = lambda: None
+        """Called in the loop after each turn in which entries were applied; set before `start`."""
         self._turn_planned = False
         self._ticks_due = 0
         """Ticks to deliver in the next turn, at most TICKS_PER_STALL_MAX."""
@@ -687,6 +689,7 @@ class Node:
         before = applier.applied
         finished = applier.run()
         if applier.applied != before:
+            self.on_applied()
             self._reads.applied(applier.applied)
             if self._write_behind.due(self._loop.time()):
                 self._write_behind.begin()

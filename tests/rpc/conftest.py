@@ -195,5 +195,10 @@ def bench() -> Bench:
 
 
 @pytest.fixture
+def make_call() -> type[RecordingCall]:
+    return RecordingCall
+
+
+@pytest.fixture
 def make_bench() -> type[Bench]:
     return Bench

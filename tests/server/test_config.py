@@ -28,6 +28,8 @@ SAMPLES = {
     "auto-compaction-mode": "revision",
     "auto-compaction-retention": "1000",
     "listen-metrics-urls": "http://127.0.0.1:2388",
+    "watch-progress-notify-interval": "5s",
+    "experimental-watch-progress-notify-interval": "300ms",
     "log-level": "debug",
     "log-format": "console",
     "log-outputs": "stdout,/dev/null",
