@@ -170,7 +170,7 @@ class Scale:
 
     def stalls(self, port: int) -> int:
         """Samples of the event loop that came later than the bound, since the process began."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:  # noqa: S310  loopback
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
             text = reply.read().decode()
         bucket = rf'kvstore_event_loop_lag_seconds_bucket\{{le="{STALL_SECONDS_MAX}"\}} (\S+)'
         within, total = (
