@@ -42,6 +42,7 @@ class FakeNode:
         self.held: list[Callable[[], None]] | None = None
         """When a list, settlements wait in it."""
         self.barriers = 0
+        self.on_applied: Callable[[], None] = lambda: None
 
     def status(self) -> FakeStatus:
         return FakeStatus(self.term, self.leader, self.index, self.index, 4096)
@@ -54,6 +55,7 @@ class FakeNode:
             self.index += 1
             (outcome,) = self.engine.apply(self.index, self.term, [command], True)
             settle(outcome, None)
+            self.on_applied()
 
         self._act(act)
 
