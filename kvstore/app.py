@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import ipaddress
-import json
 import logging
 import os
 import random
@@ -27,34 +26,33 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import grpc.aio
 
-from kvstore.engine import Engine, ImageError, Member
+from kvstore.engine import Engine, ImageError
 from kvstore.http import HttpListener, make_routes
 from kvstore.rpc import Method, all_methods, make_grpc_server
 from kvstore.server.auto_compaction import AutoCompaction
+from kvstore.server.cluster_changes import ClusterChanges
 from kvstore.server.config import Config
+from kvstore.server.data_directory import Opened, open_data_directory
+from kvstore.server.joining import CannotJoin, Description, encode_description
 from kvstore.server.lessor import Lessor
 from kvstore.server.local_member import Limits, LocalMember
 from kvstore.server.loop_lag import LAG_BOUNDS_S, LoopLag
-from kvstore.server.membership import Founding, found
+from kvstore.server.membership import Founding
 from kvstore.server.metrics import HistogramView, PeerCounters, RpcCounters, Sources, make_registry
 from kvstore.server.publication import publish
 from kvstore.server.settings import Url
-from raft.core.types import ConfState
 from raft.node import Node, NodeConfig, NodeStatus, StateBeyondLog, count_operations
 from raft.node.write_behind import STATE_COMMIT_BOUNDS_S
 from raft.storage import (
-    Bootstrap,
     MemberDirectory,
     RealFiles,
     StorageError,
     ThreadedLogWriter,
     Watchdog,
-    holds_member,
-    open_member,
 )
 from raft.storage.protocol import SYNC_BOUNDS_S
 from raft.transport import sockets
-from raft.transport.grpc_transport import GrpcTransport
+from raft.transport.grpc_transport import GrpcTransport, ask_description
 from raft.transport.rules import ROUND_TRIP_BOUNDS_S
 
 logger = logging.getLogger("kvstore")
@@ -105,6 +103,11 @@ class NodeHandle:
         """Whether this member can promise nothing any more; see `wait_failed`."""
         return self._failed.done()
 
+    @property
+    def removed(self) -> bool:
+        """Whether it failed because it was removed from the cluster: it ends in good order, for ever."""
+        return self.node.membership.removed
+
     def status(self) -> NodeStatus:
         """The driver's view of this moment."""
         return self.node.status()
@@ -144,7 +147,7 @@ async def serve(config: Config) -> AsyncIterator[NodeHandle]:
             handle = await assembly.start()
         except ImageError as error:
             raise StartError(f"{config.directory}: {error}") from error
-        except (StorageError, StateBeyondLog, OSError) as error:
+        except (CannotJoin, StorageError, StateBeyondLog, OSError) as error:
             raise StartError(_one_line(error)) from error
         yield handle
     finally:
@@ -175,9 +178,10 @@ class _Assembly:
     async def start(self) -> NodeHandle:
         """Everything, in the order in which one needs the other."""
         config = self._config
-        self._directory, founding = await self._open_directory()
+        opened = await open_data_directory(config, RealFiles(), ask_description)
+        self._directory, founding = opened.directory, opened.founding
         engine = Engine(members=founding.members)
-        node = self._make_node(self._directory, founding, engine)
+        node = self._make_node(opened, engine)
         handle = self._handle = NodeHandle(config.name, founding, node)
         member = self._member = LocalMember(
             node=node,
@@ -200,7 +204,15 @@ class _Assembly:
         )
         node.subscribe(lambda event: member.leader_loss.seen(event.leader))
         node.on_applied = member.watches.applied
-        methods = all_methods(member)
+        changes = ClusterChanges(
+            member,
+            lambda: node.membership,
+            lambda: node.transfer,
+            election_timeout_ms=config.election_timeout,
+            learners_max=config.max_learners,
+            strict=config.strict_reconfig_check,
+        )
+        methods = all_methods(member, changes)
         self._server = make_grpc_server(
             methods, request_bytes_max=config.max_request_bytes, is_serving=lambda: not handle.failed
         )
@@ -239,6 +251,8 @@ class _Assembly:
             if self._watchdog is not None:
                 steps.callback(self._watchdog.stop)
             steps.push_async_callback(self._close_unstarted if self._node is None else self._node.stop)
+            if self._node is not None:
+                steps.push_async_callback(self._node.transfer.hand_over)
             if self._stop_compacting is not None:
                 self._stop_compacting()
             if self._publication is not None:
@@ -257,37 +271,8 @@ class _Assembly:
         if self._directory is not None:
             await self._directory.state.close()
 
-    async def _open_directory(self) -> tuple[MemberDirectory, Founding]:
-        """The data directory, made by founding the cluster when it is new."""
-        config = self._config
-        files = RealFiles()
-        path = str(config.directory)
-        fresh = not holds_member(files, path)
-        if fresh and config.initial_cluster_state == "existing":
-            raise StartError(
-                f"{path}: no data of this member here, and joining a running cluster"
-                " (initial-cluster-state=existing) is not supported"
-            )
-        expected: Founding | None = None
-        if fresh or (config.initial_cluster and config.initial_cluster_state == "new"):
-            initial = {name: [str(url) for url in urls] for name, urls in config.initial_members().items()}
-            try:
-                expected = found(initial, config.name, config.initial_cluster_token)
-            except ValueError as error:
-                raise StartError(str(error)) from error
-        directory = await open_member(
-            files,
-            path,
-            cluster_id=expected.cluster_id if expected else None,
-            member_id=expected.member_id if expected else None,
-            bootstrap=_bootstrap_of(expected) if expected else None,
-        )
-        identity = directory.recovered.identity
-        members = _members_of(directory.bootstrap)
-        return directory, Founding(identity.cluster_id, identity.member_id, members)
-
-    def _make_node(self, directory: MemberDirectory, founding: Founding, engine: Engine) -> Node:
-        config = self._config
+    def _make_node(self, opened: Opened, engine: Engine) -> Node:
+        config, directory, founding = self._config, opened.directory, opened.founding
         rng = random.Random(self._boot_id)  # noqa: S311  spreads timeouts, guards no secret
         self._writer = ThreadedLogWriter(
             directory.log,
@@ -296,7 +281,13 @@ class _Assembly:
             on_space=lambda space: self._on_space(node, space),
             operations=count_operations,
         )
-        transport = self._transport = GrpcTransport(tuple(map(str, config.listen_peer)), rng=rng)
+        transport = self._transport = GrpcTransport(
+            tuple(map(str, config.listen_peer)),
+            rng=rng,
+            describe=lambda: encode_description(
+                Description(founding.cluster_id, founding.members, engine.members())
+            ),
+        )
         node = Node(
             config=NodeConfig(
                 member_id=founding.member_id,
@@ -314,6 +305,7 @@ class _Assembly:
             boot_id=self._boot_id,
             fatal=self._on_fatal,
             peer_urls=tuple(map(str, config.advertise_peer)),
+            found_voters=opened.found_voters,
         )
         return node
 
@@ -447,18 +439,6 @@ def _rpc_counters(method: Method) -> RpcCounters:
         received_bytes=counted.received_bytes,
         sent_bytes=counted.sent_bytes,
     )
-
-
-def _bootstrap_of(founding: Founding) -> Bootstrap:
-    """What the data directory keeps of the founding: voters for consensus, the rest as JSON."""
-    rows = [[member.id, member.name, list(member.peer_urls)] for member in founding.members]
-    voters = tuple(member.id for member in founding.members)
-    return Bootstrap(conf=ConfState(voters=voters), blob=json.dumps({"members": rows}).encode())
-
-
-def _members_of(bootstrap: Bootstrap) -> tuple[Member, ...]:
-    rows = json.loads(bootstrap.blob)["members"]
-    return tuple(Member(id=row[0], name=row[1], peer_urls=tuple(row[2])) for row in rows)
 
 
 def _host(url: Url) -> str:

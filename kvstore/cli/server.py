@@ -236,6 +236,9 @@ async def _serve_until_stopped(loaded: Loaded, handlers: logs.Handlers) -> int:
             gc.collect()
             gc.freeze()  # what was loaded stays: the collector need not look at it again
             reason = await node.wait_failed()
+            if node.removed:
+                logger.warning("%s; the data directory is of no use any more", reason)
+                return EXIT_STOPPED
             logger.critical("the member failed", extra={"error": reason})
             _end_soon(EXIT_FAILED)
         return EXIT_FAILED

@@ -167,6 +167,8 @@ class Method:
     exactly one of `handler` and `opens` is there."""
     needs_leader: Callable[[], bool] | None = None
     """Tells whether a leader is known; consulted when the caller asks for one in its metadata."""
+    admit: Callable[[Message | None], None] | None = None
+    """Raises KVError for a request (None: a stream about to open) that this member must not serve."""
     statistics: MethodStatistics = field(default_factory=MethodStatistics)
 
     def __post_init__(self) -> None:
@@ -189,6 +191,8 @@ def answer(method: Method, data: bytes, call: Call) -> Message | None:
     assert method.handler is not None
     request = _parse(method, data)
     _check_leader(method, call)
+    if method.admit is not None:
+        method.admit(request)
     try:
         return method.handler(request, call)
     except KVError:
@@ -202,6 +206,8 @@ def open_stream(method: Method, call: Call) -> Inbound:
     """Begin a call whose requests are a stream. Raises only KVError."""
     assert method.opens is not None
     _check_leader(method, call)
+    if method.admit is not None:
+        method.admit(None)
     try:
         return method.opens(call)
     except KVError:

@@ -1,38 +1,54 @@
-"""etcdserverpb.Cluster: the members, as this one knows them or as the cluster agrees."""
+"""etcdserverpb.Cluster: the members, as this one knows them or as the cluster agrees, and their changes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 from google.protobuf.message import Message
 
+from kvstore.engine import Member, MembersResult
 from kvstore.errors import KVError
 from kvstore.rpc import convert
 from kvstore.rpc.call import Call, Method, reply_with
 from kvstore.rpc.headers import Headers
+from kvstore.server.cluster_changes import ClusterChanges, new_member_id
 from kvstore.server.local_member import LocalMember
 from kvstore.wire import rpc_pb2 as pb
 
 SERVICE = "etcdserverpb.Cluster"
 
+MakeReply = Callable[[list[pb.Member]], Message]
+"""From all members to a reply."""
+
 
 class ClusterService:
     """Membership."""
 
-    def __init__(self, member: LocalMember, headers: Headers) -> None:
+    def __init__(self, member: LocalMember, changes: ClusterChanges, headers: Headers) -> None:
         self._member = member
+        self._changes = changes
         self._headers = headers
 
     def methods(self) -> tuple[Method, ...]:
         """The rows of this service."""
-        return (
+        rows = (
+            ("MemberAdd", pb.MemberAddRequest, self.member_add),
+            ("MemberRemove", pb.MemberRemoveRequest, self.member_remove),
+            ("MemberUpdate", pb.MemberUpdateRequest, self.member_update),
+            ("MemberList", pb.MemberListRequest, self.member_list),
+            ("MemberPromote", pb.MemberPromoteRequest, self.member_promote),
+        )
+        return tuple(
             Method(
                 service=SERVICE,
-                name="MemberList",
-                request_type=pb.MemberListRequest,
-                handler=self.member_list,
+                name=name,
+                request_type=request_type,
+                handler=handler,
                 needs_leader=self._member.has_leader,
-            ),
+            )
+            for name, request_type, handler in rows
         )
 
     def member_list(self, request: pb.MemberListRequest, call: Call) -> Message | None:
@@ -49,5 +65,45 @@ class ClusterService:
             reply_with(call, self._list)
 
     def _list(self) -> Message:
-        members = [convert.member(member) for member in self._member.engine.members()]
+        members = _members(self._member.engine.members())
         return pb.MemberListResponse(header=self._headers.without_revision(), members=members)
+
+    def member_add(self, request: pb.MemberAddRequest, call: Call) -> None:
+        """Let a member in, as a voter or as a learner; it has no name before it starts."""
+        member_id = new_member_id()
+
+        def make(members: list[pb.Member]) -> Message:
+            (member,) = [one for one in members if member_id == one.ID]
+            header = self._headers.without_revision()
+            return pb.MemberAddResponse(header=header, member=member, members=members)
+
+        settle = partial(self._changed, call, make)
+        self._changes.add(member_id, request.peerURLs, is_learner=request.isLearner, settle=settle)
+
+    def member_remove(self, request: pb.MemberRemoveRequest, call: Call) -> None:
+        """Remove a member for ever."""
+        make = partial(self._reply, pb.MemberRemoveResponse)
+        self._changes.remove(request.ID, partial(self._changed, call, make))
+
+    def member_update(self, request: pb.MemberUpdateRequest, call: Call) -> None:
+        """Move a member to other peer URLs."""
+        make = partial(self._reply, pb.MemberUpdateResponse)
+        self._changes.update(request.ID, request.peerURLs, partial(self._changed, call, make))
+
+    def member_promote(self, request: pb.MemberPromoteRequest, call: Call) -> None:
+        """Let a learner vote."""
+        make = partial(self._reply, pb.MemberPromoteResponse)
+        self._changes.promote(request.ID, partial(self._changed, call, make))
+
+    def _reply(self, kind: Callable[..., Message], members: list[pb.Member]) -> Message:
+        return kind(header=self._headers.without_revision(), members=members)
+
+    def _changed(self, call: Call, make: MakeReply, outcome: Any) -> None:
+        if isinstance(outcome, MembersResult):
+            reply_with(call, lambda: make(_members(outcome.members)))
+        else:
+            call.fail(outcome)
+
+
+def _members(members: Iterable[Member]) -> list[pb.Member]:
+    return [convert.member(member) for member in members]

@@ -134,6 +134,16 @@ class Config:
         Group.CLUSTERING,
         "Distinguishes clusters begun with the same members, so that they never mix.",
     )
+    strict_reconfig_check: bool = _setting(
+        Kind.SWITCH,
+        True,
+        Group.CLUSTERING,
+        "Refuse changes of the membership that might cost the cluster its quorum.",
+        shown="true",
+    )
+    max_learners: int = _setting(
+        Kind.COUNT, 1, Group.CLUSTERING, "Most members that only learn; MemberAdd refuses another."
+    )
     advertise_client_urls: str = _setting(
         Kind.URLS,
         "",

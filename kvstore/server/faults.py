@@ -12,6 +12,9 @@ _MEANINGS: tuple[tuple[type[node_errors.NodeError], Callable[[], errors.KVError]
     (node_errors.Stopped, errors.ServerStopped),
     (node_errors.TooManyRequests, errors.TooManyRequests),
     (node_errors.NoSpace, errors.NoSpace),
+    (node_errors.LearnerNotReady, errors.LearnerNotReady),
+    (node_errors.ChangeRefused, errors.NotEnoughStartedMembers),
+    (node_errors.TransferFailed, errors.LeaderTransferTimedOut),
     (node_errors.NotApplied, errors.NotAppliedInTime),
     (node_errors.ReadTimedOut, errors.ReadTimedOut),
 )

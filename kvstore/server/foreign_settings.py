@@ -35,7 +35,6 @@ _IGNORED: dict[Group, tuple[tuple[str, Kind, str, str], ...]] = {
     Group.CLUSTERING: (
         ("discovery-fallback", _T, "proxy", "There is no discovery service."),
         ("discovery-proxy", _T, "", "There is no discovery service."),
-        ("strict-reconfig-check", _B, "true", "Always on."),
         ("pre-vote", _B, "true", "Always on."),
         ("enable-v2", _B, "false", "Version 2 of the API is not served."),
         ("wait-cluster-ready-timeout", _D, "5s", "A member serves once it has joined."),
@@ -94,7 +93,6 @@ _IGNORED: dict[Group, tuple[tuple[str, Kind, str, str], ...]] = {
         ("bootstrap-defrag-threshold-megabytes", _N, "0", "There is no defragmentation."),
         ("memory-mlock", _B, "false", "Set by the system."),
         ("txn-mode-write-with-shared-buffer", _B, "true", "Transactions read the state in memory."),
-        ("max-learners", _I, "1", "There are no learners."),
         ("set-member-localaddr", _B, "false", "Set by the system."),
         ("enable-v2v3", _T, "", "Version 2 of the API is not served."),
     ),

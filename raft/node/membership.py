@@ -57,7 +57,7 @@ ORIGINS_MAX = 1024
 """Processes whose newest change the leader of a term remembers; the oldest goes first."""
 
 REMOVAL_TICKS = 10
-"""How long a removed member stays to answer and to tell the others, in ticks (etcd does the same)."""
+"""How long a removed member stays, and the streams to it: to answer, and to hear of it (as in etcd)."""
 
 REMOVED_REASON = "the member has been permanently removed from the cluster"
 
@@ -114,6 +114,7 @@ class Membership:
         self._config = config
         self._id = config.member_id
         self._boot_id = boot_id
+        self._removal_s = REMOVAL_TICKS * config.heartbeat_interval_ms / 1000
         self._core = core
         self._transport = transport
         self._machine = machine
@@ -217,7 +218,8 @@ class Membership:
         wanted.pop(self._id, None)
         for member in [member for member in self._peers if member not in wanted]:
             self._connected_s.pop(member, None)
-            self._transport.remove_peer(member)
+            if not self._closed:  # what is on its way to it may be the news that it is removed
+                self._loop.call_later(self._removal_s, self._transport.remove_peer, member)
         for member, urls in wanted.items():
             if self._peers.get(member) != urls:
                 self._set_peer(member, urls)
@@ -230,8 +232,7 @@ class Membership:
         if not self.removed and not self._closed:
             self.removed = True
             logger.warning("this member was removed from the cluster")
-            wait_s = REMOVAL_TICKS * self._config.heartbeat_interval_ms / 1000
-            self._loop.call_later(wait_s, self._leave, REMOVED_REASON)
+            self._loop.call_later(self._removal_s, self._leave, REMOVED_REASON)
 
     def _set_peer(self, member: int, urls: tuple[str, ...]) -> None:
         try:

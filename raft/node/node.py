@@ -193,7 +193,7 @@ class Node:
             adopted=lambda new: self._cut_guard.voters_changed((*new.voters, *new.voters_outgoing)),
             leave=self._leave,
         )
-        self.transfer = Transfer(self._config, self._core, self._loop, self._wake)
+        self.transfer = Transfer(self._config, self._core, self._transport, self._loop, self._wake)
         self._admission = Admission(
             hello=hello,
             recovered=self._recovered,

@@ -15,6 +15,7 @@ from raft.core import RaftCore
 from raft.core.types import NO_NODE, Role
 from raft.node.config import NodeConfig
 from raft.node.errors import NodeError, Stopped, TransferFailed
+from raft.transport.protocol import Transport
 
 TransferSettle = Callable[[NodeError | None], object]
 """Receives None when the member leads, else why not; exactly once, in the loop."""
@@ -37,10 +38,16 @@ class Transfer:
     """Transfers asked for here and not ended. Owned by the core's owner."""
 
     def __init__(
-        self, config: NodeConfig, core: RaftCore, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]
+        self,
+        config: NodeConfig,
+        core: RaftCore,
+        transport: Transport,
+        loop: asyncio.AbstractEventLoop,
+        wake: Callable[[], None],
     ) -> None:
         self._config = config
         self._core = core
+        self._transport = transport
         self._loop = loop
         self._wake = wake
         self._closed = False
@@ -70,12 +77,18 @@ class Transfer:
         core, now_s = self._core, self._loop.time()
         leads = core.role is Role.LEADER
         transferee = core.status().transferee if leads else NO_NODE
+        connected = self._transport.connected_peers()
         still = []
         for waiting in self._waiting:
             to, term, settle, deadline_s = waiting
             if core.leader == to:
                 settle(None)
-            elif now_s >= deadline_s or (leads and transferee != to) or (core.leader and core.term > term):
+            elif (
+                now_s >= deadline_s
+                or to not in connected
+                or (leads and transferee != to)
+                or (core.leader and core.term > term)
+            ):
                 settle(TransferFailed("leadership was not taken over in time"))
             else:
                 still.append(waiting)

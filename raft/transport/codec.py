@@ -25,7 +25,7 @@ from raft.transport.protocol import (
 )
 from raft.transport.wire import peer_pb2 as wire
 
-_Wire = TypeVar("_Wire", wire.Hello, wire.HelloAnswer, wire.Frame)
+_Wire = TypeVar("_Wire", wire.Hello, wire.HelloAnswer, wire.Description, wire.Frame)
 _MESSAGE_TYPES = {int(member): member for member in MessageType}
 _ENTRY_KINDS = {int(member): member for member in EntryKind}
 
@@ -71,6 +71,15 @@ def decode_answer(data: bytes) -> HelloAnswer:
         refusal=answer.refusal,
         removed=answer.removed,
     )
+
+
+def encode_description(data: bytes) -> bytes:
+    """Encode what the layers above tell a process that is to join."""
+    return wire.Description(data=data).SerializeToString()
+
+
+def decode_description(data: bytes) -> bytes:
+    return _parse(wire.Description(), data).data
 
 
 def encode_frame(messages: Iterable[PeerMessage]) -> bytes:

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
@@ -17,7 +18,15 @@ import grpc
 from raft.core.messages import Message, MessageType
 from raft.transport import codec, sockets
 from raft.transport.grpc_link import GrpcLink
-from raft.transport.grpc_options import PROBE_METHOD, SERVER_OPTIONS, STREAM_METHOD, host_port, target_of
+from raft.transport.grpc_options import (
+    CHANNEL_OPTIONS,
+    DESCRIBE_METHOD,
+    PROBE_METHOD,
+    SERVER_OPTIONS,
+    STREAM_METHOD,
+    host_port,
+    target_of,
+)
 from raft.transport.protocol import Hello, HelloAnswer, Liveness, PeerMessage, PeerStatistics, Receiver
 from raft.transport.rules import HELLO_TIMEOUT_S, BootIds
 
@@ -49,7 +58,15 @@ class GrpcTransport:
     _receiver: Receiver
     """Both are set by `start`."""
 
-    def __init__(self, listen_urls: tuple[str, ...], *, rng: random.Random) -> None:
+    def __init__(
+        self,
+        listen_urls: tuple[str, ...],
+        *,
+        rng: random.Random,
+        describe: Callable[[], bytes] = bytes,
+    ) -> None:
+        """`describe` says what `ask_description` is answered: whatever a process must know to join."""
+        self._describe = describe
         self._listen = [host_port(url) for url in listen_urls]
         """Addresses to listen on; once started, with the ports that were really bound."""
         self._rng = rng
@@ -172,9 +189,10 @@ class GrpcTransport:
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             "Stream": grpc.stream_stream_rpc_method_handler(self._stream),
             "Probe": grpc.unary_unary_rpc_method_handler(self._probed),
+            "Describe": grpc.unary_unary_rpc_method_handler(self._described),
         }
         service = STREAM_METHOD.split("/")[1]
-        assert PROBE_METHOD.split("/")[1] == service
+        assert PROBE_METHOD.split("/")[1] == DESCRIBE_METHOD.split("/")[1] == service
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         for place, (host, port) in enumerate(self._listen):
             try:
@@ -212,6 +230,9 @@ class GrpcTransport:
         except codec.Malformed as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         return codec.encode_answer(self._judge(hello))
+
+    async def _described(self, data: bytes, context: _Context) -> bytes:
+        return codec.encode_description(self._describe())
 
     async def _stream(self, requests: object, context: _Context) -> None:
         """Serve one incoming stream until it ends."""
@@ -265,3 +286,14 @@ class GrpcTransport:
             if not incoming.quiet:
                 self._boot_ids.ended(member_id, boot_id)
                 self._receiver.on_disconnected(member_id)
+
+
+async def ask_description(url: str, timeout_s: float) -> bytes | None:
+    """What the member at a peer URL says of its cluster to a process that is to join; None for no answer."""
+    async with grpc.aio.insecure_channel(target_of(*host_port(url)), options=CHANNEL_OPTIONS) as channel:
+        ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(DESCRIBE_METHOD)
+        try:
+            return codec.decode_description(await ask(b"", timeout=timeout_s))
+        except (grpc.aio.AioRpcError, codec.Malformed) as error:
+            logger.info("no answer from %s: %s", url, error)
+            return None

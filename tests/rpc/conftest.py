@@ -13,7 +13,9 @@ from kvstore.engine import Engine, Member
 from kvstore.errors import KVError
 from kvstore.rpc import all_methods
 from kvstore.rpc.call import Call, Inbound, Method, answer
+from kvstore.server.cluster_changes import ClusterChanges
 from kvstore.server.local_member import Limits, LocalMember
+from raft.core.confchange import ConfChange
 from raft.core.types import Role
 from raft.node import Answerer, AnswerSettle, NodeError, NodeEvent
 
@@ -30,6 +32,43 @@ class FakeStatus:
     state_file_bytes: int
 
 
+class FakeMembership:
+    """Makes every change at once."""
+
+    def __init__(self, node: FakeNode) -> None:
+        self._node = node
+        self.connected: dict[int, float] = {}
+        self.made: list[ConfChange] = []
+
+    def change(
+        self, change: ConfChange, command: bytes, settle: Callable[[object, NodeError | None], None]
+    ) -> None:
+        node = self._node
+        if node.error is not None:
+            settle(None, node.error)
+            return
+        node.index += 1
+        accepted, outcome = node.engine.apply_change(node.index, node.term, command, True)
+        if accepted:
+            self.made.append(change)
+        settle(outcome, None)
+
+    def connected_seconds(self) -> dict[int, float]:
+        return self.connected
+
+
+class FakeTransfer:
+    """Leadership moves at once."""
+
+    def __init__(self, node: FakeNode) -> None:
+        self._node = node
+
+    def begin(self, to: int, settle: Callable[[NodeError | None], object]) -> None:
+        if self._node.error is None:
+            self._node.leader = to
+        settle(self._node.error)
+
+
 class FakeNode:
     """A single member: what is proposed is applied before `propose` returns, unless told otherwise."""
 
@@ -42,7 +81,8 @@ class FakeNode:
         self.held: list[Callable[[], None]] | None = None
         """When a list, settlements wait in it."""
         self.barriers = 0
-        self.on_applied: Callable[[], None] = lambda: None
+        self.membership = FakeMembership(self)
+        self.transfer = FakeTransfer(self)
 
     def status(self) -> FakeStatus:
         return FakeStatus(self.term, self.leader, self.index, self.index, 4096)
@@ -55,7 +95,6 @@ class FakeNode:
             self.index += 1
             (outcome,) = self.engine.apply(self.index, self.term, [command], True)
             settle(outcome, None)
-            self.on_applied()
 
         self._act(act)
 
@@ -152,7 +191,15 @@ class Bench:
             limits=Limits(request_bytes_max=request_bytes_max, txn_operations_max=128),
             quota_bytes=quota_bytes,
         )
-        self.methods: dict[str, Method] = {row.path: row for row in all_methods(self.member)}
+        self.changes = ClusterChanges(
+            self.member,
+            lambda: self.node.membership,
+            lambda: self.node.transfer,
+            election_timeout_ms=1000,
+            learners_max=1,
+            strict=True,
+        )
+        self.methods: dict[str, Method] = {row.path: row for row in all_methods(self.member, self.changes)}
 
     def begin(self, path: str, request: Message, metadata: dict[str, str] | None = None) -> RecordingCall:
         """Make a call; its result is None while it waits."""

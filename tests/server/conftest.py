@@ -23,6 +23,11 @@ REPLIES = {
     "KV/DeleteRange": pb.DeleteRangeResponse,
     "KV/Txn": pb.TxnResponse,
     "Cluster/MemberList": pb.MemberListResponse,
+    "Cluster/MemberAdd": pb.MemberAddResponse,
+    "Cluster/MemberRemove": pb.MemberRemoveResponse,
+    "Cluster/MemberUpdate": pb.MemberUpdateResponse,
+    "Cluster/MemberPromote": pb.MemberPromoteResponse,
+    "Maintenance/MoveLeader": pb.MoveLeaderResponse,
     "Maintenance/Status": pb.StatusResponse,
     "Maintenance/Alarm": pb.AlarmResponse,
     "Lease/LeaseGrant": pb.LeaseGrantResponse,
@@ -75,24 +80,6 @@ class Member:
             f"/etcdserverpb.{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=REPLIES[method].FromString,
-        )
-        return invoke(request, timeout=deadline)
-
-    async def call_any(self, method: str, request, reply_type, *, deadline: float | None = 10):
-        """A call of any service."""
-        invoke = self._channel.unary_unary(
-            f"/{method}",
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=reply_type.FromString,
-        )
-        return await invoke(request, timeout=deadline)
-
-    def stream_any(self, method: str, request, reply_type, *, deadline: float | None = 30):
-        """A call of any service whose reply is a stream."""
-        invoke = self._channel.unary_stream(
-            f"/{method}",
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=reply_type.FromString,
         )
         return invoke(request, timeout=deadline)
 

@@ -24,6 +24,8 @@ SAMPLES = {
     "initial-cluster": "a=http://127.0.0.1:2390",
     "initial-cluster-state": "existing",
     "initial-cluster-token": "token",
+    "strict-reconfig-check": "false",
+    "max-learners": "3",
     "advertise-client-urls": "http://127.0.0.1:2389",
     "auto-compaction-mode": "revision",
     "auto-compaction-retention": "1000",
@@ -447,7 +449,6 @@ def test_etcds_sample_file_is_read(tmp_path):
     assert loaded.config.log_level == "debug"
     assert [line.split()[0] for line in loaded.warnings] == [
         "--snapshot-count",
-        "--strict-reconfig-check",
         "--enable-pprof",
         "--cipher-suites",
         "--tls-max-version",

@@ -23,7 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x1eraft/transport/wire/peer.proto\x12\x13raft.transport.wire\"v\n\x05Hello\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x06\x12\x11\n\tmember_id\x18\x03 \x01(\x06\x12\x0f\n\x07\x64isk_id\x18\x04 \x01(\x06\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\x06\x12\x0c\n\x04urls\x18\x06 \x03(\t\"v\n\x0bHelloAnswer\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.raft.transport.wire.Hello\x12\x1a\n\x12\x65\x61rlier_disk_known\x18\x02 \x01(\x08\x12\x0f\n\x07refusal\x18\x03 \x01(\t\x12\x0f\n\x07removed\x18\x04 \x01(\x08\"f\n\x05\x46rame\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.raft.transport.wire.Hello\x12\x32\n\x08messages\x18\x02 \x03(\x0b\x32 .raft.transport.wire.PeerMessage\"\xcf\x02\n\x0bPeerMessage\x12,\n\x04raft\x18\x01 \x01(\x0b\x32\x1c.raft.transport.wire.MessageH\x00\x12\x34\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32#.raft.transport.wire.ForwardedBatchH\x00\x12\x36\n\x07refused\x18\x03 \x01(\x0b\x32#.raft.transport.wire.ForwardRefusedH\x00\x12:\n\rdisk_recorded\x18\x04 \x01(\x0b\x32!.raft.transport.wire.DiskRecordedH\x00\x12\x31\n\x08question\x18\x05 \x01(\x0b\x32\x1d.raft.transport.wire.QuestionH\x00\x12-\n\x06\x61nswer\x18\x06 \x01(\x0b\x32\x1b.raft.transport.wire.AnswerH\x00\x42\x06\n\x04kind\"\x88\x02\n\x07Message\x12\x0c\n\x04type\x18\x01 \x01(\r\x12\n\n\x02to\x18\x02 \x01(\x06\x12\x0c\n\x04\x66rom\x18\x03 \x01(\x06\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x10\n\x08log_term\x18\x05 \x01(\x04\x12\r\n\x05index\x18\x06 \x01(\x04\x12+\n\x07\x65ntries\x18\x07 \x03(\x0b\x32\x1a.raft.transport.wire.Entry\x12\x0e\n\x06\x63ommit\x18\x08 \x01(\x04\x12\x0e\n\x06reject\x18\t \x01(\x08\x12\x13\n\x0breject_hint\x18\n \x01(\x04\x12\x0f\n\x07\x63ontext\x18\x0b \x01(\x04\x12\x33\n\x08snapshot\x18\x0c \x01(\x0b\x32!.raft.transport.wire.SnapshotMeta\"@\n\x05\x45ntry\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"Y\n\x0cSnapshotMeta\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12,\n\x04\x63onf\x18\x03 \x01(\x0b\x32\x1e.raft.transport.wire.ConfState\"q\n\tConfState\x12\x0e\n\x06voters\x18\x01 \x03(\x06\x12\x10\n\x08learners\x18\x02 \x03(\x06\x12\x17\n\x0fvoters_outgoing\x18\x03 \x03(\x06\x12\x15\n\rlearners_next\x18\x04 \x03(\x06\x12\x12\n\nauto_leave\x18\x05 \x01(\x08\"N\n\x0e\x46orwardedBatch\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\x06\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"9\n\x08Question\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x06\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"7\n\x06\x41nswer\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x06\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x1f\n\x0c\x44iskRecorded\x12\x0f\n\x07\x64isk_id\x18\x01 \x01(\x06\"@\n\x0e\x46orwardRefused\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\x06\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x04\x32\x99\x01\n\x04Peer\x12J\n\x06Stream\x12\x1a.raft.transport.wire.Frame\x1a .raft.transport.wire.HelloAnswer(\x01\x30\x01\x12\x45\n\x05Probe\x12\x1a.raft.transport.wire.Hello\x1a .raft.transport.wire.HelloAnswerb\x06proto3')
+DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x1eraft/transport/wire/peer.proto\x12\x13raft.transport.wire\"v\n\x05Hello\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x06\x12\x11\n\tmember_id\x18\x03 \x01(\x06\x12\x0f\n\x07\x64isk_id\x18\x04 \x01(\x06\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\x06\x12\x0c\n\x04urls\x18\x06 \x03(\t\"\x11\n\x0f\x44\x65scribeRequest\"\x1b\n\x0b\x44\x65scription\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"v\n\x0bHelloAnswer\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.raft.transport.wire.Hello\x12\x1a\n\x12\x65\x61rlier_disk_known\x18\x02 \x01(\x08\x12\x0f\n\x07refusal\x18\x03 \x01(\t\x12\x0f\n\x07removed\x18\x04 \x01(\x08\"f\n\x05\x46rame\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.raft.transport.wire.Hello\x12\x32\n\x08messages\x18\x02 \x03(\x0b\x32 .raft.transport.wire.PeerMessage\"\xcf\x02\n\x0bPeerMessage\x12,\n\x04raft\x18\x01 \x01(\x0b\x32\x1c.raft.transport.wire.MessageH\x00\x12\x34\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32#.raft.transport.wire.ForwardedBatchH\x00\x12\x36\n\x07refused\x18\x03 \x01(\x0b\x32#.raft.transport.wire.ForwardRefusedH\x00\x12:\n\rdisk_recorded\x18\x04 \x01(\x0b\x32!.raft.transport.wire.DiskRecordedH\x00\x12\x31\n\x08question\x18\x05 \x01(\x0b\x32\x1d.raft.transport.wire.QuestionH\x00\x12-\n\x06\x61nswer\x18\x06 \x01(\x0b\x32\x1b.raft.transport.wire.AnswerH\x00\x42\x06\n\x04kind\"\x88\x02\n\x07Message\x12\x0c\n\x04type\x18\x01 \x01(\r\x12\n\n\x02to\x18\x02 \x01(\x06\x12\x0c\n\x04\x66rom\x18\x03 \x01(\x06\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x10\n\x08log_term\x18\x05 \x01(\x04\x12\r\n\x05index\x18\x06 \x01(\x04\x12+\n\x07\x65ntries\x18\x07 \x03(\x0b\x32\x1a.raft.transport.wire.Entry\x12\x0e\n\x06\x63ommit\x18\x08 \x01(\x04\x12\x0e\n\x06reject\x18\t \x01(\x08\x12\x13\n\x0breject_hint\x18\n \x01(\x04\x12\x0f\n\x07\x63ontext\x18\x0b \x01(\x04\x12\x33\n\x08snapshot\x18\x0c \x01(\x0b\x32!.raft.transport.wire.SnapshotMeta\"@\n\x05\x45ntry\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"Y\n\x0cSnapshotMeta\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12,\n\x04\x63onf\x18\x03 \x01(\x0b\x32\x1e.raft.transport.wire.ConfState\"q\n\tConfState\x12\x0e\n\x06voters\x18\x01 \x03(\x06\x12\x10\n\x08learners\x18\x02 \x03(\x06\x12\x17\n\x0fvoters_outgoing\x18\x03 \x03(\x06\x12\x15\n\rlearners_next\x18\x04 \x03(\x06\x12\x12\n\nauto_leave\x18\x05 \x01(\x08\"N\n\x0e\x46orwardedBatch\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\x06\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"9\n\x08Question\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x06\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"7\n\x06\x41nswer\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x06\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x1f\n\x0c\x44iskRecorded\x12\x0f\n\x07\x64isk_id\x18\x01 \x01(\x06\"@\n\x0e\x46orwardRefused\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\x06\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x04\x32\xed\x01\n\x04Peer\x12J\n\x06Stream\x12\x1a.raft.transport.wire.Frame\x1a .raft.transport.wire.HelloAnswer(\x01\x30\x01\x12\x45\n\x05Probe\x12\x1a.raft.transport.wire.Hello\x1a .raft.transport.wire.HelloAnswer\x12R\n\x08\x44\x65scribe\x12$.raft.transport.wire.DescribeRequest\x1a .raft.transport.wire.Descriptionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,30 +32,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLO']._serialized_start=55
   _globals['_HELLO']._serialized_end=173
-  _globals['_HELLOANSWER']._serialized_start=175
-  _globals['_HELLOANSWER']._serialized_end=293
-  _globals['_FRAME']._serialized_start=295
-  _globals['_FRAME']._serialized_end=397
-  _globals['_PEERMESSAGE']._serialized_start=400
-  _globals['_PEERMESSAGE']._serialized_end=735
-  _globals['_MESSAGE']._serialized_start=738
-  _globals['_MESSAGE']._serialized_end=1002
-  _globals['_ENTRY']._serialized_start=1004
-  _globals['_ENTRY']._serialized_end=1068
-  _globals['_SNAPSHOTMETA']._serialized_start=1070
-  _globals['_SNAPSHOTMETA']._serialized_end=1159
-  _globals['_CONFSTATE']._serialized_start=1161
-  _globals['_CONFSTATE']._serialized_end=1274
-  _globals['_FORWARDEDBATCH']._serialized_start=1276
-  _globals['_FORWARDEDBATCH']._serialized_end=1354
-  _globals['_QUESTION']._serialized_start=1356
-  _globals['_QUESTION']._serialized_end=1413
-  _globals['_ANSWER']._serialized_start=1415
-  _globals['_ANSWER']._serialized_end=1470
-  _globals['_DISKRECORDED']._serialized_start=1472
-  _globals['_DISKRECORDED']._serialized_end=1503
-  _globals['_FORWARDREFUSED']._serialized_start=1505
-  _globals['_FORWARDREFUSED']._serialized_end=1569
-  _globals['_PEER']._serialized_start=1572
-  _globals['_PEER']._serialized_end=1725
+  _globals['_DESCRIBEREQUEST']._serialized_start=175
+  _globals['_DESCRIBEREQUEST']._serialized_end=192
+  _globals['_DESCRIPTION']._serialized_start=194
+  _globals['_DESCRIPTION']._serialized_end=221
+  _globals['_HELLOANSWER']._serialized_start=223
+  _globals['_HELLOANSWER']._serialized_end=341
+  _globals['_FRAME']._serialized_start=343
+  _globals['_FRAME']._serialized_end=445
+  _globals['_PEERMESSAGE']._serialized_start=448
+  _globals['_PEERMESSAGE']._serialized_end=783
+  _globals['_MESSAGE']._serialized_start=786
+  _globals['_MESSAGE']._serialized_end=1050
+  _globals['_ENTRY']._serialized_start=1052
+  _globals['_ENTRY']._serialized_end=1116
+  _globals['_SNAPSHOTMETA']._serialized_start=1118
+  _globals['_SNAPSHOTMETA']._serialized_end=1207
+  _globals['_CONFSTATE']._serialized_start=1209
+  _globals['_CONFSTATE']._serialized_end=1322
+  _globals['_FORWARDEDBATCH']._serialized_start=1324
+  _globals['_FORWARDEDBATCH']._serialized_end=1402
+  _globals['_QUESTION']._serialized_start=1404
+  _globals['_QUESTION']._serialized_end=1461
+  _globals['_ANSWER']._serialized_start=1463
+  _globals['_ANSWER']._serialized_end=1518
+  _globals['_DISKRECORDED']._serialized_start=1520
+  _globals['_DISKRECORDED']._serialized_end=1551
+  _globals['_FORWARDREFUSED']._serialized_start=1553
+  _globals['_FORWARDREFUSED']._serialized_end=1617
+  _globals['_PEER']._serialized_start=1620
+  _globals['_PEER']._serialized_end=1857
 # @@protoc_insertion_point(module_scope)

@@ -22,6 +22,16 @@ class Hello(_message.Message):
     urls: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, format_version: _Optional[int] = ..., cluster_id: _Optional[int] = ..., member_id: _Optional[int] = ..., disk_id: _Optional[int] = ..., boot_id: _Optional[int] = ..., urls: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Description(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
 class HelloAnswer(_message.Message):
     __slots__ = ("hello", "earlier_disk_known", "refusal", "removed")
     HELLO_FIELD_NUMBER: _ClassVar[int]
