@@ -80,12 +80,22 @@ def _transaction(operation: Operation) -> Transaction:
                 mops.append(("append", freeze(key), freeze(seen)))
             elif f == "r":
                 known = operation.outcome is Outcome.OK
-                mops.append(("r", freeze(key), freeze(seen or ()) if known else None))
+                mops.append(("r", freeze(key), _frozen_list(seen) if known else None))
             else:
                 raise ValueError(f"a list-append transaction knows no {f!r} (line {operation.line})")
     except TypeError:
         raise ValueError(f"a transaction is a list of [f k v] (line {operation.line})") from None
     return Transaction(operation, mops)
+
+
+def _frozen_list(seen: Any) -> tuple[Any, ...]:
+    """What a read returned; nil is the empty list. Elements are nearly always plain, so try that first."""
+    elements = tuple(seen or ())
+    try:
+        hash(elements)
+    except TypeError:
+        return tuple(freeze(element) for element in elements)
+    return elements
 
 
 class _Analysis:
@@ -122,6 +132,7 @@ class _Analysis:
         for key, order in self.longest.items():
             if len(set(order)) != len(order):
                 yield f"duplicate-elements: key {key!r} reads {order!r}"
+            yield from self._elements(key, order)
         base: dict[tuple[Hashable, tuple[Any, ...]], int] = {}
         for number, (operation, mops) in enumerate(self.transactions):
             if operation.outcome is Outcome.OK:
@@ -155,14 +166,26 @@ class _Analysis:
                     f" another reads {self.longest[key]!r}"
                 )
                 continue
-            for element in value:
-                writer = self.writer.get((key, element))
-                if writer is None:
-                    yield f"phantom: {operation.describe()} reads {element!r} of key {key!r}, never appended"
-                elif self.transactions[writer].operation.outcome is Outcome.FAIL:
-                    yield f"G1a: {operation.describe()} reads {element!r} of key {key!r}, whose append failed"
             if (key, value[-1]) in self.inner and self.writer[key, value[-1]] != number:
                 yield f"G1b: {operation.describe()} reads the intermediate {value[-1]!r} of key {key!r}"
+
+    def _elements(self, key: Hashable, order: tuple[Any, ...]) -> Iterator[str]:
+        """Every element read was appended by somebody who may have. Judged once a key, on its longest read:
+        the other reads show parts of it, or are reported for not doing so."""
+        for element in order:
+            writer = self.writer.get((key, element))
+            if writer is None:
+                yield f"phantom: {self._shower(key, element)} reads {element!r} of key {key!r}, never appended"
+            elif self.transactions[writer].operation.outcome is Outcome.FAIL:
+                shower = self._shower(key, element)
+                yield f"G1a: {shower} reads {element!r} of key {key!r}, whose append failed"
+
+    def _shower(self, key: Hashable, element: Any) -> str:
+        """The first transaction that read an element of a key."""
+        for operation, mops in self.transactions:
+            if any(f == "r" and k == key and value and element in value for f, k, value in mops):
+                return operation.describe()
+        return "nobody"
 
     def _lost_updates(
         self,
