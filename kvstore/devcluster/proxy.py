@@ -5,7 +5,10 @@ cluster shares it. A connection belongs to the pair (who dialled, whose port thi
 pair is cut off, a connection is held: nothing is read from either side, so that bytes and ends
 alike stay in the kernel, nobody is told anything, and the senders' buffers fill as they do when a
 cable is pulled. A new connection is accepted and then held, before anything is dialled. Healing
-lets everything flow again, ends included.
+lets everything flow again, ends included. A pair may also be cut in one direction only: then what the
+one says is held back and what the other says still arrives, on whichever connection it is said.
+
+A slow link delivers every byte, in order, a fixed time later; one too far behind is no longer read.
 
 Outside a partition the proxy is transparent: an orderly end is passed on after the bytes before
 it, a reset as a reset, and a member that refuses connections resets those that dial it.
@@ -14,15 +17,20 @@ it, a reset as a reset, and a member that refuses connections resets those that 
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 
 from kvstore.devcluster.plan import HOST
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _ACCEPT_BACKLOG = 128
 """Peers dial a handful of connections; this only has to outlast a pause of the supervisor."""
+
+_LATE_BYTES_MAX = 1 << 20
+"""Bytes a slow link holds in one direction; a real one has bounded buffers, too."""
 
 WhoDials = Callable[[int, int], int | None]
 """From (its port, our port) of an accepted connection to the number of the dialling member."""
@@ -32,8 +40,10 @@ class Partition:
     """Which members cannot hear one another, and who wants to know when that changes."""
 
     def __init__(self) -> None:
-        self._cut: frozenset[frozenset[int]] = frozenset()
-        """Pairs that are cut off from one another, in both directions."""
+        self._cut: frozenset[tuple[int, int]] = frozenset()
+        """Ordered pairs: what the first says does not reach the second."""
+        self._delays_s: dict[tuple[int, int], float] = {}
+        """Ordered pairs whose words take this much longer."""
         self._proxies: list[PeerProxy] = []
 
     @property
@@ -41,30 +51,57 @@ class Partition:
         return bool(self._cut)
 
     def blocked(self, one: int | None, other: int) -> bool:
-        """Whether this pair is cut off; an unrecognised dialler is, during any partition."""
+        """Whether this pair is cut off in any direction; an unrecognised dialler is, during any partition."""
         if one is None:
             return self.active
-        return frozenset((one, other)) in self._cut
+        return (one, other) in self._cut or (other, one) in self._cut
+
+    def silenced(self, speaker: int | None, hearer: int | None) -> bool:
+        """Whether what the speaker says is held back from the hearer."""
+        if speaker is None or hearer is None:
+            return self.active
+        return (speaker, hearer) in self._cut
+
+    def delay_s(self, speaker: int | None, hearer: int | None) -> float:
+        """How much longer the speaker's words take to the hearer, in seconds."""
+        if speaker is None or hearer is None:
+            return 0.0
+        return self._delays_s.get((speaker, hearer), 0.0)
 
     def set_groups(self, groups: Iterable[Iterable[int]]) -> None:
         """Cut every pair of members of different groups, and no other."""
         sides = [tuple(group) for group in groups]
-        self._cut = frozenset(
-            frozenset((one, other))
+        self.set_links(
+            pair
             for place, side in enumerate(sides)
             for others in sides[place + 1 :]
             for one in side
             for other in others
+            for pair in ((one, other), (other, one))
         )
-        for proxy in self._proxies:
-            proxy.partition_changed()
+
+    def set_links(self, cut: Iterable[tuple[int, int]]) -> None:
+        """Hold back what the first says to the second, for these ordered pairs and no other."""
+        self._cut = frozenset(cut)
+        self._changed()
+
+    def set_delays(self, delays_s: Mapping[tuple[int, int], float]) -> None:
+        """Make these ordered pairs slow by so many seconds, and no other."""
+        self._delays_s = dict(delays_s)
+        self._changed()
 
     def heal(self) -> None:
-        self.set_groups(())
+        """End cuts and delays alike."""
+        self._delays_s = {}
+        self.set_links(())
 
     def unreachable_from(self, number: int) -> list[int]:
-        """Return the members that cannot hear this one, sorted."""
-        return sorted(other for pair in self._cut if number in pair for other in pair if other != number)
+        """Return the members with which this one cannot talk both ways, sorted."""
+        return sorted({other for pair in self._cut if number in pair for other in pair if other != number})
+
+    def _changed(self) -> None:
+        for proxy in self._proxies:
+            proxy.partition_changed()
 
     def register(self, proxy: PeerProxy) -> None:
         self._proxies.append(proxy)
@@ -129,8 +166,6 @@ class _Connection:
         self.target = _Side(self)
         self._source: int | None = None
         """Number of the dialling member; None when it is no member we know."""
-        self.held = False
-        """Whether the pair is cut off, so that neither side may be read or told anything."""
         self._dialling: asyncio.Task[None] | None = None
         """Connects to the target; None until the connection was first let through."""
         self._ended = False
@@ -144,7 +179,11 @@ class _Connection:
         self.partition_changed()
 
     def partition_changed(self) -> None:
-        self.held = self._proxy.partition.blocked(self._source, self._proxy.number)
+        partition, source, number = self._proxy.partition, self._source, self._proxy.number
+        self.dialler.silenced = partition.silenced(source, number)
+        self.target.silenced = partition.silenced(number, source)
+        self.dialler.delay_s = partition.delay_s(source, number)
+        self.target.delay_s = partition.delay_s(number, source)
         self.pass_ends_on()
         if self._ended:
             return
@@ -169,15 +208,23 @@ class _Connection:
         if self._dialling is not None:
             await asyncio.wait([self._dialling])
 
+    @property
+    def held(self) -> bool:
+        """Whether the pair is cut off in a direction, so that no connection can be made."""
+        return self.dialler.silenced or self.target.silenced
+
+    @property
+    def held_bytes(self) -> bool:
+        """Whether a side has said something that the other was not told because of a cut."""
+        return any(side.silenced and side.has_unread() for side in (self.dialler, self.target))
+
     def opposite(self, side: _Side) -> _Side:
         return self.target if side is self.dialler else self.dialler
 
     def pass_ends_on(self) -> None:
         """Where one side is gone, end the other likewise, unless nobody may be told now."""
-        if self.held:
-            return
         for side in (self.dialler, self.target):
-            if side.gone:
+            if side.gone and not side.silenced and not side.is_late:
                 other = self.opposite(side)
                 if side.error is None:
                     other.close()
@@ -204,6 +251,14 @@ class _Side(asyncio.Protocol):
         self._choked = False
         """Its send buffer is full, so the opposite side must not be read."""
         self._reading = True
+        self.silenced = False
+        """Whether what this side says is held back: it is not read, and its end is not passed on."""
+        self.delay_s = 0.0
+        """How much later than at once its words are passed on."""
+        self._late: deque[tuple[float, bytes]] = deque()
+        """What it said and the other was not told yet, with the moment when that is due."""
+        self._late_bytes = 0
+        """Size of that; above _LATE_BYTES_MAX the side is not read."""
         self.gone = False
         self.error: Exception | None = None
         """Why it is gone; None while it is not, or when it ended in good order."""
@@ -224,7 +279,43 @@ class _Side(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         other = self._connection.opposite(self).transport
         assert other is not None, "a side is read only while the other one is there"
-        other.write(data)
+        if not self.delay_s and not self._late:
+            other.write(data)
+            return
+        loop = asyncio.get_running_loop()
+        self._late.append((loop.time() + self.delay_s, data))
+        self._late_bytes += len(data)
+        if len(self._late) == 1:
+            loop.call_later(self.delay_s, self._deliver)
+        if self._late_bytes > _LATE_BYTES_MAX:
+            self.adjust_reading()
+
+    @property
+    def is_late(self) -> bool:
+        return bool(self._late)
+
+    def has_unread(self) -> bool:
+        """Whether bytes of this side wait in the kernel."""
+        raw = None if self.transport is None or self.gone else self.transport.get_extra_info("socket")
+        if raw is None or raw.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(raw.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _deliver(self) -> None:
+        """Pass on what is due."""
+        loop = asyncio.get_running_loop()
+        other = self._connection.opposite(self)
+        while self._late and self._late[0][0] <= loop.time():
+            _, data = self._late.popleft()
+            self._late_bytes -= len(data)
+            if other.transport is not None and not other.gone:
+                other.transport.write(data)
+        if self._late:
+            loop.call_at(self._late[0][0], self._deliver)
+        self._connection.pass_ends_on()
+        self.adjust_reading()
 
     def eof_received(self) -> bool:
         return False  # closes this side, and connection_lost passes the end on
@@ -247,7 +338,8 @@ class _Side(asyncio.Protocol):
         if self.transport is None or self.gone or self.transport.is_closing():
             return
         other = self._connection.opposite(self)
-        wanted = not self._connection.held and other.transport is not None and not other._choked
+        crowded = other._choked or self._late_bytes > _LATE_BYTES_MAX
+        wanted = not self.silenced and other.transport is not None and not crowded
         if wanted and not self._reading:
             self.transport.resume_reading()
         elif not wanted and self._reading:

@@ -196,16 +196,21 @@ class Supervisor:
             return str(error)
         return " | ".join(line for line in lines[-LOG_TAIL_LINES:] if line.strip()) or "it said nothing"
 
+    def launch(self, node: NodePlan) -> tuple[list[str], dict[str, str]]:
+        """Return the command line and the environment that a member is started with, now."""
+        return self.plan.command(node, self._listen_peer_ports[node.number]), child_environment()
+
     async def _spawn(self, node: NodePlan) -> None:
+        command, environment = self.launch(node)
         log_file = self.plan.log_file(node)
         log_file.parent.mkdir(parents=True, exist_ok=True)
         with log_file.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *self.plan.command(node, self._listen_peer_ports[node.number]),
+                *command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=child_environment(),
+                env=environment,
                 start_new_session=True,  # Ctrl-C is for the supervisor, which stops members in order
             )
         watcher = asyncio.get_running_loop().create_task(self._watch(node.number, process))

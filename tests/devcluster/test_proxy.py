@@ -160,6 +160,37 @@ async def test_a_partition_holds_an_open_connection_in_silence_until_healed() ->
         far_writer.close()
 
 
+@pytest.mark.parametrize("speaker", [DIALLER, TARGET])
+async def test_a_pair_cut_one_way_still_hears_the_other_way(speaker: int) -> None:
+    async with proxied() as (proxy, target, partition):
+        near = await dial(proxy)
+        far = await target.next()
+        (muted_reader, muted_writer), (reader, writer) = (near, far) if speaker == DIALLER else (far, near)
+        partition.set_links([(speaker, TARGET if speaker == DIALLER else DIALLER)])
+        muted_writer.write(b"unheard")
+        writer.write(b"heard")
+        assert await asyncio.wait_for(muted_reader.readexactly(5), 5) == b"heard"
+        await assert_silent(reader)
+        assert any(connection.held_bytes for connection in proxy.connections)
+        partition.heal()
+        assert await asyncio.wait_for(reader.readexactly(7), 5) == b"unheard"
+        muted_writer.close()
+        writer.close()
+
+
+async def test_a_slow_link_is_late_and_in_order_and_its_end_comes_last() -> None:
+    async with proxied() as (proxy, target, partition):
+        _, writer = await dial(proxy)
+        far_reader, far_writer = await target.next()
+        partition.set_delays({(DIALLER, TARGET): 2 * SILENCE_S})
+        writer.write(b"first ")
+        writer.write(b"second")
+        writer.close()
+        await assert_silent(far_reader)
+        assert await asyncio.wait_for(far_reader.read(-1), 5) == b"first second"
+        far_writer.close()
+
+
 @pytest.mark.parametrize("abrupt", [True, False])
 async def test_an_end_during_a_partition_is_heard_only_after_it(abrupt: bool) -> None:
     async with proxied() as (proxy, target, partition):
