@@ -20,9 +20,11 @@ LEVEL ?= both
 SEEDS ?= 0-
 MINUTES ?= 1
 DIR ?=
+JEPSEN_MINUTES ?= 10
+NODES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help env cluster demo test check fix bench profile bench-failover torture scale simulate mutants transcripts differential lock clean
+.PHONY: help env cluster demo test check fix bench profile bench-failover torture scale simulate mutants transcripts differential jepsen jepsen-long lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +89,12 @@ transcripts: $(STAMP) ## etcd-io/raft's interaction scripts of DIR=<folder> agai
 
 differential: $(STAMP) ## random programs against this store and etcd, every reply compared
 	$(BIN)/python -m tests.differential --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED))
+
+jepsen: $(STAMP) ## real members, real clients, faults, histories judged; JEPSEN_MINUTES=10 NODES=3 SEED=; writes bench/results/jepsen
+	$(BIN)/python -m kvstore verify rotate --minutes $(JEPSEN_MINUTES) --nodes $(NODES) --directory bench/results/jepsen $(if $(SEED),--seed $(SEED))
+
+jepsen-long: ## the same with seven members, for an hour
+	$(MAKE) jepsen JEPSEN_MINUTES=60 NODES=7
 
 lock: $(STAMP) ## resolve the development dependencies anew
 	$(BIN)/python tools/lock.py

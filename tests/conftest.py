@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-PROCESS_ROOMS = frozenset({"cli", "conformance", "devcluster", "differential", "packaging", "processes"})
+PROCESS_ROOMS = frozenset(
+    {"cli", "conformance", "devcluster", "differential", "jepsen", "packaging", "processes"}
+)
 """Folders of tests/ whose tests start processes: one worker runs them all, in order."""
 
 

@@ -59,7 +59,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "kvstore.http": BELOW_RPC,
     "kvstore.client": ("kvstore.wire", "kvstore.errors", "kvstore.version"),  # its own tower
     "kvstore.app": COMPOSED,
-    "kvstore.verify": ("kvstore.errors",),
+    "kvstore.verify": ("kvstore.errors", "kvstore.client", "kvstore.wire", "kvstore.devcluster"),
     "kvstore.testing": (
         *COMPOSED,
         "raft.sim",

@@ -57,6 +57,44 @@ def check(file: str, model: str, semantics: str, initial: str | None, budget_s: 
     sys.exit(int(verdict.kind))
 
 
+@verify.command()
+@click.option("--workload", default="register", show_default=True, help="What the clients do.")
+@click.option(
+    "--nemesis", default="", help="What is done to the members: names with commas; by default nothing."
+)
+@click.option("--nodes", type=int, default=3, show_default=True, help="Members: 3, 5 or 7.")
+@click.option("--seconds", type=float, default=30.0, show_default=True, help="How long clients work.")
+@click.option("--rate", type=float, default=600.0, show_default=True, help="Operations a second aimed at.")
+@click.option("--slots", type=int, default=16, show_default=True, help="Logical clients.")
+@click.option("--seed", type=int, default=None, help="Everything is drawn from it.  [default: a new one]")
+@click.option("--directory", type=click.Path(), default="jepsen", show_default=True)
+def run(workload: str, nemesis: str, directory: str, seed: int | None, **numbers: float) -> None:
+    """Test a new local cluster: clients, faults, judgement.
+
+    Exit code: 0 valid, 1 invalid, 2 unknown or void, 3 it could not be carried out.
+    """
+    from kvstore.verify.run.command import run_once  # the cluster's parts; `check` does without
+
+    nemeses = tuple(name for name in nemesis.split(",") if name)
+    sys.exit(run_once(workload=workload, nemeses=nemeses, directory=directory, seed=seed, **numbers))
+
+
+@verify.command()
+@click.option("--minutes", type=click.FloatRange(min=0.5), default=10.0, show_default=True)
+@click.option("--nodes", type=int, default=3, show_default=True, help="Members: 3, 5 or 7.")
+@click.option("--rate", type=float, default=600.0, show_default=True, help="Operations a second aimed at.")
+@click.option("--seed", type=int, default=None, help="Everything is drawn from it.  [default: a new one]")
+@click.option("--directory", type=click.Path(), default="jepsen", show_default=True)
+def rotate(minutes: float, directory: str, seed: int | None, **numbers: float) -> None:
+    """Test new local clusters one after another, over workloads and faults.
+
+    Exit code: 0 when every run is valid, 1 when one is invalid, 2 when one is unknown or void.
+    """
+    from kvstore.verify.run.command import run_rotation  # the cluster's parts; `check` does without
+
+    sys.exit(run_rotation(minutes=minutes, directory=directory, seed=seed, **numbers))
+
+
 def _initial(text: str | None) -> object:
     if text is None:
         return None

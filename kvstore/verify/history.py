@@ -37,6 +37,8 @@ class Event(NamedTuple):
     value: Any
     key: Any = None
     """For histories that carry the key beside the value."""
+    time: int | None = None
+    """Nanoseconds of a monotonic clock, where the history has them."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -57,6 +59,10 @@ class Operation:
     """Position of the completion, or None when it never came or was indeterminate."""
     line: int
     """Line of the invocation."""
+    called_ns: int | None = None
+    """When it was invoked, where the history has times."""
+    returned_ns: int | None = None
+    """When it completed, however it did."""
 
     def describe(self) -> str:
         """One line a person can find in the history."""
@@ -82,6 +88,10 @@ class Verdict:
     """How many operations took part in the judgement."""
     explanation: Sequence[str] = field(default=())
     """Lines for a person: the operation that cannot be placed, the cycle, or what ran out."""
+    prefix: Sequence[int] = field(default=())
+    """For a refuted history: lines of the operations of the longest legal order found, in that order."""
+    stuck: int | None = None
+    """For a refuted history: line of the operation that cannot be placed."""
 
 
 def pair_events(events: Iterable[Event]) -> list[Operation]:
@@ -124,4 +134,6 @@ def _close(begun: tuple[int, Event], position: int | None, end: Event | None) ->
         call=call,
         ret=None if outcome is Outcome.INFO else position,
         line=event.line,
+        called_ns=event.time,
+        returned_ns=None if end is None else end.time,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 
 from kvstore.verify.history import Operation, Verdict, VerdictKind
 from kvstore.verify.models import Model, Step
@@ -33,7 +34,14 @@ def check_linearizability(
         if result is None:
             unknown += 1
         elif not result.legal:
-            return Verdict(VerdictKind.INVALID, judged, _explain(problem, result))
+            order = [problem.operations[n] for n in result.order] or _prefix(problem, result, deadline)
+            return Verdict(
+                VerdictKind.INVALID,
+                judged,
+                _explain(problem, result, order),
+                prefix=[operation.line for operation in order],
+                stuck=problem.operations[result.stuck].line,
+            )
     if unknown:
         return Verdict(
             VerdictKind.UNKNOWN, judged, (f"{unknown} of {len(parts)} parts undecided after {budget_s:g} s",)
@@ -81,16 +89,37 @@ def _compete(problem: Problem, deadline: float) -> Result | None:
     return None
 
 
-def _explain(problem: Problem, result: Result) -> list[str]:
+def _prefix(problem: Problem, refuted: Result, deadline: float) -> list[Operation]:
+    """A legal order of everything before the operation that cannot be placed, when the refutation kept none.
+
+    What had not returned by then may or may not be part of it.
+    """
+    stuck = problem.operations[refuted.stuck]
+    end = stuck.ret or 0
+    before = [
+        (operation if (operation.ret or end) < end else replace(operation, ret=None), step)
+        for operation, step in problem.pairs()
+        if operation.call < end and operation is not stuck
+    ]
+    smaller = Problem(problem.model, before)
+    for result in depth_first(smaller):
+        if result is not None:
+            return [smaller.operations[number] for number in result.order]
+        if time.monotonic() > deadline:
+            break
+    return []
+
+
+def _explain(problem: Problem, result: Result, order: Sequence[Operation]) -> list[str]:
     operations = problem.operations
     lines = [f"cannot be placed: {operations[result.stuck].describe()}"]
     rivals = [n for n in problem.windows[result.stuck] if n != result.stuck]
     lines += [f"  concurrent with it: {operations[number].describe()}" for number in rivals]
-    if result.order:
-        skipped = len(result.order) - PREFIX_LINES_MAX
+    if order:
+        skipped = len(order) - PREFIX_LINES_MAX
         if skipped > 0:
             lines.append(f"longest legal order, after {skipped} earlier operations:")
         else:
             lines.append("longest legal order:")
-        lines += [f"  {operations[number].describe()}" for number in result.order[-PREFIX_LINES_MAX:]]
+        lines += [f"  {operation.describe()}" for operation in order[-PREFIX_LINES_MAX:]]
     return lines

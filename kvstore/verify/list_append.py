@@ -175,7 +175,8 @@ class _Analysis:
         for element in order:
             writer = self.writer.get((key, element))
             if writer is None:
-                yield f"phantom: {self._shower(key, element)} reads {element!r} of key {key!r}, never appended"
+                shower = self._shower(key, element)
+                yield f"phantom: {shower} reads {element!r} of key {key!r}, never appended"
             elif self.transactions[writer].operation.outcome is Outcome.FAIL:
                 shower = self._shower(key, element)
                 yield f"G1a: {shower} reads {element!r} of key {key!r}, whose append failed"

@@ -121,4 +121,5 @@ def _event(fields: Any, number: int) -> Event:
         f=str(fields["f"]),
         value=fields.get("value"),
         key=fields.get("key"),
+        time=fields.get("time"),
     )

@@ -64,7 +64,7 @@ class Problem:
         crashed = [pair for pair in operations if pair[0].ret is None]
         self.operations = [operation for operation, _ in done + crashed]
         self.done_count = len(done)
-        self._model = model
+        self.model = model
         self._state_numbers: dict[Any, int] = {}
         self._states: list[Any] = []
         self._step_numbers: dict[Step, int] = {}
@@ -75,6 +75,10 @@ class Problem:
         self.initial = self._number_state(model.initial)
         self.windows = self._windows([pair[0] for pair in done])
         self.crashed_classes = self._classes([pair[0] for pair in crashed])
+
+    def pairs(self) -> list[tuple[Operation, Step]]:
+        """The operations with their steps, completed ones first."""
+        return [(op, self._steps[step]) for op, step in zip(self.operations, self.step_of, strict=True)]
 
     def _number_step(self, step: Step) -> int:
         if step not in self._step_numbers:
@@ -115,7 +119,7 @@ class Problem:
         """The number of the state after a step, or -1 when the step is impossible."""
         found = self._moves.get((state, step))
         if found is None:
-            after = self._model.move(self._states[state], self._steps[step])
+            after = self.model.move(self._states[state], self._steps[step])
             found = -1 if after is INCONSISTENT else self._number_state(after)
             self._moves[state, step] = found
         return found

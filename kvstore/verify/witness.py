@@ -54,9 +54,9 @@ def check_revisions(operations: Sequence[Operation]) -> Verdict:
     order = [placed for placed in sure if not _is_serializable(placed.operation)]
     order += _place_unknown(sure, unknown)
     order.sort(key=lambda placed: placed[:3])
-    findings += _duplicate_revisions(order)
-    findings += _gaps(order, unknown)
-    findings += _real_time(order)
+    findings += duplicate_revisions(order)
+    findings += gaps(order, unknown)
+    findings += real_time(order)
     replay = _Replay(order, unknown)
     for finding in _replies(order, stale_allowed, replay):
         if replay.guessed and not findings:
@@ -110,7 +110,7 @@ def _place_unknown(sure: Sequence[Placed], unknown: Sequence[Operation]) -> Iter
             yield Placed(revision, False, operation.call, operation)
 
 
-def _duplicate_revisions(order: Sequence[Placed]) -> Iterator[str]:
+def duplicate_revisions(order: Sequence[Placed]) -> Iterator[str]:
     taken: dict[int, Operation] = {}
     for revision, is_read, _, operation in order:
         if is_read:
@@ -120,7 +120,7 @@ def _duplicate_revisions(order: Sequence[Placed]) -> Iterator[str]:
             yield f"two writes claim revision {revision}: {rival.describe()} and {operation.describe()}"
 
 
-def _gaps(order: Sequence[Placed], unknown: Sequence[Operation]) -> Iterator[str]:
+def gaps(order: Sequence[Placed], unknown: Sequence[Operation]) -> Iterator[str]:
     """Every revision between the first and the last write belongs to somebody.
 
     A revision nobody claims needs an unknown write of its own, called before any reply showed a
@@ -235,7 +235,7 @@ def _precondition(operation: Operation, is_read: bool) -> Callable[[Any], bool]:
     return lambda value: True
 
 
-def _real_time(order: Sequence[Placed]) -> Iterator[str]:
+def real_time(order: Sequence[Placed]) -> Iterator[str]:
     """Nothing stands before what had already ended when it began."""
     earliest: Operation | None = None
     for placed in reversed(order):

@@ -1,0 +1,61 @@
+"""`kvstore verify run`: settings from a command line, one run, and lines for a person."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kvstore.devcluster.plan import ClusterError
+from kvstore.verify.load.workloads import WORKLOADS
+from kvstore.verify.run.execute import execute
+from kvstore.verify.run.nemeses import NEMESES
+from kvstore.verify.run.report import summary
+from kvstore.verify.run.rotation import rotate
+from kvstore.verify.run.settings import Settings
+
+EXIT_CODES = {"valid": 0, "invalid": 1, "unknown": 2, "void": 2}
+EXIT_NOT_CARRIED_OUT = 3
+
+
+def run_once(
+    *, workload: str, nemeses: tuple[str, ...], directory: str, seed: int | None, **numbers: Any
+) -> int:
+    """Carry out one run and say what came of it; the exit code."""
+    unknown = [name for name in nemeses if name not in NEMESES]
+    if workload not in WORKLOADS or unknown:
+        click.echo(f"Error: workloads are {', '.join(WORKLOADS)}; nemeses are {', '.join(NEMESES)}", err=True)
+        return EXIT_NOT_CARRIED_OUT
+    seed = secrets.randbelow(10**9) if seed is None else seed
+    settings = Settings(
+        workload=workload,
+        nemeses=nemeses,
+        directory=Path(directory) / f"{workload}-{'+'.join(nemeses) or 'none'}-{seed}",
+        seed=seed,
+        **numbers,
+    )
+    click.echo(f"seed {seed}, directory {settings.directory}")
+    try:
+        result = asyncio.run(execute(settings))
+    except (ClusterError, ValueError) as error:
+        click.echo(f"Error: {error}", err=True)
+        return EXIT_NOT_CARRIED_OUT
+    for line in summary(result):
+        click.echo(line)
+    return EXIT_CODES[result.verdict]
+
+
+def run_rotation(*, minutes: float, directory: str, seed: int | None, **numbers: Any) -> int:
+    """Carry out a rotation; the exit code: 0 only when every run is valid."""
+    seed = secrets.randbelow(10**9) if seed is None else seed
+    click.echo(f"seed {seed}, {minutes:g} minutes, directory {directory}")
+    results = rotate(minutes=minutes, seed=seed, directory=Path(directory), say=click.echo, **numbers)
+    checked = sum(result.checked for result in results)
+    verdicts = sorted({result.verdict for result in results})
+    click.echo(
+        f"{len(results)} runs, {checked} checked operations, verdicts: {', '.join(verdicts)}; seed {seed}"
+    )
+    return max((EXIT_CODES[verdict] for verdict in verdicts), default=EXIT_NOT_CARRIED_OUT)

@@ -1,0 +1,300 @@
+"""One run from its settings to its directory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc.aio
+
+from kvstore.devcluster.plan import ClusterError, ClusterPlan, free_nodes
+from kvstore.verify.history import Event, HistoryError, Operation, VerdictKind, pair_events
+from kvstore.verify.load.__main__ import EXIT_NOT_SERVED
+from kvstore.verify.run import judge, report
+from kvstore.verify.run.clients import LoadProcesses
+from kvstore.verify.run.cluster import ClusterUnderTest
+from kvstore.verify.run.faults import Driver, Fault, Field, Missing, fired
+from kvstore.verify.run.judge import Check, Finals
+from kvstore.verify.run.nemeses import NEMESES
+from kvstore.verify.run.resource import GuardedResource
+from kvstore.verify.run.settings import Settings
+from kvstore.wire import rpc_pb2
+
+START_TIMEOUT_S = 60.0
+RECOVERY_TIMEOUT_S = 60.0
+"""After the last fault was taken back: an election, and catching up, on a busy machine."""
+
+AFTERWARDS_S = 1.5
+"""Clients go on for so long after recovery: what was cut off answers them now."""
+
+LEASES_END_S = 15.0
+"""After the last client: by then every lease of the lease workload has ended, elections included."""
+
+OK_SHARE_MIN = 0.5
+"""Below this a run says little: it is void."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RunResult:
+    """What came out."""
+
+    settings: Settings
+    verdict: str
+    """valid, invalid, unknown or void."""
+    reasons: list[str] = field(default_factory=list)
+    """Why it is not valid; first the worst."""
+    checks: list[Check] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    """Operations by outcome: ok, fail, info."""
+    faults: list[Fault] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long each phase took."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What the workload or the plot measured besides."""
+
+    @property
+    def checked(self) -> int:
+        """Operations that were judged."""
+        return sum(self.counts.values())
+
+
+class Run:
+    """One run in progress."""
+
+    def __init__(self, settings: Settings) -> None:
+        settings.validate()
+        self.settings = settings
+        self.result = RunResult(settings=settings, verdict="unknown")
+        self.rng = random.Random(f"{settings.seed}/nemesis")  # noqa: S311  repeats with its seed
+        plan = ClusterPlan(
+            directory=settings.directory / "cluster",
+            nodes=free_nodes(settings.nodes),
+            token=secrets.token_hex(8),
+            python_arguments=settings.program,
+            server_arguments=settings.server_flags,
+        )
+        self.cluster = ClusterUnderTest(plan)
+        self.field = Field(
+            cluster=self.cluster,
+            settings=settings,
+            rng=self.rng,
+            directory=settings.directory,
+            client_pids=[],
+        )
+        self.resource = GuardedResource()
+        self.load: LoadProcesses | None = None
+        self.finals: Finals | None = None
+        self.began_ns = time.monotonic_ns()
+
+    async def carry_out(self) -> RunResult:
+        """The whole run. Raises ClusterError when the cluster does not even start."""
+        self.settings.save()
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # killed members are no news here
+        nemeses = {}
+        for name in self.settings.nemeses:
+            nemeses[name] = NEMESES[name](self.field)
+            try:
+                nemeses[name].prepare()
+            except Missing as reason:
+                return self._end("void", f"nemesis {name} cannot work here: {reason}")
+        driver = Driver(self.field, nemeses)
+        try:
+            await self._phase("start", self._start())
+            await self._phase("work", self._work(driver))
+            await self._phase("finals", self._finish())
+        finally:
+            self.result.faults = driver.faults
+            if self.load is not None:
+                self.load.kill()
+            await self.resource.stop()
+            await self.cluster.stop()
+        return self._judge()
+
+    async def _phase(self, name: str, work: Any) -> None:
+        began = time.monotonic()
+        try:
+            await work
+        finally:
+            self.result.seconds[name] = round(time.monotonic() - began, 2)
+
+    async def _start(self) -> None:
+        await self.cluster.start()
+        await self.cluster.wait_ready(START_TIMEOUT_S)
+        await self.cluster.wait_healthy(START_TIMEOUT_S)
+        reply = await self.cluster.call(1, "KV/Range", rpc_pb2.RangeRequest(key=b"\0", range_end=b"\0"))
+        if reply.count:
+            raise ClusterError(f"the new cluster already holds {reply.count} keys")
+
+    async def _work(self, driver: Driver) -> None:
+        settings = self.settings
+        options = {"resource_port": await self.resource.start()}
+        endpoints = [node.client_address for node in self.cluster.plan.nodes]
+        self.load = LoadProcesses(settings, endpoints, options)
+        await self.load.start()
+        self.field.client_pids += [process.pid for process in self.load.processes]
+        deadline = time.monotonic() + settings.seconds
+        driving = asyncio.get_running_loop().create_task(driver.run(deadline))
+        while time.monotonic() < deadline and not self.load.ended:
+            await asyncio.wait([driving], timeout=0.25)
+            if driving.done():
+                driving.result()
+                await asyncio.sleep(min(0.25, max(0.0, deadline - time.monotonic())))
+        if self.load.ended and not driving.done():
+            driving.cancel()
+        await asyncio.wait([driving])
+        if not driving.cancelled():
+            driving.result()
+
+    async def _finish(self) -> None:
+        """Everything taken back, the clients a little longer, then what every member holds."""
+        assert self.load is not None
+        cluster = self.cluster
+        cluster.heal()
+        cluster.note_ends()
+        for number in cluster.numbers:
+            if cluster.state(number) == "paused":
+                cluster.resume(number)
+            if number not in cluster.alive:
+                await cluster.restart(number)
+        try:
+            await cluster.wait_healthy(RECOVERY_TIMEOUT_S)
+        except ClusterError as error:
+            self.result.reasons.append(f"no recovery: {error}")
+        if not self.load.ended:
+            await asyncio.sleep(AFTERWARDS_S)
+        codes = await self.load.stop()
+        self._note_clients(codes)
+        if self.settings.workload == "lease" and EXIT_NOT_SERVED not in codes:
+            await asyncio.sleep(LEASES_END_S)
+        if not self.result.reasons:
+            self.finals = await self._read_all()
+
+    def _note_clients(self, codes: Sequence[int | None]) -> None:
+        assert self.load is not None
+        said = self.load.said()
+        for place, code in enumerate(codes):
+            if code == EXIT_NOT_SERVED:
+                self.result.reasons.insert(0, f"void: {said[place]}")
+            elif code != 0:
+                words = said[place].splitlines()[-1:] or ["nothing"]
+                self.result.reasons.append(f"clients {place + 1} ended with {code}, saying {words[0]}")
+
+    async def _read_all(self) -> Finals:
+        """The whole contents of every member, at one revision."""
+        everything = rpc_pb2.RangeRequest(key=b"\0", range_end=b"\0")
+        first = await self.cluster.call(1, "KV/Range", rpc_pb2.RangeRequest(key=b"\0"))
+        revision = first.header.revision
+        contents = {}
+        for number in self.cluster.numbers:
+            await self.cluster.call(number, "KV/Range", rpc_pb2.RangeRequest(key=b"\0"), timeout_s=20.0)
+            everything.serializable = True
+            everything.revision = revision
+            try:
+                reply = await self.cluster.call(number, "KV/Range", everything, timeout_s=20.0)
+            except grpc.aio.AioRpcError as error:
+                self.result.reasons.append(f"node{number} cannot be read at the end: {error.details()}")
+                continue
+            contents[f"node{number}"] = {
+                pair.key.decode(): (
+                    pair.value.decode(),
+                    pair.mod_revision,
+                    pair.create_revision,
+                    pair.version,
+                    pair.lease,
+                )
+                for pair in reply.kvs
+            }
+        return Finals(contents=contents, revision=revision)
+
+    def _judge(self) -> RunResult:
+        assert self.load is not None
+        began = time.monotonic()
+        result = self.result
+        events = report.merged(self.load.events(), result.faults)
+        report.write_histories(self.settings.directory, events)
+        operations: list[Operation] = []
+        try:
+            operations = pair_events(_as_events(events))
+            for operation in operations:
+                name = operation.outcome.value
+                result.counts[name] = result.counts.get(name, 0) + 1
+            if self.finals is not None:
+                result.checks = judge.judge(self.settings.workload, operations, self.finals)
+        except (HistoryError, ValueError) as error:
+            result.reasons.append(f"the history cannot be judged: {error}")
+        result.reasons += self.cluster.unexpected
+        result.reasons += report.log_findings(self.cluster)
+        self._conclude()
+        result.seconds["judge"] = round(time.monotonic() - began, 2)
+        report.write_all(result, events, operations, self.began_ns)
+        if result.verdict == "valid" and not self.settings.keep_data:
+            for number in self.cluster.numbers:
+                shutil.rmtree(self.cluster.data_of(number), ignore_errors=True)
+        return result
+
+    def _conclude(self) -> None:
+        result = self.result
+        kinds = [check.kind for check in result.checks]
+        total = sum(result.counts.values())
+        voids = [reason for reason in result.reasons if reason.startswith("void: ")]
+        voids += [
+            f"void: nemesis {name} never took hold: {_missed(result.faults, name)}"
+            for name in self.settings.nemeses
+            if not fired(result.faults, name)
+        ]
+        if result.counts.get("ok", 0) < OK_SHARE_MIN * total or not total:
+            voids.append(f"void: {result.counts.get('ok', 0)} of {total} operations succeeded")
+        contradiction = judge.disagreement(result.checks)
+        if contradiction:
+            result.reasons.append(contradiction)
+        findings = [line for check in result.checks for line in check.explanation if check.kind]
+        if VerdictKind.INVALID in kinds:
+            result.verdict = "invalid"
+            result.reasons = [*findings, *result.reasons]
+        elif voids:
+            result.verdict = "void"
+            result.reasons = [*voids, *(r for r in result.reasons if r not in voids)]
+        elif result.reasons:
+            result.verdict = "invalid"
+        elif VerdictKind.UNKNOWN in kinds or self.finals is None:
+            result.verdict = "unknown"
+            result.reasons = findings
+        else:
+            result.verdict = "valid"
+
+    def _end(self, verdict: str, reason: str) -> RunResult:
+        self.result.verdict = verdict
+        self.result.reasons = [reason]
+        report.write_results(self.result)
+        return self.result
+
+
+def _missed(faults: Sequence[Fault], name: str) -> str:
+    missed = [fault.missed for fault in faults if fault.nemesis == name and fault.missed]
+    return missed[-1] if missed else "there was no time for it"
+
+
+def _as_events(events: Sequence[dict[str, Any]]) -> list[Event]:
+    return [
+        Event(
+            line=number,
+            process=event["process"],
+            type=event["type"],
+            f=event["f"],
+            value=event["value"],
+            time=event["time"],
+        )
+        for number, event in enumerate(events, start=1)
+    ]
+
+
+async def execute(settings: Settings) -> RunResult:
+    """Carry out one run. Raises ClusterError when the cluster does not start, ValueError for bad settings."""
+    return await Run(settings).carry_out()

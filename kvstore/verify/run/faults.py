@@ -1,0 +1,173 @@
+"""A nemesis does one kind of fault; the driver does one fault after another and keeps the record.
+
+A fault counts only with evidence that it took hold: a process that is gone, a connection that is held, an
+error that was injected. A nemesis that cannot show any raises `FaultMissedError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import grpc.aio
+
+from kvstore.devcluster.plan import ClusterError
+from kvstore.verify.run.cluster import ClusterUnderTest
+from kvstore.verify.run.settings import Settings
+
+QUIET_S = (1.0, 3.0)
+"""Between two faults: time to elect, to catch up, and to be surprised again."""
+
+HOLD_S = (1.5, 5.0)
+"""How long a fault stands: from one election timeout to several."""
+
+HEALTHY_TIMEOUT_S = 20.0
+"""Patience for all members to serve again before the next fault."""
+
+
+class FaultMissedError(Exception):
+    """The fault did not take hold; the text says why."""
+
+
+class Missing(Exception):
+    """The nemesis cannot work here at all: a tool or a service is not there; the text names it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Fault:
+    """One fault, as it was done."""
+
+    nemesis: str
+    target: str
+    """What was done to whom."""
+    begin_ns: int
+    end_ns: int = 0
+    """Monotonic, when it was taken back; 0 while it stands."""
+    evidence: str = ""
+    """What shows that it took hold; empty when nothing does."""
+    missed: str = ""
+    """Why it did not take hold."""
+    nodes: tuple[int, ...] = ()
+    """Members it was done to."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Field:
+    """What a nemesis may touch."""
+
+    cluster: ClusterUnderTest
+    settings: Settings
+    rng: random.Random
+    directory: Path
+    client_pids: list[int]
+    """Processes of clients; filled when they have started."""
+
+    async def leader_or_any(self) -> int:
+        """The leader, or a living member when nobody leads. Raises FaultMissedError with no member left."""
+        leader = await self.cluster.leader()
+        alive = self.cluster.alive
+        if leader in alive:
+            return leader
+        if not alive:
+            raise FaultMissedError("no member is alive")
+        return self.rng.choice(alive)
+
+    async def pick(self) -> int:
+        """The leader every other time, else any living member."""
+        if self.rng.random() < 0.5:
+            return await self.leader_or_any()
+        alive = self.cluster.alive
+        if not alive:
+            raise FaultMissedError("no member is alive")
+        return self.rng.choice(alive)
+
+    def minority(self) -> list[int]:
+        """Some living members, fewer than half of the cluster."""
+        most = (len(self.cluster.numbers) - 1) // 2
+        alive = sorted(self.cluster.alive)
+        return self.rng.sample(alive, min(len(alive), self.rng.randint(1, max(1, most))))
+
+
+class Nemesis(Protocol):
+    """One kind of fault: `prepare` once, before the members start, then `begin` and `end` in turn."""
+
+    nodes: tuple[int, ...]
+    """Members of the fault that stands, for the record."""
+
+    def prepare(self) -> None:
+        """Choose how members are started. Raises Missing when the nemesis cannot work here."""
+
+    async def begin(self) -> str:
+        """Do the fault; what was done. Raises FaultMissedError."""
+
+    async def end(self) -> str:
+        """Take it back; the evidence that it had taken hold. Raises FaultMissedError after that."""
+
+
+class Driver:
+    """Does faults until told to stop, one at a time, and takes the last one back."""
+
+    def __init__(self, field: Field, nemeses: dict[str, Nemesis]) -> None:
+        self._field = field
+        self._nemeses = nemeses
+        self.faults: list[Fault] = []
+
+    async def run(self, deadline: float) -> None:
+        """Until `deadline` of the monotonic clock."""
+        rng = self._field.rng
+        names = list(self._nemeses)
+        turn = 0
+        while names:
+            await asyncio.sleep(max(0.0, min(rng.uniform(*QUIET_S), deadline - time.monotonic())))
+            if time.monotonic() >= deadline:
+                return
+            name = names[turn % len(names)]
+            turn += 1
+            await self._one(name, deadline)
+
+    async def _one(self, name: str, deadline: float) -> None:
+        nemesis, rng = self._nemeses[name], self._field.rng
+        fault = Fault(nemesis=name, target="", begin_ns=time.monotonic_ns())
+        self.faults.append(fault)
+        begun = True
+        try:
+            fault.target = await nemesis.begin()
+            fault.nodes = nemesis.nodes
+        except (FaultMissedError, ClusterError, grpc.aio.AioRpcError) as error:
+            fault.missed, begun = _said(error), False
+        if begun:
+            await asyncio.sleep(max(0.2, min(rng.uniform(*HOLD_S), deadline - time.monotonic())))
+        try:
+            fault.evidence = await nemesis.end()
+        except (FaultMissedError, ClusterError, grpc.aio.AioRpcError) as error:
+            fault.missed = fault.missed or _said(error)
+        fault.end_ns = time.monotonic_ns()
+        await self._recover()
+
+    async def _recover(self) -> None:
+        """Start what is dead and wait for it; a cluster that does not come back is for the end to judge."""
+        cluster = self._field.cluster
+        cluster.note_ends()
+        for number in cluster.numbers:
+            if number not in cluster.alive:
+                await cluster.restart(number)
+        deadline = time.monotonic() + HEALTHY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            statuses = await cluster.statuses()
+            if all(status.leader_id for status in statuses):
+                return
+            await asyncio.sleep(0.1)
+
+
+def _said(error: Exception) -> str:
+    return f"{error.code().name} {error.details()}" if isinstance(error, grpc.aio.AioRpcError) else str(error)
+
+
+def fired(faults: Sequence[Fault], name: str) -> int:
+    """How often a nemesis's faults took hold."""
+    return sum(fault.nemesis == name and bool(fault.evidence) for fault in faults)

@@ -1,0 +1,24 @@
+"""Every nemesis by its name on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from kvstore.verify.run import api_faults, network_faults, process_faults
+from kvstore.verify.run.faults import Field, Nemesis
+
+NEMESES: dict[str, Callable[[Field], Nemesis]] = {
+    "kill": process_faults.Kill,
+    "pause": process_faults.Pause,
+    "client-pause": process_faults.ClientPause,
+    **{
+        name: partial(network_faults.PartitionFault, shape=shape)
+        for name, shape in network_faults.SHAPES.items()
+    },
+    "partition-flapping": network_faults.Flapping,
+    "slow-links": network_faults.SlowLinks,
+    "cut-links": network_faults.CutLinks,
+    "compaction": api_faults.Compaction,
+    "transfer": api_faults.Transfer,
+}

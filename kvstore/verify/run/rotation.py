@@ -1,0 +1,112 @@
+"""One run after another, over workloads and nemeses, until the time is up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kvstore.devcluster.plan import ClusterError
+from kvstore.verify.run import report
+from kvstore.verify.run.execute import RunResult, execute
+from kvstore.verify.run.settings import Settings
+
+PROCESS = ("kill", "pause")
+HALVES = ("partition-halves", "partition-one", "partition-leader")
+ODD = ("partition-one-way", "partition-bridge", "partition-ring")
+LINKS = ("slow-links", "cut-links", "partition-flapping")
+
+ROTATION: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("register", (*PROCESS, "partition-leader")),
+    ("append", (*HALVES, "kill")),
+    ("txn", (*ODD, "pause")),
+    ("set", (*PROCESS, "compaction")),
+    ("counter", (*LINKS, "kill")),
+    ("register", (*ODD, "compaction")),
+    ("append", (*PROCESS, *LINKS)),
+    ("txn", (*HALVES, "compaction")),
+)
+"""Each workload meets each family of faults within two turns."""
+
+OVERHEAD_S = 15.0
+"""Start, recovery and judgement of one run, on a machine with two cores."""
+
+RUN_SECONDS_MIN = 8.0
+"""A shorter run sees no more than one fault."""
+
+
+def plan_runs(minutes: float, seed: int) -> list[tuple[str, tuple[str, ...], float]]:
+    """What runs within a time, and for how many seconds each: as many as give each about forty."""
+    total = 60.0 * minutes
+    count = max(1, min(len(ROTATION), round(total / 55.0))) if minutes <= 10 else round(total / 75.0)
+    seconds = max(RUN_SECONDS_MIN, total / count - OVERHEAD_S)
+    order = list(ROTATION)
+    if count < len(order):
+        random.Random(f"{seed}/rotation").shuffle(order)  # noqa: S311  repeats with its seed
+    return [(*order[place % len(order)], seconds) for place in range(count)]
+
+
+def rotate(
+    *, minutes: float, seed: int, directory: Path, say: Callable[[str], None], **numbers: Any
+) -> list[RunResult]:
+    """Carry out the rotation and write `summary.json` and `junit.xml` for all of it."""
+    results: list[RunResult] = []
+    began = time.monotonic()
+    for place, (workload, nemeses, seconds) in enumerate(plan_runs(minutes, seed)):
+        settings = Settings(
+            workload=workload,
+            nemeses=nemeses,
+            directory=directory / f"{place + 1:02}-{workload}",
+            seed=seed + place,
+            seconds=seconds,
+            **numbers,
+        )
+        try:
+            result = asyncio.run(execute(settings))
+        except ClusterError as error:
+            result = RunResult(settings=settings, verdict="unknown", reasons=[str(error)])
+        results.append(result)
+        for line in report.summary(result):
+            say(line)
+    write_summary(results, directory, time.monotonic() - began, seed)
+    return results
+
+
+def write_summary(results: list[RunResult], directory: Path, seconds: float, seed: int) -> None:
+    """The rotation as a whole, for a machine."""
+    verdicts = [result.verdict for result in results]
+    kinds: dict[str, int] = {}
+    for fault in (fault for result in results for fault in result.faults if fault.evidence):
+        kinds[fault.nemesis] = kinds.get(fault.nemesis, 0) + 1
+    counts: dict[str, int] = {}
+    for result in results:
+        for name, count in result.counts.items():
+            counts[name] = counts.get(name, 0) + count
+    directory.mkdir(parents=True, exist_ok=True)
+    whole = {
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "runs": len(results),
+        "verdicts": {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))},
+        "checked_operations": sum(result.checked for result in results),
+        "operations": counts,
+        "faults_that_took_hold": kinds,
+        "each": [
+            {
+                "workload": result.settings.workload,
+                "nemeses": list(result.settings.nemeses),
+                "seed": result.settings.seed,
+                "verdict": result.verdict,
+                "checked": result.checked,
+                "operations": result.counts,
+                "directory": str(result.settings.directory),
+            }
+            for result in results
+        ],
+    }
+    (directory / "summary.json").write_text(json.dumps(whole, indent=2) + "\n")
+    (directory / "junit.xml").write_text(report.junit(results))

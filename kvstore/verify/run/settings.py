@@ -1,0 +1,59 @@
+"""What one run is: decided before it begins, written to its directory, drawn from nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+NODES = (3, 5, 7)
+"""Sizes of cluster that make sense: odd, and the largest that a laptop can run in Python."""
+
+SECONDS_MAX = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One run."""
+
+    workload: str
+    nemeses: tuple[str, ...]
+    """By name; empty for a run without faults."""
+    directory: Path
+    seed: int
+    nodes: int = 3
+    seconds: float = 30.0
+    """How long clients work while faults are done; start, recovery and judgement come on top."""
+    rate: float = 600.0
+    """Operations per second aimed at."""
+    slots: int = 16
+    """Logical clients."""
+    processes: int = 2
+    """Processes they live in."""
+    timeout_s: float = 2.0
+    """Of one call; longer than an election usually takes."""
+    foreign_share: float = 0.25
+    """Share of the slots driven by aetcd, where its environment is known."""
+    program: tuple[str, ...] = ("-m", "kvstore", "server")
+    """What the interpreter is told to run as a member."""
+    server_flags: tuple[str, ...] = ()
+    keep_data: bool = False
+    """Whether the members' data stays in the directory after a valid run."""
+
+    def validate(self) -> None:
+        """Raise ValueError naming what is out of range."""
+        if self.nodes not in NODES:
+            raise ValueError(f"a cluster has {', '.join(map(str, NODES))} nodes, not {self.nodes}")
+        if not 1 <= self.seconds <= SECONDS_MAX:
+            raise ValueError(f"a run takes 1 to {SECONDS_MAX:g} seconds, not {self.seconds:g}")
+        if self.rate <= 0 or self.slots <= 0 or not 0 < self.processes <= self.slots:
+            raise ValueError("a run needs a rate, slots, and at most as many processes as slots")
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "directory": str(self.directory)}
+
+    def save(self) -> None:
+        """Write `config.json`."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "config.json").write_text(json.dumps(self.as_json(), indent=2) + "\n")

@@ -1,0 +1,218 @@
+"""The parts of the runner that need no process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstore.verify import pair_events, read_history
+from kvstore.verify.history import Operation, Outcome, VerdictKind
+from kvstore.verify.load.workloads import WORKLOADS
+from kvstore.verify.run import report
+from kvstore.verify.run.execute import Run, RunResult
+from kvstore.verify.run.faults import Fault
+from kvstore.verify.run.judge import Check, Finals, as_register, judge
+from kvstore.verify.run.nemeses import NEMESES
+from kvstore.verify.run.network_faults import SHAPES, Links
+from kvstore.verify.run.plot import availability
+from kvstore.verify.run.resource import GuardedResource
+from kvstore.verify.run.rotation import ROTATION, plan_runs
+from kvstore.verify.run.settings import Settings
+
+
+def hears(members: list[int], links: Links) -> dict[int, set[int]]:
+    """Whom each member hears, itself included."""
+    return {one: {other for other in members if (other, one) not in links} for one in members}
+
+
+@pytest.mark.parametrize("count", [3, 5, 7])
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_of_partitions(name: str, count: int) -> None:
+    members = list(range(1, count + 1))
+    majority = count // 2 + 1
+    for seed in range(50):
+        links = SHAPES[name](members, 2, random.Random(seed))
+        assert links, "nothing is cut"
+        heard = hears(members, links)
+        if name == "partition-one-way":
+            assert not set(links) & {(b, a) for a, b in links}, "cut both ways"
+        elif name != "partition-ring":
+            assert set(links) == {(b, a) for a, b in links}, "cut one way only"
+        if name == "partition-leader":
+            assert heard[2] == {2}
+        if name == "partition-halves":
+            assert sorted({len(group) for group in heard.values()}) == [count - majority, majority]
+        if name == "partition-ring":
+            assert all(len(group) == majority for group in heard.values())
+            assert all(a != b for a, b in itertools.combinations(heard.values(), 2))
+        if name == "partition-bridge":
+            assert sum(len(group) == count for group in heard.values()) == 1
+            assert not any(len(group) == count - 1 for group in heard.values()) or count == 3
+
+
+def test_the_resource_refuses_lower_tokens_and_only_with_tokens() -> None:
+    guarded = GuardedResource()
+
+    def ask(op: str, token: int | None, name: str = "n") -> tuple[int, bool]:
+        answer = guarded.answer({"op": op, "name": name, "token": token})
+        return answer["version"], answer["accepted"]
+
+    assert ask("read", 5) == (0, True)
+    assert ask("read", 7) == (0, True)
+    assert ask("write", 5) == (0, False)
+    assert ask("write", 7) == (1, True)
+    assert ask("write", None, "m") == (1, True)
+    assert ask("write", None, "m") == (2, True)
+
+
+def settings(directory: Path, **more: Any) -> Settings:
+    return Settings(workload="register", nemeses=("kill",), directory=directory, seed=1, **more)
+
+
+EVENTS = [
+    {"time": 1_000_000, "process": 0, "type": "invoke", "f": "put", "value": ["a", "1"], "node": 0},
+    {"time": 3_000_000, "process": 0, "type": "ok", "f": "put", "value": {"revision": 2}, "node": 0},
+    {"time": 4_000_000, "process": 1, "type": "invoke", "f": "get", "value": ["a"], "node": 1},
+    {"time": 5_000_000, "process": 1, "type": "ok", "f": "get", "value": None, "node": 1},
+]
+
+
+def finished(directory: Path, read: Any, faults: list[Fault]) -> RunResult:
+    """A run that ended with these two operations, judged and reported as a real one is."""
+    events = json.loads(json.dumps(EVENTS))
+    events[3]["value"] = read
+    run = Run(settings(directory))
+    directory.mkdir(exist_ok=True)
+    run.result.faults = faults
+    run.load = type("Load", (), {"events": lambda self: events})()  # type: ignore[assignment]  # only its events are asked for
+    run.finals = Finals(contents={"node1": {"a": ("1", 2, 2, 1, 0)}}, revision=2)
+    return run._judge()
+
+
+KILLED = Fault(nemesis="kill", target="killed node2", begin_ns=1, end_ns=2, evidence="gone", nodes=(2,))
+MISSED = Fault(nemesis="kill", target="", begin_ns=1, end_ns=2, missed="no member is alive")
+FRESH = {"revision": 2, "value": "1", "mod": 2}
+STALE = {"revision": 1, "value": None, "mod": 0}
+
+
+@pytest.mark.parametrize(
+    ("read", "faults", "verdict"),
+    [
+        (FRESH, [KILLED], "valid"),
+        (STALE, [KILLED], "invalid"),
+        (FRESH, [MISSED], "void"),
+        (FRESH, [], "void"),
+    ],
+)
+def test_the_verdict_of_a_run(tmp_path: Path, read: Any, faults: list[Fault], verdict: str) -> None:
+    result = finished(tmp_path, read, faults)
+    assert result.verdict == verdict, result.reasons
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert (written["verdict"], written["seed"], written["checked"]) == (verdict, 1, 2)
+    junit = (tmp_path / "junit.xml").read_text()
+    assert ("<failure" in junit, "<error" in junit) == (verdict == "invalid", verdict == "void")
+
+
+def test_both_forms_of_a_history_read_the_same(tmp_path: Path) -> None:
+    finished(tmp_path, FRESH, [KILLED])
+    edn, lines = (pair_events(read_history(tmp_path / f"history.{form}")) for form in ("edn", "jsonl"))
+    assert edn == lines
+    assert [operation.f for operation in edn] == ["put", "get"]
+    assert edn[1].completed == FRESH
+
+
+def test_the_page_stands_alone_and_names_what_cannot_be_placed(tmp_path: Path) -> None:
+    finished(tmp_path, STALE, [KILLED])
+    page = (tmp_path / "timeline.html").read_text()
+    assert not re.search(r"(src|href)=|https?://", page)
+    found = re.search(r"const D = (.*);\n", page)
+    assert found is not None
+    data = json.loads(found.group(1))
+    assert data["verdict"] == "invalid"
+    named = [row for row in data["operations"] if row[6]]
+    assert [row[5].split(":")[0] for row in named] == ["line 5"]
+    assert [row[7] for row in data["operations"]] == [0, -1], "the put is the longest legal order"
+    assert data["faults"][0]["name"] == "kill"
+
+
+def test_too_few_successes_are_void(tmp_path: Path) -> None:
+    run = Run(settings(tmp_path))
+    run.result.faults = [KILLED]
+    run.result.counts = {"ok": 4, "fail": 5, "info": 0}
+    run.finals = Finals(contents={}, revision=1)
+    run._conclude()
+    assert run.result.verdict == "void"
+
+
+def test_checkers_that_disagree_are_a_finding(tmp_path: Path) -> None:
+    run = Run(settings(tmp_path))
+    run.result.faults = [KILLED]
+    run.result.counts = {"ok": 4}
+    run.finals = Finals(contents={}, revision=1)
+    kinds = {"revision witness": VerdictKind.VALID, "search": VerdictKind.INVALID}
+    run.result.checks = [Check(name=n, kind=k, operations=1, seconds=0.0) for n, k in kinds.items()]
+    run._conclude()
+    assert run.result.verdict == "invalid"
+    assert any("says there is none" in reason for reason in run.result.reasons)
+
+
+def test_time_to_recover() -> None:
+    def ok(second: float) -> Operation:
+        moment = int(second * 1e9)
+        return Operation(0, "get", None, None, None, Outcome.OK, 0, 1, 1, moment - 1000, moment)
+
+    operations = [ok(0.01 * n) for n in range(100)] + [ok(3.5 + 0.01 * n) for n in range(100)]
+    fault = Fault(nemesis="kill", target="", begin_ns=int(1e9), end_ns=int(3e9))
+    (row,) = availability(operations, [fault])
+    assert row["longest_gap_s"] == pytest.approx(3.51 - 1.0, abs=0.03)
+    assert row["recovered_s"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_an_operation_of_the_register_keeps_its_meaning_in_the_search() -> None:
+    def done(f: str, asked: Any, completed: Any, outcome: Outcome = Outcome.OK) -> Operation:
+        return Operation(0, f, None, asked, completed, outcome, 0, 1, 1)
+
+    refused = done("cas", ["k", "1", "2"], {"revision": 3, "succeeded": False})
+    never = done("cas", ["k", "1", "2"], None, Outcome.FAIL)
+    stale = done("get", ["k", "serializable"], STALE)
+    gone = done("delete", ["k"], {"revision": 3, "deleted": 1})
+    converted = as_register([refused, never, stale, gone])
+    assert [(op.f, op.outcome) for op in converted] == [("cas", Outcome.FAIL), ("write", Outcome.OK)]
+
+
+def test_every_workload_has_checks_and_every_rotation_runs_what_exists() -> None:
+    finals = Finals(contents={"node1": {}}, revision=1)
+    for workload in WORKLOADS:
+        assert len(judge(workload, [], finals)) >= 2
+    for workload, nemeses in ROTATION:
+        assert workload in WORKLOADS
+        assert all(name in NEMESES for name in nemeses)
+    for minutes in (1.0, 3.0, 10.0, 60.0):
+        runs = plan_runs(minutes, 1)
+        assert 0.6 * 60 * minutes <= sum(run[2] + 15 for run in runs) <= 1.4 * 60 * minutes
+
+
+def test_junit_of_several_runs(tmp_path: Path) -> None:
+    results = [
+        RunResult(settings=settings(tmp_path), verdict=verdict, reasons=["a < b"])
+        for verdict in ("valid", "invalid", "void")
+    ]
+    text = report.junit(results)
+    assert "tests='3' failures='1' errors='1'" in text
+    assert "a &lt; b" in text
+
+
+def test_checking_a_file_loads_no_cluster() -> None:
+    program = (
+        "import sys, kvstore.verify.commands; print([n for n in ('grpc', 'asyncio') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,45 @@
+"""Short whole runs on real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from kvstore.verify.run.execute import execute
+from kvstore.verify.run.settings import Settings
+
+SECONDS = 8.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_run_with_faults_is_valid_and_leaves_its_directory(tmp_path: Path) -> None:
+    settings = Settings(
+        workload="register",
+        nemeses=("kill", "partition-leader"),
+        directory=tmp_path,
+        seed=7,
+        seconds=SECONDS,
+        rate=200,
+        slots=8,
+    )
+    result = asyncio.run(execute(settings))
+    print(json.dumps(json.loads((tmp_path / "results.json").read_text()), indent=1))
+    assert result.verdict in ("valid", "void"), result.reasons
+    assert result.verdict == "valid" or "time" in result.reasons[0], result.reasons
+    assert result.counts["ok"] > 50
+    assert {check.name for check in result.checks} == {"revision witness", "search", "replicas agree"}
+    left = {path.name for path in tmp_path.iterdir()}
+    assert {
+        "config.json",
+        "schedule.json",
+        "history.edn",
+        "history.jsonl",
+        "results.json",
+        "junit.xml",
+        "timeline.html",
+        "cluster",
+    } <= left
