@@ -8,6 +8,8 @@ and the end of a stream is reported to both sides and loses what was queued on i
 plain connection with an exchange of hellos: evidence, not a timer, tells a dead process from an
 unreachable one.
 
+An image of the state travels on a connection of its own, in chunks, resumable (`images`).
+
 `memory` joins members of one loop through a network with faults, on virtual time if wanted;
 the gRPC twin
 (`grpc_transport`, loaded only by who needs it) speaks between processes. One conformance suite
@@ -22,6 +24,10 @@ from raft.transport.protocol import (
     ForwardRefused,
     Hello,
     HelloAnswer,
+    ImageFailed,
+    ImageOffer,
+    ImageRefused,
+    ImageSink,
     Liveness,
     PeerLink,
     PeerMessage,
@@ -38,6 +44,10 @@ __all__ = [
     "ForwardedBatch",
     "Hello",
     "HelloAnswer",
+    "ImageFailed",
+    "ImageOffer",
+    "ImageRefused",
+    "ImageSink",
     "LinkConditions",
     "Liveness",
     "MemoryTransport",

@@ -20,12 +20,24 @@ from raft.transport.protocol import (
     ForwardRefused,
     Hello,
     HelloAnswer,
+    ImageChunk,
+    ImageOffer,
+    ImageOpening,
+    ImageStatus,
     PeerMessage,
     Question,
 )
 from raft.transport.wire import peer_pb2 as wire
 
-_Wire = TypeVar("_Wire", wire.Hello, wire.HelloAnswer, wire.Description, wire.Frame)
+_Wire = TypeVar(
+    "_Wire",
+    wire.Hello,
+    wire.HelloAnswer,
+    wire.Description,
+    wire.Frame,
+    wire.ImageFrame,
+    wire.ImageStatus,
+)
 _MESSAGE_TYPES = {int(member): member for member in MessageType}
 _ENTRY_KINDS = {int(member): member for member in EntryKind}
 
@@ -126,6 +138,44 @@ def decode_frame(data: bytes) -> list[PeerMessage]:
         else:
             raise Malformed("a peer message of no known kind")
     return decoded
+
+
+def encode_image_frame(frame: ImageOpening | ImageChunk) -> bytes:
+    if isinstance(frame, ImageChunk):
+        chunk = wire.ImageChunk(offset=frame.offset, crc32c=frame.crc32c, data=frame.data)
+        return wire.ImageFrame(chunk=chunk).SerializeToString()
+    offer = frame.offer
+    opening = wire.ImageOpening(
+        hello=_hello_to_wire(frame.hello), size_bytes=offer.size_bytes, sha256=offer.sha256
+    )
+    _fill_message(opening.message, offer.message)
+    return wire.ImageFrame(opening=opening).SerializeToString()
+
+
+def decode_image_frame(data: bytes) -> ImageOpening | ImageChunk:
+    """Raises Malformed."""
+    frame = _parse(wire.ImageFrame(), data)
+    if frame.HasField("chunk"):
+        return ImageChunk(frame.chunk.offset, frame.chunk.crc32c, frame.chunk.data)
+    opening = frame.opening
+    message = _message_from_wire(opening.message)
+    if message.type is not MessageType.SNAPSHOT or message.snapshot is None:
+        raise Malformed("an image must come with its snapshot message")
+    return ImageOpening(
+        _hello_from_wire(opening.hello), ImageOffer(message, opening.size_bytes, opening.sha256)
+    )
+
+
+def encode_image_status(status: ImageStatus) -> bytes:
+    return wire.ImageStatus(
+        offset=status.offset, done=status.done, refusal=status.refusal
+    ).SerializeToString()
+
+
+def decode_image_status(data: bytes) -> ImageStatus:
+    """Raises Malformed."""
+    status = _parse(wire.ImageStatus(), data)
+    return ImageStatus(status.offset, status.done, status.refusal)
 
 
 def _parse(empty: _Wire, data: bytes) -> _Wire:

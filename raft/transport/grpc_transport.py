@@ -17,6 +17,7 @@ import grpc
 
 from raft.core.messages import Message, MessageType
 from raft.transport import codec, sockets
+from raft.transport.grpc_images import GrpcReceiverPipe, send_image_to
 from raft.transport.grpc_link import GrpcLink
 from raft.transport.grpc_options import (
     CHANNEL_OPTIONS,
@@ -27,7 +28,18 @@ from raft.transport.grpc_options import (
     host_port,
     target_of,
 )
-from raft.transport.protocol import Hello, HelloAnswer, Liveness, PeerMessage, PeerStatistics, Receiver
+from raft.transport.images import receive_image
+from raft.transport.protocol import (
+    Hello,
+    HelloAnswer,
+    ImageFailed,
+    ImageOffer,
+    Liveness,
+    PeerMessage,
+    PeerStatistics,
+    ReadImage,
+    Receiver,
+)
 from raft.transport.rules import HELLO_TIMEOUT_S, BootIds
 
 logger = logging.getLogger(__name__)
@@ -79,6 +91,8 @@ class GrpcTransport:
         self._server: grpc.aio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reopening: asyncio.Task[None] | None = None
+        self._images_sent = 0
+        """Attempts to send an image so far; picks the next URL in turn."""
         self._closing: list[GrpcLink] = []
         """Links of removed peers whose sockets may still be open."""
 
@@ -133,6 +147,17 @@ class GrpcTransport:
         """Judge a peer's process by a fresh connection; a member that is no peer is UNREACHABLE."""
         link = self._links.get(member_id)
         return Liveness.UNREACHABLE if link is None else await link.probe()
+
+    async def send_image(
+        self, member_id: int, offer: ImageOffer, read: ReadImage, progress: Callable[[int], None]
+    ) -> None:
+        """See `Transport`."""
+        urls = self._peers.get(member_id)
+        if urls is None:
+            raise ImageFailed(f"member {member_id:x} is no peer")
+        self._images_sent += 1
+        url = urls[self._images_sent % len(urls)]
+        await send_image_to(url, self._hello, offer, read, progress)
 
     def connected_peers(self) -> frozenset[int]:
         return frozenset(member_id for member_id, link in self._links.items() if link.connected)
@@ -190,6 +215,7 @@ class GrpcTransport:
             "Stream": grpc.stream_stream_rpc_method_handler(self._stream),
             "Probe": grpc.unary_unary_rpc_method_handler(self._probed),
             "Describe": grpc.unary_unary_rpc_method_handler(self._described),
+            "Image": grpc.stream_stream_rpc_method_handler(self._image),
         }
         service = STREAM_METHOD.split("/")[1]
         assert PROBE_METHOD.split("/")[1] == DESCRIBE_METHOD.split("/")[1] == service
@@ -233,6 +259,15 @@ class GrpcTransport:
 
     async def _described(self, data: bytes, context: _Context) -> bytes:
         return codec.encode_description(self._describe())
+
+    async def _image(self, requests: object, context: _Context) -> None:
+        """Serve one incoming image."""
+        try:
+            await receive_image(GrpcReceiverPipe(context), self._receiver)
+        except ImageFailed as error:
+            logger.info("an image was interrupted: %s", error)
+        except codec.Malformed as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     async def _stream(self, requests: object, context: _Context) -> None:
         """Serve one incoming stream until it ends."""

@@ -21,16 +21,21 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from raft.core.messages import Message
+from raft.transport.images import receive_image, send_image
+from raft.transport.memory_images import ImageConnection, OneWay
 from raft.transport.protocol import (
     Hello,
     HelloAnswer,
+    ImageFailed,
+    ImageOffer,
     Liveness,
     PeerMessage,
     PeerStatistics,
+    ReadImage,
     Receiver,
 )
 from raft.transport.rules import (
@@ -80,6 +85,8 @@ class Network:
         """Who answers under a member id: at most one living transport each."""
         self._streams: list[_Stream] = []
         """Every stream that has not ended, oldest first."""
+        self._image_connections: list[tuple[int, int, ImageConnection]] = []
+        """(sender, receiver, connection) of every image under way."""
 
     def transport(self) -> MemoryTransport:
         """Return a transport that joins this network when started, under its hello's member id."""
@@ -136,6 +143,38 @@ class Network:
             if (stream.source_id, stream.target_id) == (source, target):
                 stream.reset_by(None)
 
+    def connect_image(self, source: MemoryTransport, target_id: int) -> ImageConnection | None:
+        """A connection for an image; None when nobody listens there or nothing gets through."""
+        source_id, target = source.hello.member_id, self._listeners.get(target_id)
+        if target is None or self.blocked(source_id, target_id) or self.blocked(target_id, source_id):
+            return None
+        loop = self.loop
+        connection = ImageConnection(
+            OneWay(
+                loop, lambda: self.delay_s(source_id, target_id), lambda: self.blocked(source_id, target_id)
+            ),
+            OneWay(
+                loop, lambda: self.delay_s(target_id, source_id), lambda: self.blocked(target_id, source_id)
+            ),
+        )
+        self._image_connections.append((source_id, target_id, connection))
+        target.serve_image(connection)
+        return connection
+
+    def disconnect_images(self, source: int, target: int) -> bool:
+        """Reset the images on their way from `source` to `target`; whether there were any."""
+        return self._end_images(lambda connection: connection[:2] == (source, target))
+
+    def _end_images(self, which: Callable[[tuple[int, int, ImageConnection]], bool]) -> bool:
+        ending = [connection for connection in self._image_connections if which(connection)]
+        for connection in ending:
+            self._image_connections.remove(connection)
+            connection[2].end("the connection was reset")
+        return bool(ending)
+
+    def image_ended(self, connection: ImageConnection) -> None:
+        self._end_images(lambda each: each[2] is connection)
+
     def late_hello(self, hello: Hello, target: int) -> None:
         """Let a hello arrive that a process sent before it was gone; its stream ends as it opens."""
         listener = self._listeners.get(target)
@@ -180,6 +219,7 @@ class Network:
         for stream in list(self._streams):
             if transport in (stream.source, stream.target):
                 stream.reset_by(transport)
+        self._end_images(lambda connection: transport.hello.member_id in connection[:2])
 
     def streams_of(self, transport: MemoryTransport) -> list[_Stream]:
         return [stream for stream in self._streams if transport in (stream.source, stream.target)]
@@ -463,6 +503,8 @@ class MemoryTransport:
         self._links: dict[int, _Link] = {}
         self._started = False
         self._closed = False
+        self._images: dict[asyncio.Task[None], ImageConnection] = {}
+        """What receives the images on their way to this member."""
 
     async def start(self, hello: Hello, receiver: Receiver) -> None:
         """Listen under the hello's member id and dial every peer set so far; OSError if it is taken."""
@@ -520,6 +562,33 @@ class MemoryTransport:
         network.loop.call_later(PROBE_TIMEOUT_S, answer_arrives, Liveness.UNREACHABLE)
         return await verdict
 
+    async def send_image(
+        self, member_id: int, offer: ImageOffer, read: ReadImage, progress: Callable[[int], None]
+    ) -> None:
+        """See `Transport`."""
+        connection = None if self._closed else self.network.connect_image(self, member_id)
+        if connection is None:
+            raise ImageFailed("no connection")
+        try:
+            await send_image(connection.sender, self.hello, offer, read, progress)
+        finally:
+            self.network.image_ended(connection)
+
+    def serve_image(self, connection: ImageConnection) -> None:
+        """An image is on its way here; called by the network."""
+        task = self.network.loop.create_task(receive_image(connection.receiver, self.receiver))
+        self._images[task] = connection
+        task.add_done_callback(self._image_served)
+
+    def _image_served(self, task: asyncio.Task[None]) -> None:
+        connection = self._images.pop(task)
+        fault = None if task.cancelled() else task.exception()
+        if task.cancelled() or fault is not None:
+            self.network.image_ended(connection)  # else the last words are still under way
+        if fault is not None and not isinstance(fault, ImageFailed):
+            context = {"message": "an image could not be received", "exception": fault, "task": task}
+            self.network.loop.call_exception_handler(context)
+
     def connected_peers(self) -> frozenset[int]:
         return frozenset(member_id for member_id, link in self._links.items() if link.connected)
 
@@ -543,6 +612,8 @@ class MemoryTransport:
         self._closed = True
         for link in self._links.values():
             link.close_nowait()
+        for task in self._images:
+            task.cancel()
         if self._started:
             self.network.leave(self)
 

@@ -7,9 +7,11 @@ its order within each of the two lanes (urgent, bulk). Nothing here decides; in 
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from raft.core.messages import Message
 
@@ -93,6 +95,70 @@ class Answer:
 PeerMessage = Message | ForwardedBatch | ForwardRefused | DiskRecorded | Question | Answer
 
 
+@dataclass(frozen=True, slots=True)
+class ImageOffer:
+    """An image of the state that one member brings another."""
+
+    message: Message
+    """The SNAPSHOT message it belongs to, with the image's true metadata."""
+    size_bytes: int
+    sha256: bytes
+
+
+class ImageOpening(NamedTuple):
+    """First words of the sender of an image."""
+
+    hello: Hello
+    offer: ImageOffer
+
+
+class ImageChunk(NamedTuple):
+    """The bytes of an image from `offset` on."""
+
+    offset: int
+    crc32c: int
+    data: bytes
+
+
+class ImageStatus(NamedTuple):
+    """How far the receiver of an image is."""
+
+    offset: int
+    """Bytes that it has; where to go on."""
+    done: bool = False
+    """The image is installed, or needed no more."""
+    refusal: str = ""
+    """Why this attempt ends, in one line."""
+
+
+class ImageFailed(Exception):
+    """An attempt to move an image ended early; the text says why. Another may go on from there."""
+
+
+class ImageRefused(Exception):
+    """The receiver does not take this image, or not now; the text says why."""
+
+
+class ImageSink(Protocol):
+    """Where one attempt puts the bytes of an image, on the receiving side. Raises ImageRefused."""
+
+    async def open(self) -> int:
+        """Get ready; the offset to go on from."""
+
+    async def write(self, data: bytes) -> None:
+        """Put the next bytes on the disk."""
+
+    def finish(self) -> asyncio.Future[None]:
+        """All bytes are there: verify and install. Goes on when the attempt does not."""
+
+    def release(self) -> None:
+        """The attempt has ended, however it did."""
+
+
+ReadImage = Callable[[int, int], Awaitable[bytes]]
+"""read(offset, size): the bytes there, fewer only at the end."""
+
+
 class Liveness(Enum):
     """Outcome of one plain connection with an exchange of hellos."""
 
@@ -129,6 +195,9 @@ class Receiver(Protocol):
         """A peer has answered our hello (accepted or refused)."""
 
     def on_message(self, member_id: int, boot_id: int, message: PeerMessage) -> None: ...
+
+    def on_image(self, hello: Hello, offer: ImageOffer) -> ImageSink:
+        """A peer offers an image. Raises ImageRefused."""
 
     def on_connected(self, member_id: int) -> None:
         """Our outgoing stream to this member is open."""
@@ -172,6 +241,15 @@ class Transport(Protocol):
     def send(self, member_id: int, message: PeerMessage) -> bool: ...
 
     async def probe(self, member_id: int) -> Liveness: ...
+
+    async def send_image(
+        self, member_id: int, offer: ImageOffer, read: ReadImage, progress: Callable[[int], None]
+    ) -> None:
+        """Bring a member an image, on a connection of its own, until it is installed there.
+
+        `progress(offset)` is told how far the receiver is. Raises ImageFailed, also for want of a connection;
+        another call goes on where this one stopped.
+        """
 
     def connected_peers(self) -> frozenset[int]: ...
 

@@ -11,7 +11,15 @@ import pytest_asyncio
 
 from raft.transport.grpc_transport import GrpcTransport
 from raft.transport.memory import Network
-from raft.transport.protocol import Hello, HelloAnswer, PeerMessage, Transport
+from raft.transport.protocol import (
+    Hello,
+    HelloAnswer,
+    ImageOffer,
+    ImageRefused,
+    ImageSink,
+    PeerMessage,
+    Transport,
+)
 from raft.transport.rules import HELLO_FORMAT_VERSION
 
 CLUSTER_ID = 0xC1
@@ -66,12 +74,17 @@ class Recorder:
         self.dropped.append((member_id, message))
         self._news.set()
 
-    async def until(self, condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
-        """Wait until `condition` holds, looking again whenever something was reported."""
+    async def until(
+        self, condition: Callable[[], bool], deadline_s: float = DEADLINE_S, *, poll: bool = False
+    ) -> None:
+        """Wait until `condition` holds, looking again whenever something was reported, or all the time."""
         async with asyncio.timeout(deadline_s):
             while not condition():
                 self._news.clear()
-                await self._news.wait()
+                await (asyncio.sleep(0.005) if poll else self._news.wait())
+
+    def on_image(self, hello: Hello, offer: ImageOffer) -> ImageSink:
+        raise ImageRefused("no images here")
 
     @property
     def received(self) -> list[PeerMessage]:

@@ -95,6 +95,46 @@ class Message(_message.Message):
     snapshot: SnapshotMeta
     def __init__(self, type: _Optional[int] = ..., to: _Optional[int] = ..., term: _Optional[int] = ..., log_term: _Optional[int] = ..., index: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., commit: _Optional[int] = ..., reject: bool = ..., reject_hint: _Optional[int] = ..., context: _Optional[int] = ..., snapshot: _Optional[_Union[SnapshotMeta, _Mapping]] = ..., **kwargs) -> None: ...
 
+class ImageFrame(_message.Message):
+    __slots__ = ("opening", "chunk")
+    OPENING_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    opening: ImageOpening
+    chunk: ImageChunk
+    def __init__(self, opening: _Optional[_Union[ImageOpening, _Mapping]] = ..., chunk: _Optional[_Union[ImageChunk, _Mapping]] = ...) -> None: ...
+
+class ImageOpening(_message.Message):
+    __slots__ = ("hello", "message", "size_bytes", "sha256")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    message: Message
+    size_bytes: int
+    sha256: bytes
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., message: _Optional[_Union[Message, _Mapping]] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class ImageChunk(_message.Message):
+    __slots__ = ("offset", "crc32c", "data")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    crc32c: int
+    data: bytes
+    def __init__(self, offset: _Optional[int] = ..., crc32c: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ImageStatus(_message.Message):
+    __slots__ = ("offset", "done", "refusal")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    done: bool
+    refusal: str
+    def __init__(self, offset: _Optional[int] = ..., done: bool = ..., refusal: _Optional[str] = ...) -> None: ...
+
 class Entry(_message.Message):
     __slots__ = ("term", "index", "kind", "data")
     TERM_FIELD_NUMBER: _ClassVar[int]

@@ -1,0 +1,264 @@
+"""An image of the state moves in chunks, resumably, in bounded memory, and never before a heartbeat."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Any
+
+import pytest
+
+from raft.core.messages import Message, MessageType
+from raft.core.types import ConfState, SnapshotMeta
+from raft.transport import codec, images
+from raft.transport.images import receive_image, send_image
+from raft.transport.memory_images import ImageConnection, OneWay
+from raft.transport.protocol import (
+    Hello,
+    ImageChunk,
+    ImageFailed,
+    ImageOffer,
+    ImageOpening,
+    ImageRefused,
+    ImageStatus,
+)
+
+DATA = bytes(range(256)) * 40 + b"tail"
+META = SnapshotMeta(77, 5, ConfState((1, 2, 3), (4,)))
+MESSAGE = Message(MessageType.SNAPSHOT, 2, 1, 5, snapshot=META)
+OFFER = ImageOffer(MESSAGE, len(DATA), hashlib.sha256(DATA).digest())
+CHUNK = 1000
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "IMAGE_CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr(images, "IMAGE_ALIVE_S", 0.02)
+
+
+class Sink:
+    """Keeps what arrives, across attempts."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.finished = 0
+        self.released = 0
+        self.open_refusal = self.finish_refusal = ""
+        self.gate = asyncio.Event()
+        """Writing waits for it."""
+        self.gate.set()
+        self.install = asyncio.Event()
+        self.install.set()
+        self.offers: list[tuple[Hello, ImageOffer]] = []
+
+    async def open(self) -> int:
+        if self.open_refusal:
+            raise ImageRefused(self.open_refusal)
+        return len(self.data)
+
+    async def write(self, data: bytes) -> None:
+        await self.gate.wait()
+        self.data += data
+
+    def finish(self) -> asyncio.Future[None]:
+        return asyncio.ensure_future(self._finish())
+
+    async def _finish(self) -> None:
+        await self.install.wait()
+        if self.finish_refusal:
+            raise ImageRefused(self.finish_refusal)
+        self.finished += 1
+
+    def release(self) -> None:
+        self.released += 1
+
+
+async def read(offset: int, size: int) -> bytes:
+    return DATA[offset : offset + size]
+
+
+def take_into(recorder: Any, sink: Sink) -> None:
+    def on_image(hello: Hello, offer: ImageOffer) -> Sink:
+        sink.offers.append((hello, offer))
+        return sink
+
+    recorder.on_image = on_image
+
+
+@pytest.mark.asyncio
+async def test_an_image_arrives_whole_with_what_it_was_announced_as(harness: Any) -> None:
+    first, recorder, _, other = await harness.pair()
+    sink = Sink()
+    take_into(other, sink)
+    seen: list[int] = []
+    await first.send_image(2, OFFER, read, seen.append)
+    assert bytes(sink.data) == DATA
+    assert sink.finished == 1
+    await other.until(lambda: sink.released == 1, poll=True)
+    assert sink.offers == [(recorder.hello, OFFER)]
+    assert seen == sorted(seen)
+    assert seen[-1] == len(DATA)
+
+
+@pytest.mark.asyncio
+async def test_an_attempt_goes_on_where_the_one_before_was_interrupted(harness: Any) -> None:
+    """At every chunk: the reader fails there, and the next attempt never reads before what has arrived."""
+    first, _, _, other = await harness.pair()
+    for stop in range(0, len(DATA), CHUNK):
+        sink = Sink()
+        take_into(other, sink)
+
+        async def breaking(offset: int, size: int, stop: int = stop) -> bytes:
+            if offset >= stop:
+                raise ImageFailed("planted")
+            return await read(offset, size)
+
+        with pytest.raises(ImageFailed, match="planted"):
+            await first.send_image(2, OFFER, breaking, lambda offset: None)
+        await other.until(lambda sink=sink: sink.released == 1, poll=True)
+        had, asked = len(sink.data), []
+
+        async def counting(offset: int, size: int, asked: list[int] = asked) -> bytes:
+            asked.append(offset)
+            return await read(offset, size)
+
+        await first.send_image(2, OFFER, counting, lambda offset: None)
+        assert bytes(sink.data) == DATA
+        assert asked == list(range(had, len(DATA), CHUNK))
+        assert sink.finished == 1
+
+
+@pytest.mark.asyncio
+async def test_what_is_under_way_is_bounded_by_the_receivers_disk(harness: Any) -> None:
+    first, _, _, other = await harness.pair()
+    sink = Sink()
+    take_into(other, sink)
+    sink.gate.clear()
+    furthest = 0
+
+    async def counting(offset: int, size: int) -> bytes:
+        nonlocal furthest
+        furthest = max(furthest, offset + size)
+        return await read(offset, size)
+
+    sending = asyncio.create_task(first.send_image(2, OFFER, counting, lambda offset: None))
+    await other.until(lambda: furthest == CHUNK * images.IMAGE_WINDOW_CHUNKS, poll=True)
+    # Messages go on, however long the image waits.
+    heartbeat = Message(MessageType.HEARTBEAT, 2, 1, 5)
+    assert first.send(2, heartbeat)
+    await other.until(lambda: heartbeat in other.received)
+    assert furthest == CHUNK * images.IMAGE_WINDOW_CHUNKS
+    sink.gate.set()
+    await sending
+    assert bytes(sink.data) == DATA
+
+
+@pytest.mark.asyncio
+async def test_refusals_reach_the_sender_in_words(harness: Any) -> None:
+    first, _, _, other = await harness.pair()
+    sink = Sink()
+    take_into(other, sink)
+    sink.open_refusal = "a newer image is on its way"
+    with pytest.raises(ImageFailed, match="a newer image is on its way"):
+        await first.send_image(2, OFFER, read, lambda offset: None)
+    sink.open_refusal, sink.finish_refusal = "", "its sum is wrong"
+    with pytest.raises(ImageFailed, match="its sum is wrong"):
+        await first.send_image(2, OFFER, read, lambda offset: None)
+
+    def refuse(hello: Hello, offer: ImageOffer) -> Sink:
+        raise ImageRefused("not from you")
+
+    other.on_image = refuse
+    with pytest.raises(ImageFailed, match="not from you"):
+        await first.send_image(2, OFFER, read, lambda offset: None)
+
+
+@pytest.mark.asyncio
+async def test_a_long_installation_is_waited_for(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _, _, other = await harness.pair()
+    monkeypatch.setattr(images, "IMAGE_SILENCE_S", 0.5)
+    sink = Sink()
+    take_into(other, sink)
+    sink.install.clear()
+    loop = asyncio.get_running_loop()
+    loop.call_later(1.5, sink.install.set)  # three times the silence that would end it
+    await first.send_image(2, OFFER, read, lambda offset: None)
+    assert sink.finished == 1
+
+
+@pytest.mark.asyncio
+async def test_silence_ends_the_attempt(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _, _, other = await harness.pair()
+    monkeypatch.setattr(images, "IMAGE_SILENCE_S", 0.3)
+    sink = Sink()
+    take_into(other, sink)
+    sink.gate.clear()
+    with pytest.raises(ImageFailed, match="silent"):
+        await first.send_image(2, OFFER, read, lambda offset: None)
+    sink.gate.set()
+    await other.until(lambda: sink.released == 1, poll=True)
+
+
+@pytest.mark.asyncio
+async def test_no_connection_is_a_failure_like_another(harness: Any) -> None:
+    first, _, second, _ = await harness.pair()
+    with pytest.raises(ImageFailed):
+        await first.send_image(9, OFFER, read, lambda offset: None)
+    await second.close()
+    with pytest.raises(ImageFailed):
+        await first.send_image(2, OFFER, read, lambda offset: None)
+
+
+class Altered(OneWay[Any]):
+    """A way on which the second frame is altered."""
+
+    def __init__(self, alter: Any) -> None:
+        super().__init__(asyncio.get_running_loop(), lambda: 0.0, lambda: False)
+        self._alter = alter
+        self._count = 0
+
+    def write(self, frame: Any) -> None:
+        self._count += 1
+        super().write(self._alter(frame) if self._count == 2 else frame)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("alter", "words"),
+    [
+        (lambda chunk: chunk._replace(data=b"X" + chunk.data[1:]), "damaged"),
+        (lambda chunk: chunk._replace(crc32c=chunk.crc32c ^ 1), "damaged"),
+        (lambda chunk: chunk._replace(data=b""), "damaged"),
+        (lambda chunk: chunk._replace(offset=CHUNK), "missing"),
+        (lambda chunk: ImageOpening(Hello(**HELLO), OFFER), "missing"),
+    ],
+)
+async def test_a_bad_chunk_is_refused_before_it_is_written(alter: Any, words: str) -> None:
+    sink = Sink()
+
+    class Taker:
+        def on_image(self, hello: Hello, offer: ImageOffer) -> Sink:
+            return sink
+
+    loop = asyncio.get_running_loop()
+    back: OneWay[ImageStatus] = OneWay(loop, lambda: 0.0, lambda: False)
+    connection = ImageConnection(Altered(alter), back)
+    receiving = asyncio.create_task(receive_image(connection.receiver, Taker()))  # type: ignore[arg-type]
+    with pytest.raises(ImageFailed, match=words):
+        await send_image(connection.sender, Hello(**HELLO), OFFER, read, lambda offset: None)
+    await receiving
+    assert not sink.data
+    assert not sink.finished
+
+
+HELLO = {"format_version": 1, "cluster_id": 1, "member_id": 1, "disk_id": 1, "boot_id": 1}
+
+
+def test_frames_survive_the_wire() -> None:
+    for frame in (ImageOpening(Hello(**HELLO), OFFER), ImageChunk(3, 2**32 - 1, b"\0data")):
+        assert codec.decode_image_frame(codec.encode_image_frame(frame)) == frame
+    status = ImageStatus(5, True, "why")
+    assert codec.decode_image_status(codec.encode_image_status(status)) == status
+    for junk in (b"\xff\xff", b""):
+        with pytest.raises(codec.Malformed):
+            codec.decode_image_frame(junk)
