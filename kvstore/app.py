@@ -299,6 +299,7 @@ class _Assembly:
             recovered=directory.recovered,
             log=self._writer,
             state=directory.state,
+            images=directory.images,
             transport=transport,
             machine=engine,
             rng=rng,

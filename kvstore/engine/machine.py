@@ -59,7 +59,7 @@ _PUT_HEAD_BYTES = PUT_HEAD.size
 _unpack_put = PUT_HEAD.unpack_from
 
 
-class ImageError(Exception):
+class ImageError(ValueError):
     """The durable image was written by a version this one does not know."""
 
 
@@ -310,6 +310,17 @@ class Engine:
             return
         _, revision, compact_revision = _STATE.unpack(self._saved_state)
         self._store.load_done(revision, compact_revision)
+
+    def fresh(self) -> Engine:
+        """An empty engine, to load an image into."""
+        return Engine()
+
+    def replace(self, loaded: Engine) -> None:
+        """Hold the state of `loaded`, all of it at once; `loaded` is given up. Observers keep observing,
+        and have missed what lies between: they read anew."""
+        observing = self.observing
+        self.__dict__.update(loaded.__dict__)  # all there is, so that no part added later is forgotten
+        self.observing = observing
 
     def _load_other(self, row: bytes, value: bytes) -> bool:
         """Take a row that is not a key's; always False, so that it can stand in a filter."""

@@ -151,6 +151,12 @@ class WitnessedEngine:
         self._last = index
         return self.engine.apply_change(index, term, command, fits)
 
+    def fresh(self) -> WitnessedEngine:
+        return WitnessedEngine(self._member_id, self._judge, self.engine.fresh())
+
+    def replace(self, loaded: WitnessedEngine) -> None:
+        self.engine.replace(loaded.engine)
+
     def peer_urls(self, member_id: int) -> tuple[str, ...] | None:
         return ()  # ids find peers in memory
 

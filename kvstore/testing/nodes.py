@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
-from unittest import mock
 
 from kvstore.engine import Engine
 from kvstore.testing.clients import Clients
@@ -32,7 +31,7 @@ from kvstore.verify import (
     check_revisions,
     pair_events,
 )
-from raft.node import NodeConfig, compaction
+from raft.node import NodeConfig
 from raft.sim.busy import busy_s
 from raft.storage.wal import SEGMENT_BYTES_MIN
 
@@ -119,6 +118,7 @@ class Simulation(FaultyCluster):
         life = self.lives[member_id]
         self.witness(member_id).starts_at(node.applied)
         node.turned = self.judge.turned
+        node.subscribe_installed(self.witness(member_id).starts_at)
         node.subscribe(lambda event: self._role_seen(member_id, life, node))
         self.torn += not node.status().trusted
         return node
@@ -159,11 +159,12 @@ class Run:
         self.operations_min = int(length_s * OPERATIONS_PER_S_MIN)
         self.faults: list[Fault] = Draw(seeded(rng.getrandbits(64)), self.size).schedule(length_s, classes)
         self.judge = Judge()
-        self.config = self._draw_config()
         self.keys, self.clients_count = rng.choice((1, 3, 8)), rng.choice((4, 8, 16))
         self.think_s = rng.choice((0.02, 0.05, 0.1))
         self.segment_bytes = rng.choice((SEGMENT_BYTES_MIN, 1 << 16))
         self.compaction_entries = rng.choice((3, 40, 1024))
+        self.catchup_entries = seeded(seed + 1).choice((1, 10, 5000))
+        self.config = self._draw_config()
 
     def _draw_config(self) -> dict[str, Any]:
         """Small bounds reach their edges."""
@@ -177,6 +178,8 @@ class Run:
             "write_behind_bytes": rng.choice((500, 1 << 20)),
             "write_behind_ms": rng.choice((20, 1000)),
             "state_file_retry_ms": 500,
+            "compaction_entries": self.compaction_entries,
+            "catchup_entries": self.catchup_entries,
         }
 
     async def main(self) -> None:
@@ -399,8 +402,7 @@ def run_seed(seed: int, *, length_s: float = LENGTH_S, classes: Sequence[str] = 
     """Run one seed to its end. Raises SimulationFailed with the seed in its text."""
     run = Run(seed, length_s=length_s, classes=classes)
     try:
-        with mock.patch.object(compaction, "COMPACTION_ENTRIES_MIN", run.compaction_entries):
-            run_virtual(run.main())
+        run_virtual(run.main())
     except AssertionError as failure:
         faults = Counter(fault.kind for fault in run.faults)
         raise SimulationFailed(f"seed {seed} ({run.size} members, {dict(faults)}): {failure}") from failure

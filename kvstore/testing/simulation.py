@@ -17,7 +17,14 @@ from raft.core import RaftCore
 from raft.core.confchange import ConfChange
 from raft.core.types import ConfState
 from raft.node import Machine, Node, NodeConfig, NodeError
-from raft.storage import Bootstrap, InlineLogWriter, MemoryFiles, MemoryStateOpener, open_member
+from raft.storage import (
+    Bootstrap,
+    InlineBackground,
+    InlineLogWriter,
+    MemoryFiles,
+    MemoryStateOpener,
+    open_member,
+)
 from raft.storage.memory import MemoryFile, MemoryLock, PowerCut
 from raft.storage.protocol import Row
 from raft.storage.wal import Log
@@ -73,6 +80,12 @@ class LedgerMachine:
 
     def pending_change_bytes(self) -> int:
         return sum(map(len, self.applied[self._saved :]))
+
+    def fresh(self) -> LedgerMachine:
+        return LedgerMachine()
+
+    def replace(self, loaded: LedgerMachine) -> None:
+        self.applied, self._saved = loaded.applied, loaded._saved
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         self._loading.update(rows)
@@ -227,6 +240,7 @@ class SimulatedCluster:
             member_id=member_id,
             bootstrap=Bootstrap(conf=ConfState(voters=self._voters)),
             open_state=MemoryStateOpener(files),
+            background=InlineBackground(),
             segment_bytes=self.segment_bytes,
             new_disk_id=lambda: rng.getrandbits(64),
         )
@@ -248,6 +262,7 @@ class SimulatedCluster:
             recovered=directory.recovered,
             log=member.writer,
             state=directory.state,
+            images=directory.images,
             transport=member.transport,
             machine=member.machine,
             rng=rng,

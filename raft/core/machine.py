@@ -349,6 +349,12 @@ class RaftCore:
             leader.adopt_conf(s)
         return conf
 
+    @property
+    def restoring(self) -> int:
+        """Index of the snapshot that is to replace the log and is not yet reported durable; 0 for none."""
+        snapshot = self._state.log.snapshot
+        return 0 if snapshot is None else snapshot.index
+
     def compact(self, index: int) -> None:
         """Drop log entries up to `index`, which must be applied and in the state machine's durable image."""
         self._state.log.compact(index)

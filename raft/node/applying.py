@@ -54,6 +54,8 @@ class Applier:
         """Index and term of the newest applied entry. Never decrease."""
         self.entries = 0
         self.operations = 0
+        self.nbytes = 0
+        """Entries, commands and bytes applied since start."""
         self._budget = 0
         """Commands that may still be applied in this turn."""
         self._end_s = 0.0
@@ -82,6 +84,17 @@ class Applier:
             self._on_work(entries[-1].index, work.nbytes)
         return True
 
+    def overtake(self, mark: StateMark) -> None:
+        """The machine holds the image at `mark` now: what waits to be applied is part of it."""
+        assert mark.index > self.applied, "an image must be news"
+        self.applied = mark.index
+        if mark.term > self.applied_term:
+            self.applied_term = mark.term
+        works, self._position = list(self._works), 0
+        self._works.clear()
+        for work in works:
+            self._on_work(work.entries[-1].index, work.nbytes)
+
     def _apply(self, entry: Entry) -> None:
         term, index, kind, data = entry
         assert index == self.applied + 1, "entries are applied in order, each once"
@@ -91,6 +104,7 @@ class Applier:
             self._membership.term_applied(term)
         self.applied = index
         self.entries += 1
+        self.nbytes += len(data)
         self._on_entry(len(data))
         if not data:
             return

@@ -1,42 +1,90 @@
-"""When to forget the past: what the state file holds durably and every member's log holds too.
+"""When to forget the past: what is durable in the state file and nobody will ask the log for again.
 
-Compacting only up to what all members hold strands nobody: whoever leads next holds those entries as
-well, so no follower can ever ask for them. While a member is down the log is kept for it.
+What every member's log holds can go at once. For a member that lags, a bounded tail is kept, so that a
+short absence costs it a few entries and not a whole image; one that stays away longer is brought an image
+(`image_sender`). While an image travels the log is kept behind it, within a bound of its own, so that its
+receiver can go on from there.
 
-One image at a time is the candidate, so that the log's new base names the very index, term and
-configuration of an image that was durable.
+The log's new base is always an index at which an image of our own was durable, with its term and
+configuration.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
 from raft.core import RaftCore
 from raft.core.types import SnapshotMeta
+from raft.node.config import NodeConfig
 from raft.storage.protocol import LogWriter, StateMark
 
-COMPACTION_ENTRIES_MIN = 1024
-"""Entries worth a compaction: a mark in the log per thousand batches costs nothing, and at start so few
-entries are read again in milliseconds."""
+TAIL_BYTES_MAX = 64 << 20
+"""Bytes of the tail kept for members that lag: about the size of an image at which sending that instead
+costs no more. The log is in memory and is read whole at a start, so the bound holds for both."""
+
+HELD_BYTES_MAX = 256 << 20
+"""Bytes kept behind an image under way. A receiver that is slower than this much writing needs a newer
+image anyway."""
+
+ENTRY_OVERHEAD_BYTES = 200
+"""What an entry costs in memory besides its data."""
+
+
+class _Mark(NamedTuple):
+    """An image that was durable once."""
+
+    mark: StateMark
+    position: int
+    """Bytes of all entries applied up to it, since start."""
 
 
 class Compaction:
-    """The next base of the log, from candidate to forgotten."""
+    """Chooses the next base of the log."""
 
-    def __init__(self, core: RaftCore, log: LogWriter) -> None:
+    def __init__(
+        self, core: RaftCore, log: LogWriter, config: NodeConfig, held_index: Callable[[], int | None]
+    ) -> None:
         self._core = core
         self._log = log
-        self._candidate: StateMark | None = None
-        """An image the state file holds durably. Invariant: its index is above the log's base."""
+        self._config = config
+        self._held_index = held_index
+        """The log is to be kept after this index for an image under way; None for none."""
+        self._marks: deque[_Mark] = deque()
+        """Oldest first, above the log's base, some entries apart: see `_spacing`."""
+        self._spacing = max(1, config.compaction_entries // 4)
 
-    def consider(self, durable: StateMark) -> None:
-        """The state file holds `durable`: compact the log as far as that is safe."""
-        core = self._core
-        if self._candidate is None:
-            if durable.index - core.first_index < COMPACTION_ENTRIES_MIN:
-                return
-            self._candidate = durable
-        candidate = self._candidate
+    def consider(self, durable: StateMark, position: int) -> None:
+        """The state file holds `durable`, at `position` of all bytes applied: compact as far as is safe."""
+        core, marks = self._core, self._marks
+        while marks and marks[0].mark.index < core.first_index:
+            marks.popleft()
+        newest = _Mark(durable, position + durable.index * ENTRY_OVERHEAD_BYTES)
+        if durable.index >= (marks[-1].mark.index if marks else core.first_index - 1) + self._spacing:
+            marks.append(newest)
+        base = self._choose(newest)
+        if base is None:
+            return
+        core.compact(base.index)
+        self._log.compact(SnapshotMeta(base.index, base.term, base.conf))
+
+    def _choose(self, newest: _Mark) -> StateMark | None:
+        core, config = self._core, self._config
         # Work is applied in slices and reported whole: an image can be ahead of what the core calls applied.
-        if candidate.index <= min(core.held_by_all, core.applied):
-            core.compact(candidate.index)
-            self._log.compact(SnapshotMeta(candidate.index, candidate.term, candidate.conf))
-            self._candidate = None
+        limit = core.applied
+        held = self._held_index()
+        chosen: _Mark | None = None
+        for candidate in (*self._marks, newest):
+            index = candidate.mark.index
+            behind = newest.position - candidate.position
+            tail = newest.mark.index - index >= config.catchup_entries or behind >= TAIL_BYTES_MAX
+            free = held is None or index <= held or behind >= HELD_BYTES_MAX
+            if index <= limit and free and (tail or index <= core.held_by_all):
+                chosen = candidate
+        if chosen is None:
+            return None
+        enough = chosen.mark.index - (core.first_index - 1) >= config.compaction_entries
+        first = self._marks[0] if self._marks else newest
+        large = newest.position - first.position >= TAIL_BYTES_MAX and chosen.mark.index >= core.first_index
+        return chosen.mark if enough or large else None

@@ -85,6 +85,12 @@ class NodeConfig:
     undurable_bytes_max: int = 64 << 20
     """Applied log bytes that the state file lacks; beyond it, proposals are refused. Bounds the
     replay at a restart."""
+    compaction_entries: int = 1024
+    """Entries worth a compaction of the log: a mark in it per thousand batches costs nothing, and at start
+    so few are read again in milliseconds. Fewer are forgotten when they are large."""
+    catchup_entries: int = 5000
+    """Entries kept for a member that lags, before it has to be brought an image (etcd's default; entries
+    here are batches). Fewer are kept when they are large."""
     state_file_retry_ms: int = 5000
     """Wait after the state file met a full disk."""
 

@@ -47,7 +47,7 @@ def count_operations(work: AppendWork) -> int:
 
 
 def encode_envelope(member_id: int, boot_id: int, counter: int, commands: Sequence[bytes]) -> bytes:
-    """Pack a batch of at least one command."""
+    """Pack a batch; one without commands only marks a place in the order."""
     count = len(commands)
     header = _HEADER.pack(ENVELOPE_VERSION, member_id, boot_id, counter, count)
     lengths = struct.pack(f">{count}I", *map(len, commands))

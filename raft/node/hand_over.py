@@ -115,7 +115,7 @@ class HandOver:
 
     def run(self, now_s: float) -> None:
         """Hand over what waits and may go; in every round of the owner's turn."""
-        if self._proposals.waiting or self._forwarding.waiting:
+        if self._proposals.waiting or self._forwarding.waiting or self._proposals.marker_due:
             self._hand_over(now_s)
         if self._reads.waiting:
             self._begin_reads(now_s)
@@ -125,7 +125,7 @@ class HandOver:
         core, leader = self._core, self._core.leader
         if leader == self._id:
             self._hand_over_here(now_s)
-        elif leader and self._proposals.waiting and not self._send_blocked:
+        elif leader and not self._forwarding_only() and not self._send_blocked:
             boot_id = self._leader_process()
             if boot_id is None or not self._proposals.open_window(core.term, leader, boot_id):
                 return
@@ -135,6 +135,10 @@ class HandOver:
                     self._proposals.take_back(batch)
                     self._send_blocked = True
                     return
+
+    def _forwarding_only(self) -> bool:
+        """Whether nothing of our own is to be handed over."""
+        return not (self._proposals.waiting or self._proposals.marker_due)
 
     def _leader_process(self) -> int | None:
         """The process that leads, as it said itself; None if we lead, or it may be gone."""
@@ -147,7 +151,9 @@ class HandOver:
             return
         datas = self._forwarding.pending()
         batches: list[Batch] = []
-        if self._proposals.waiting and self._proposals.open_window(self._core.term, self._id, self._boot_id):
+        if not self._forwarding_only() and self._proposals.open_window(
+            self._core.term, self._id, self._boot_id
+        ):
             batches.extend(self._take_batches(now_s))
             datas.extend(batch.data for batch in batches)
         if not datas:
@@ -163,7 +169,7 @@ class HandOver:
 
     def _take_batches(self, now_s: float) -> Iterator[Batch]:
         proposals = self._proposals
-        while proposals.waiting:
+        while proposals.waiting or proposals.marker_due:
             wait_s = proposals.gather_wait_s(now_s)
             if wait_s > 0:
                 self._gather(wait_s)

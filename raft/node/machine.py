@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 from raft.storage.protocol import Row
 
@@ -43,3 +43,9 @@ class Machine(Protocol):
 
     def load_done(self) -> None:
         """The image is complete: build whatever is derived from it."""
+
+    def fresh(self) -> Self:
+        """An empty machine of the same kind, for an image to be loaded into."""
+
+    def replace(self, loaded: Self) -> None:
+        """Hold from now on exactly the state of `loaded`, which is given up. At once, however large it is."""

@@ -176,6 +176,12 @@ class Membership:
         up = self._transport.connected_peers()
         return {member: now_s - since for member, since in self._connected_s.items() if member in up}
 
+    def overtaken(self) -> None:
+        """The state is now an image, which may hold the change that was handed over."""
+        for request in [one for one in self._waiting if one.target is not None]:
+            self._waiting.remove(request)
+            request.settle(None, OutcomeUnknown("overtaken by an image of the state; it may be made"))
+
     def close(self) -> None:
         """The member stops: settle everything."""
         self._closed = True

@@ -28,7 +28,6 @@ from raft.core.ready import AppendWork, Ready
 from raft.core.types import ConfState, Role
 from raft.node.admission import HELD_MESSAGES_MAX, Admission, CutGuard
 from raft.node.applying import Applier
-from raft.node.compaction import Compaction
 from raft.node.config import (
     INBOX_MAX,
     INBOX_PER_TURN_MAX,
@@ -36,6 +35,7 @@ from raft.node.config import (
     TURN_ROUNDS_MAX,
     NodeConfig,
 )
+from raft.node.description import describe
 from raft.node.disk_health import DiskHealth
 from raft.node.errors import NoSpace, OutcomeUnknown, StateBeyondLog, Stopped, TooManyRequests
 from raft.node.failover import Failover
@@ -43,12 +43,15 @@ from raft.node.hand_over import HandOver
 from raft.node.machine import Machine
 from raft.node.membership import Membership
 from raft.node.notices import CommitNotices
+from raft.node.outbox import Outbox
 from raft.node.proposals import Proposals, Settle
 from raft.node.questions import Answerer, AnswerSettle, Questions
 from raft.node.reads import Reads, ReadSettle
-from raft.node.status import NodeEvent, NodeStatistics, NodeStatus
+from raft.node.snapshots import Snapshots
+from raft.node.status import NodeEvent, NodeStatus
 from raft.node.transfer import Transfer
 from raft.node.write_behind import WriteBehind
+from raft.storage.images import ImageStore
 from raft.storage.protocol import LogWriter, Recovered, StateFile, StateMark
 from raft.transport.protocol import (
     Answer,
@@ -57,6 +60,8 @@ from raft.transport.protocol import (
     ForwardRefused,
     Hello,
     HelloAnswer,
+    ImageOffer,
+    ImageSink,
     PeerMessage,
     Question,
     Transport,
@@ -84,6 +89,7 @@ class Node:
         recovered: Recovered,
         log: LogWriter,
         state: StateFile,
+        images: ImageStore,
         transport: Transport,
         machine: Machine,
         rng: random.Random,
@@ -108,6 +114,7 @@ class Node:
         self._recovered = recovered
         self._log = log
         self._state = state
+        self._images = images
         self._transport = transport
         self._machine = machine
         self._rng = rng
@@ -134,14 +141,13 @@ class Node:
         self._listeners: list[Callable[[NodeEvent], None]] = []
         self.on_applied: Callable[[], None] = lambda: None
         """Called in the loop after each turn in which entries were applied; set before `start`."""
+        self._installed_listeners: list[Callable[[int], None]] = []
         self._turn_planned = False
         self._ticks_due = 0
         """Ticks to deliver in the next turn, at most TICKS_PER_STALL_MAX."""
         self._tick_at_s = 0.0
         """Loop time of the next tick."""
         self._tick_timer: asyncio.TimerHandle | None = None
-        self._submitting: deque[AppendWork] = deque()
-        """Append work that waits for the transport to have its messages on their way. In order."""
         self._ended = True
         """Not started, stopping, or failed: nothing may be answered from here."""
         self._stopped = False
@@ -234,7 +240,34 @@ class Node:
             stall_s=self._config.election_timeout_ms / 2000,
             post=self._post,
         )
-        self._compaction = Compaction(self._core, self._log)
+        self.snapshots = Snapshots(
+            config=self._config,
+            core=self._core,
+            log=self._log,
+            images=self._images,
+            transport=self._transport,
+            machine=self._machine,
+            admission=self._admission,
+            membership=self.membership,
+            write_behind=self._write_behind,
+            applier=self._applier,
+            proposals=self._proposals,
+            reads=self._reads,
+            loop=self._loop,
+            post=self._post,
+            listeners=self._installed_listeners,
+        )
+        self._outbox = Outbox(
+            core=self._core,
+            log=self._log,
+            transport=self._transport,
+            disk=self._disk,
+            cut_guard=self._cut_guard,
+            loop=self._loop,
+            completed=self._append_done,
+            wish=self.snapshots.wish,
+            install=self.snapshots.log_names,
+        )
         self._notices = CommitNotices(self._core, self._loop, self._post)
         self._failover = Failover(
             core=self._core,
@@ -268,8 +301,9 @@ class Node:
             self._end()
         await self._transport.close()
         await self._failover.close()
+        await self.snapshots.close()
         await self._write_behind.close(flush=not failed)
-        await self._state.close()
+        await self._write_behind.state.close()
         await self._log.close()
 
     def fail(self, reason: str) -> None:
@@ -290,6 +324,8 @@ class Node:
         if self._tick_timer is not None:
             self._tick_timer.cancel()
         self._hand_over.cancel()
+        self._outbox.close()
+        self.snapshots.cancel()
         self._failover.cancel()
         self._proposals.fail_all(Stopped("server stopped"), OutcomeUnknown("stopped; it may be applied"))
         self._reads.fail_all(Stopped("server stopped"))
@@ -399,43 +435,25 @@ class Node:
         """Call `listener` in the loop whenever term, leader or role has changed."""
         self._listeners.append(listener)
 
+    def subscribe_installed(self, listener: Callable[[int], None]) -> None:
+        """Call `listener(index)` in the loop whenever an image has replaced the machine's whole state."""
+        self._installed_listeners.append(listener)
+
     def status(self) -> NodeStatus:
         """A consistent snapshot; costs tens of microseconds, not for hot paths."""
-        core, proposals = self._core.status(), self._proposals
-        return NodeStatus(
-            member_id=self._id,
-            term=core.term,
-            vote=core.vote,
-            leader=core.leader,
-            role=core.role,
-            commit=core.commit,
-            applied=self._applier.applied,
-            first_index=self._core.first_index,
-            last_index=core.last_index,
-            durable_index=self._write_behind.durable.index,
-            admitted=self._admission.admitted,
-            trusted=not self._cut_guard.active,
-            conf=core.conf,
-            matched={peer.member: peer.match for peer in core.peers},
-            waiting_operations=len(proposals.waiting),
-            in_flight_operations=proposals.flight_count,
-            undurable_bytes=self._write_behind.undurable_bytes,
-            state_file_bytes=self._state.size_bytes(),
-            statistics=NodeStatistics(
-                batches_proposed=proposals.batches,
-                operations_proposed=proposals.operations,
-                entries_applied=self._applier.entries,
-                operations_applied=self._applier.operations,
-                read_rounds=self._reads.rounds,
-                reads=self._reads.reads,
-                leader_changes=self._leader_changes,
-                state_commits=self._write_behind.commits,
-                state_commit_buckets=tuple(self._write_behind.buckets),
-                state_commit_seconds=self._write_behind.seconds,
-                turns=self._turns,
-            ),
-            writer=self._log.statistics(),
-            peers=self._transport.statistics(),
+        return describe(
+            core=self._core,
+            applier=self._applier,
+            proposals=self._proposals,
+            reads=self._reads,
+            write_behind=self._write_behind,
+            admission=self._admission,
+            cut_guard=self._cut_guard,
+            snapshots=self.snapshots,
+            log=self._log,
+            transport=self._transport,
+            leader_changes=self._leader_changes,
+            turns=self._turns,
         )
 
     def on_disk_stalled(self) -> None:
@@ -472,6 +490,9 @@ class Node:
         elif len(self._inbox) < INBOX_MAX:
             self._inbox.append((member_id, boot_id, message))
             self._wake()
+
+    def on_image(self, hello: Hello, offer: ImageOffer) -> ImageSink:
+        return self.snapshots.on_image(hello, offer)
 
     def on_connected(self, member_id: int) -> None:
         def connected() -> None:
@@ -570,7 +591,7 @@ class Node:
             if type(item) is tuple:
                 self._from_peer(*item)
             elif type(item) is AppendWork:
-                self._durable(item)
+                self._outbox.durable(item)
             else:
                 assert callable(item)
                 item()
@@ -583,7 +604,7 @@ class Node:
             if message.from_ != member_id or message.to != self._id:
                 return
             if message.type is MessageType.SNAPSHOT or self._disk.deaf(message):
-                return  # a snapshot is never sent, and the core must not take one whose bytes are not here
+                return  # the core must not take a snapshot whose bytes are not here: see `image_receiver`
             if self._cut_guard.active and not self._cut_guard.may_step(member_id, boot_id, message):
                 return
             if message.type is MessageType.PROPOSE:
@@ -598,12 +619,6 @@ class Node:
             self._questions.on_question(member_id, message)
         elif type(message) is Answer:
             self._questions.on_answer(message)
-
-    def _durable(self, work: AppendWork) -> None:
-        if self._cut_guard.active:
-            self._cut_guard.on_durable(work)
-        self._send(work.responses)
-        self._core.on_append_done(work.token)
 
     def _append_done(self, work: AppendWork) -> None:
         self._inbox.append(work)
@@ -621,15 +636,15 @@ class Node:
         self.transfer.look()
         if self._write_behind.due(now_s):
             self._write_behind.begin()
-        self._compaction.consider(self._write_behind.durable)
+        self.snapshots.look()
 
     # ------------------------------------------------------------------ effects
 
     def _execute(self, ready: Ready) -> None:
         if ready.messages:
-            self._send(ready.messages)
+            self._outbox.send(ready.messages)
         if ready.append is not None:
-            self._write(ready.append, after_messages=bool(ready.messages))
+            self._outbox.write(ready.append, after_messages=bool(ready.messages))
         if ready.apply is not None:
             self._applier.add(ready.apply)
         for context, index in ready.read_states:
@@ -638,30 +653,6 @@ class Node:
             self._reads.dropped(ready.dropped_reads, self._loop.time())
         self._notices.look()
         self._observe()
-
-    def _write(self, work: AppendWork, *, after_messages: bool) -> None:
-        """Give work to the log, which may sync within the call: what others are to write goes out first."""
-        if self._submitting:
-            self._submitting.append(work)
-        elif after_messages:
-            self._submitting.append(work)
-            # The transport's own wake-ups for the messages stand before this one.
-            self._loop.call_soon(self._submit)
-        else:
-            self._log.submit(work, self._append_done)
-
-    def _submit(self) -> None:
-        while self._submitting and not self._ended:
-            self._log.submit(self._submitting.popleft(), self._append_done)
-
-    def _send(self, messages: Sequence[Message]) -> None:
-        guarded = self._cut_guard.active
-        for message in messages:
-            if self._disk.mute(message):
-                continue
-            leaving = self._cut_guard.outgoing(message) if guarded else message
-            if leaving is not None:
-                self._transport.send(message.to, leaving)
 
     def _observe(self) -> None:
         """Notice a change of term, leader or role, and tell everybody it matters to."""

@@ -10,6 +10,9 @@ the leader of the current term otherwise. From then on it is *in flight* until i
 * the leader refused it (`ForwardRefused`): certainly never appended, it waits again;
 * its time is up: unknown, for that reader; the batch stays in flight, its fate is still to come.
 
+* an image of the state jumps over it: unknown, for its readers; the batch stays, told to nobody, until
+  it shows where in the order it went.
+
 Nothing else ever puts a command back, so no command is applied twice.
 
 Order. Batches in flight all belong to one *window*: one term, one leader, one process of it. A new
@@ -26,7 +29,7 @@ from collections.abc import Callable, Sequence
 
 from raft.node.config import NodeConfig
 from raft.node.envelope import encode_envelope
-from raft.node.errors import NodeError, NoLeader, NotApplied, RequestTimedOut
+from raft.node.errors import NodeError, NoLeader, NotApplied, OutcomeUnknown, RequestTimedOut
 from raft.transport.protocol import ForwardedBatch
 
 logger = logging.getLogger(__name__)
@@ -67,6 +70,11 @@ class Proposals:
         self._flight: deque[Batch] = deque()
         """Handed over in the present window and undecided, in order of position."""
         self._flight_bytes = 0
+        self._jumped: deque[Batch] = deque()
+        """Batches of the window, before those in flight, that an image may hold or not: their readers know
+        as much. They are sent again with the rest, because the leader takes the window in order, until a
+        later batch is applied here. At most what one image found in flight, times the images in a row
+        between which no batch of ours was applied."""
         self._counter = 0
         """Batches made so far."""
         self._window: tuple[int, int, int] = (0, 0, 0)
@@ -101,6 +109,11 @@ class Proposals:
     def flight_count(self) -> int:
         return sum(len(batch.operations) - batch.expired for batch in self._flight)
 
+    @property
+    def marker_due(self) -> bool:
+        """Whether an empty batch should go: when it is applied, those before it need be sent no more."""
+        return bool(self._jumped) and not self._flight and not self.waiting
+
     # -- handing over
 
     def open_window(self, term: int, leader: int, leader_boot_id: int) -> bool:
@@ -108,7 +121,7 @@ class Proposals:
         window = (term, leader, leader_boot_id)
         if window == self._window:
             return not self._window_closed
-        if self._flight or term < self._window[0]:
+        if self._flight or self._jumped or term < self._window[0]:
             return False
         if term == self._window[0] and self._position:
             return False  # positions of this term were given to another process: wait for the next term
@@ -134,7 +147,7 @@ class Proposals:
         """Hand over the next batch of the open window; None when nothing waits or the window is full."""
         config = self._config
         if (
-            not self.waiting
+            not (self.waiting or self.marker_due)
             or len(self._flight) >= config.batches_in_flight_max
             or self._flight_bytes >= config.bytes_in_flight_max
         ):
@@ -175,12 +188,17 @@ class Proposals:
         if (term, leader, leader_boot_id) != self._window or self._window_closed:
             return ()
         self.handed_over_s = now_s
-        return [ForwardedBatch(term, self._boot_id, batch.position, batch.data) for batch in self._flight]
+        return [
+            ForwardedBatch(term, self._boot_id, batch.position, batch.data)
+            for batch in (*self._jumped, *self._flight)
+        ]
 
     # -- fates
 
     def applied(self, counter: int, now_s: float) -> Batch | None:
         """Our batch `counter` is being applied: return it for settling, None when nobody waits for it."""
+        while self._jumped and self._jumped[0].counter <= counter:
+            self._jumped.popleft()
         if not self._flight or self._flight[0].counter != counter:
             return None
         batch = self._flight.popleft()
@@ -191,15 +209,30 @@ class Proposals:
 
     def term_applied(self, term: int) -> None:
         """The first entry of `term` is applied: batches of lower terms never will be."""
-        if self._flight and self._window[0] < term:
+        if self._window[0] < term:
+            self._jumped.clear()
             while self._flight:
                 self._put_back(self._flight.pop())
+
+    def overtaken(self, term: int) -> None:
+        """The state is now an image whose newest entry is of `term`: it may hold what is in flight."""
+        for batch in self._flight:
+            self._settle_error(batch, OutcomeUnknown("overtaken by an image of the state; it may be applied"))
+            batch.expired = len(batch.operations)
+        if self._window[0] < term:
+            self._jumped.clear()
+        else:
+            self._jumped.extend(self._flight)
+        self._flight.clear()
+        self._flight_bytes = 0
 
     def refused(self, term: int, leader: int, leader_boot_id: int, position: int) -> None:
         """That leader never appended the batches from `position` on and never will in that term."""
         if (term, leader, leader_boot_id) != self._window:
             return
         self._window_closed = True
+        while self._jumped and self._jumped[-1].position >= position:
+            self._jumped.pop()
         while self._flight and self._flight[-1].position >= position:
             self._put_back(self._flight.pop())
 
@@ -224,6 +257,7 @@ class Proposals:
         while self._flight:
             self._settle_error(self._flight.popleft(), flight)
         self._flight_bytes = 0
+        self._jumped.clear()
         while self.waiting:
             _tell(self.waiting.popleft()[1], waiting)
         self._waiting_bytes = 0

@@ -42,6 +42,25 @@ class NodeStatistics(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageStatistics:
+    """Images of the state between members: counters since start, and what is under way."""
+
+    built: int
+    sent: int
+    """Brought to other members and installed there."""
+    send_failures: int
+    sent_bytes: int
+    sending: Mapping[int, tuple[int, int]]
+    """Member to (bytes it has, bytes of the image)."""
+    installed: int
+    """Received and made the state of this member."""
+    receive_failures: int
+    received_bytes: int
+    receiving: tuple[int, int] | None
+    """(Bytes here, bytes of the image)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
     """A moment in the life of a member."""
 
@@ -70,5 +89,6 @@ class NodeStatus:
     state_file_bytes: int
     """Size of the state file on disk, its journal included."""
     statistics: NodeStatistics
+    images: ImageStatistics
     writer: WriterStatistics
     peers: Mapping[int, PeerStatistics]

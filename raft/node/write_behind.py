@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from raft.node.config import NodeConfig
 from raft.node.machine import Machine
-from raft.storage import StateFileFull
+from raft.storage import StateFileFailed, StateFileFull
 from raft.storage.protocol import Row, StateFile, StateMark
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ class WriteBehind:
     ) -> None:
         self._config = config
         self._machine = machine
-        self._state = state
+        self.state = state
+        """The file in use. Read-only outside."""
         self._loop = loop
         self._mark = mark
         """The applied index as a mark."""
@@ -56,6 +57,8 @@ class WriteBehind:
         """Rows drained for a commit that failed; older than anything drained since."""
         self._task: asyncio.Task[None] | None = None
         """The commit in flight. Kept here, awaited by `close`."""
+        self._failed = False
+        """`fatal` was called."""
         self.commits = 0
         self.buckets = [0] * (len(STATE_COMMIT_BOUNDS_S) + 1)
         """Commits by duration, and beyond the last bound."""
@@ -88,6 +91,35 @@ class WriteBehind:
         """Drain the changes and commit them in a task."""
         self._task = self._loop.create_task(self._commit(), name="write behind")
 
+    async def reach(self, index: int) -> None:
+        """Wait until the file stands at `index`, which is applied, or beyond.
+
+        Raises StateFileFull or StateFileFailed.
+        """
+        while self.durable.index < index:
+            if self._task is None:
+                self.begin()
+            assert self._task is not None
+            await asyncio.wait([self._task])
+            if self._failed:
+                raise StateFileFailed("the state file cannot be written")
+            if self.durable.index < index and self._loop.time() < self._not_before_s:
+                raise StateFileFull("no space left for the state file")
+
+    def replace(self, state: StateFile, mark: StateMark) -> tuple[StateFile, asyncio.Task[None] | None]:
+        """The state is now that of another file, which stands at `mark`.
+
+        Returns the file used so far and the commit in flight to it, whose end no longer matters.
+        """
+        before, task = self.state, self._task
+        self.state, self.durable = state, mark
+        self.undurable_bytes = 0
+        self._oldest_s = None
+        self._not_before_s = 0.0
+        self._kept = []
+        self._task = None
+        return before, task
+
     async def close(self, *, flush: bool) -> None:
         """Wait for the commit in flight; `flush` also brings the file up to the applied index, if it can."""
         if self._task is not None:
@@ -96,25 +128,30 @@ class WriteBehind:
             await self._commit()
 
     async def _commit(self) -> None:
-        mark = self._mark()
+        mark, state = self._mark(), self.state
         nbytes = self.undurable_bytes
         rows: Sequence[Row] = self._kept + self._machine.drain_changes()
         oldest_s, self._oldest_s = self._oldest_s, None
         begun_s = self._loop.time()
+        error: Exception | None = None
         try:
             if mark.index > self.durable.index:
-                await self._state.commit(mark, rows)
-        except StateFileFull:
+                await state.commit(mark, rows)
+        except Exception as caught:  # noqa: BLE001  # whatever broke the image, answering on without it is worse
+            error = caught
+        if self.state is not state:
+            return  # an image has taken its place meanwhile
+        self._task = None
+        if isinstance(error, StateFileFull):
             logger.warning("no space left for the state file; will try again")
             self._kept = list(rows)
             self._oldest_s = oldest_s
             self._not_before_s = self._loop.time() + self._config.state_file_retry_ms / 1000
             return
-        except Exception as error:  # noqa: BLE001  # whatever broke the image, answering on without it is worse
+        if error is not None:
+            self._failed = True
             self._fatal(f"the state file cannot be written: {error}")
             return
-        finally:
-            self._task = None
         self._kept = []
         self.durable = mark
         self.undurable_bytes -= nbytes

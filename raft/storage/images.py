@@ -73,7 +73,13 @@ class ThreadBackground:
         self._executor = ThreadPoolExecutor(IMAGE_THREADS, thread_name_prefix="raft-images")
 
     async def run(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+        """A cancelled caller goes on only when the function has ended: it may be at work on a file."""
+        future = asyncio.get_running_loop().run_in_executor(self._executor, function)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
 
     def close(self) -> None:
         self._executor.shutdown()

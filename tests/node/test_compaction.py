@@ -7,12 +7,11 @@ from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import cast
 
-import pytest
-
 from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
+from kvstore.testing.simulation import CLUSTER_ID
 from raft.core import BootState, Config, RaftCore
 from raft.core.types import EMPTY_HARD_STATE, EMPTY_SNAPSHOT, ConfState, SnapshotMeta
-from raft.node import compaction
+from raft.node import NodeConfig, compaction
 from raft.storage.protocol import LogWriter, StateMark
 
 Scenario = Callable[[SimulatedCluster], Awaitable[None]]
@@ -23,14 +22,15 @@ ENTRIES = 4 * STEP
 COMPACTED_TIMEOUT_S = 30.0
 
 
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compaction, "COMPACTION_ENTRIES_MIN", STEP)
+def config(member_id: int) -> NodeConfig:
+    return NodeConfig(
+        member_id=member_id, cluster_id=CLUSTER_ID, compaction_entries=STEP, catchup_entries=10 * ENTRIES
+    )
 
 
 def run(scenario: Scenario, *, seed: int) -> None:
     async def main() -> None:
-        cluster = SimulatedCluster(seed=seed, size=3)
+        cluster = SimulatedCluster(seed=seed, size=3, config=config)
         await cluster.start_all()
         await cluster.wait_for_leader()
         await scenario(cluster)
@@ -74,7 +74,7 @@ def test_every_member_forgets_what_all_hold_and_starts_again_without_it() -> Non
     run(scenario, seed=1)
 
 
-def test_the_log_is_kept_for_a_member_that_is_down() -> None:
+def test_a_tail_of_the_log_is_kept_for_a_member_that_is_down() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         leader = await cluster.wait_for_leader()
         down = next(member for member in cluster.members if member != leader.member_id)
@@ -135,11 +135,12 @@ def test_an_image_taken_amid_apply_work_waits_for_the_end_of_that_work() -> None
     assert core.applied == 0 < STEP < last <= core.held_by_all
 
     forgotten: list[SnapshotMeta] = []
-    chosen = compaction.Compaction(core, cast(LogWriter, SimpleNamespace(compact=forgotten.append)))
+    log = cast(LogWriter, SimpleNamespace(compact=forgotten.append))
+    chosen = compaction.Compaction(core, log, config(1), lambda: None)
     durable = StateMark(last - 1, core.term, conf)
-    chosen.consider(durable)
+    chosen.consider(durable, 0)
     assert not forgotten
     for work in works:
         core.on_apply_done(work.entries[-1].index, work.nbytes)
-    chosen.consider(durable)
+    chosen.consider(durable, 0)
     assert [meta.index for meta in forgotten] == [last - 1] == [core.first_index - 1]

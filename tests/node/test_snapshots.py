@@ -1,0 +1,233 @@
+"""A member that the log cannot help any more is brought an image, whatever happens on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
+from kvstore.testing.simulation import CLUSTER_ID, SimulatedNode
+from raft.node import NodeConfig, OutcomeUnknown
+from raft.storage.images import IMAGE_PREFIX
+from raft.transport import images
+
+Scenario = Callable[[SimulatedCluster], Awaitable[None]]
+
+STEP = 16
+TAIL = 8
+WRITES = 120
+CHUNK = 256
+"""So that an image of these tests travels in some dozen pieces."""
+IN_TIME_S = 60.0
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "IMAGE_CHUNK_BYTES", CHUNK)
+
+
+def config(member_id: int) -> NodeConfig:
+    return NodeConfig(
+        member_id=member_id,
+        cluster_id=CLUSTER_ID,
+        compaction_entries=STEP,
+        catchup_entries=TAIL,
+        write_behind_ms=50,
+    )
+
+
+def run(scenario: Scenario, *, seed: int) -> None:
+    async def main() -> None:
+        cluster = SimulatedCluster(seed=seed, size=3, config=config)
+        await cluster.start_all()
+        await cluster.wait_for_leader()
+        await scenario(cluster)
+        await cluster.stop_all()
+
+    print(f"seed {seed}")
+    run_virtual(main())
+
+
+def ledger(cluster: SimulatedCluster, member: int) -> list[bytes]:
+    machine = cluster.members[member].machine
+    assert isinstance(machine, LedgerMachine)
+    return machine.applied
+
+
+def installed(node: SimulatedNode) -> int:
+    return node.status().images.installed
+
+
+async def left_behind(cluster: SimulatedCluster) -> int:
+    """Crash a follower, write on, wait until the log has forgotten what it lacks; the follower."""
+    leader = await cluster.wait_for_leader()
+    down = next(member for member in cluster.members if member != leader.member_id)
+    last = cluster.members[down].running.applied
+    cluster.crash(down)
+    for n in range(WRITES):
+        await cluster.propose(leader.member_id, b"write %d" % n)
+    await cluster.wait_until(
+        lambda: all(node.status().first_index > last + 1 for node in cluster.running),
+        IN_TIME_S,
+        "the log to forget",
+    )
+    return down
+
+
+async def caught_up(cluster: SimulatedCluster, member: int) -> None:
+    await cluster.wait_until(
+        lambda: len({node.applied for node in cluster.running}) == 1, IN_TIME_S, "everybody at one index"
+    )
+    await cluster.read_barrier(member)
+    ledgers = [ledger(cluster, node.member_id) for node in cluster.running]
+    assert all(each == ledgers[0] for each in ledgers)
+    assert len(set(ledgers[0])) == len(ledgers[0]) >= WRITES, "nothing lost, nothing applied twice"
+
+
+def files_of(cluster: SimulatedCluster, member: int) -> list[str]:
+    return [name for name in cluster.members[member].files.list("/data") if name.endswith(".db")]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_member_behind_the_log_is_brought_an_image_while_writes_go_on(seed: int) -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        down = await left_behind(cluster)
+        node = await cluster.start(down)
+        told: list[int] = []
+        node.subscribe_installed(told.append)
+        leader = await cluster.wait_for_leader()
+        n = 0
+        while not installed(node):
+            n += 1
+            assert n < 5000, "the image never arrives"
+            await cluster.propose(leader.member_id, b"meanwhile %d" % n)
+        await cluster.propose(down, b"from the newcomer")
+        await caught_up(cluster, down)
+        assert len(told) == installed(node) >= 1
+        assert told[0] >= WRITES
+        sender = next(n for n in cluster.running if n.status().images.sent)
+        assert sender.status().images.sent_bytes >= WRITES
+        await cluster.wait_until(lambda: len(files_of(cluster, down)) == 1, IN_TIME_S, "the old file to go")
+        assert files_of(cluster, down)[0].startswith("state-")
+        # And it starts again from there.
+        cluster.crash(down)
+        await cluster.start(down)
+        await cluster.propose(down, b"after a restart")
+        await caught_up(cluster, down)
+        for member in cluster.members:
+            await cluster.wait_until(
+                lambda member=member: (
+                    not any(name.startswith(IMAGE_PREFIX) for name in files_of(cluster, member))
+                ),
+                IN_TIME_S,
+                "the copies to go",
+            )
+
+    run(scenario, seed=seed)
+
+
+def receiving(node: SimulatedNode) -> int:
+    """Bytes of an image that are there."""
+    under_way = node.status().images.receiving
+    return under_way[0] if under_way is not None else -1
+
+
+def test_a_transfer_survives_an_interruption_at_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on where it stopped: no byte is written twice."""
+    monkeypatch.setattr(images, "IMAGE_WINDOW_CHUNKS", 1)
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        down = await left_behind(cluster)
+        node = await cluster.start(down)
+        leader = await cluster.wait_for_leader()
+        slow = cluster.network.conditions(leader.member_id, down)
+        slow.delay_min_s = slow.delay_max_s = 0.03  # some looks per chunk
+        cuts, seen = 0, 0
+        while not installed(node):
+            await cluster.wait_until(
+                lambda seen=seen: receiving(node) > seen or installed(node) > 0, IN_TIME_S, "the next chunk"
+            )
+            seen = receiving(node)
+            cuts += cluster.network.disconnect_images(leader.member_id, down)
+        await caught_up(cluster, down)
+        assert cuts > 5
+        counted, sent = node.status().images, leader.status().images
+        assert (counted.installed, sent.built) == (1, 1)
+        assert counted.received_bytes == sent.sent_bytes >= cuts * CHUNK
+
+    run(scenario, seed=3)
+
+
+def test_a_leader_that_dies_amid_a_transfer_is_replaced_and_so_is_its_image() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        down = await left_behind(cluster)
+        node = await cluster.start(down)
+        leader = await cluster.wait_for_leader()
+        slow = cluster.network.conditions(leader.member_id, down)
+        slow.delay_min_s = slow.delay_max_s = 0.03
+        await cluster.wait_until(lambda: receiving(node) >= 0, IN_TIME_S, "half an image")
+        cluster.crash(leader.member_id)
+        await cluster.wait_until(lambda: installed(node) > 0, IN_TIME_S, "the image of another leader")
+        await cluster.start(leader.member_id)
+        await caught_up(cluster, down)
+        await cluster.wait_until(lambda: len(files_of(cluster, down)) == 1, IN_TIME_S, "one file")
+
+    run(scenario, seed=4)
+
+
+@pytest.mark.parametrize("seed", range(10, 40))
+def test_the_receiver_may_crash_at_any_moment(seed: int) -> None:
+    """Again and again, at random moments of the transfer and the installation."""
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        down = await left_behind(cluster)
+        files = cluster.members[down].files
+        for _ in range(4):
+            await cluster.start(down)
+            await cluster.wait_for_leader()
+            at = files.calls + cluster.rng.randrange(1, 90)
+            end_s = cluster.loop.time() + 5.0
+            await cluster.wait_until(
+                lambda at=at, end_s=end_s: files.calls >= at or cluster.loop.time() > end_s, IN_TIME_S
+            )
+            cluster.crash(down)
+        node = await cluster.start(down)
+        await caught_up(cluster, down)
+        assert installed(node) or any(name.startswith("state-") for name in files_of(cluster, down))
+
+    run(scenario, seed=seed)
+
+
+def test_commands_that_an_image_jumps_over_are_unknown_and_the_next_ones_go_through() -> None:
+    """A member proposes, is cut off before it hears, and learns the state as an image."""
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = await cluster.wait_for_leader()
+        apart = next(member for member in cluster.members if member != leader.member_id)
+        others = [member for member in cluster.members if member != apart]
+        for other in others:
+            cluster.network.block(other, apart)  # it can speak and does not hear
+        jumped = cluster.propose(apart, b"jumped")
+        await cluster.wait_until(
+            lambda: b"jumped" in ledger(cluster, leader.member_id), IN_TIME_S, "it applied"
+        )
+        last = cluster.members[apart].running.applied
+        n = 0
+        while min(cluster.members[other].running.status().first_index for other in others) <= last + 1:
+            n += 1
+            await cluster.propose(leader.member_id, b"write %d" % n)
+        for n in range(WRITES):
+            await cluster.propose(leader.member_id, b"more %d" % n)
+        for other in others:
+            cluster.network.disconnect(other, apart)  # what was under way is lost
+            cluster.network.unblock(other, apart)
+        node = cluster.members[apart].running
+        await cluster.wait_until(lambda: installed(node) > 0, IN_TIME_S, "the image")
+        with pytest.raises(OutcomeUnknown):
+            await jumped
+        for n in range(3):
+            assert await cluster.propose(apart, b"after %d" % n)
+        await caught_up(cluster, apart)
+
+    run(scenario, seed=5)
