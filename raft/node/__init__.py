@@ -14,6 +14,8 @@ The promises, and where each is kept:
   (`admission`).
 * A dead leader is replaced at once, a living one never for a lost connection (`failover`).
 * The state file follows behind the log (`write_behind`).
+* A member that the log cannot help is brought an image of the state, which becomes its own in one step;
+  the log is compacted with a bounded tail for those who lag (`snapshots`, `compaction`).
 
 The caller constructs a `Node` from an opened log, state file and transport, hands the log its hooks
 (`Node.fail` on a disk error, `Node.on_log_space`, `count_operations`), awaits `start`, and awaits `stop`

@@ -240,6 +240,18 @@ class Node:
             stall_s=self._config.election_timeout_ms / 2000,
             post=self._post,
         )
+        self._failover = Failover(
+            core=self._core,
+            transport=self._transport,
+            rng=self._rng,
+            loop=self._loop,
+            post=self._post,
+            may_campaign=self._may_campaign,
+        )
+        self._join_log()
+
+    def _join_log(self) -> None:
+        """Make the parts between the core, the log and the images."""
         self.snapshots = Snapshots(
             config=self._config,
             core=self._core,
@@ -269,14 +281,6 @@ class Node:
             install=self.snapshots.log_names,
         )
         self._notices = CommitNotices(self._core, self._loop, self._post)
-        self._failover = Failover(
-            core=self._core,
-            transport=self._transport,
-            rng=self._rng,
-            loop=self._loop,
-            post=self._post,
-            may_campaign=self._may_campaign,
-        )
         self._hand_over = HandOver(
             config=self._config,
             boot_id=self._boot_id,

@@ -72,7 +72,7 @@ class NodeStatus:
     commit: int
     applied: int
     first_index: int
-    """Lowest entry the log still holds; those before it are in every member's image."""
+    """Lowest entry the log still holds; those before it are in our own durable image."""
     last_index: int
     durable_index: int
     """How far the state file has come; never beyond `applied`."""

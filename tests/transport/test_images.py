@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -21,6 +21,7 @@ from raft.transport.protocol import (
     ImageOpening,
     ImageRefused,
     ImageStatus,
+    Receiver,
 )
 
 DATA = bytes(range(256)) * 40 + b"tail"
@@ -243,7 +244,7 @@ async def test_a_bad_chunk_is_refused_before_it_is_written(alter: Any, words: st
     loop = asyncio.get_running_loop()
     back: OneWay[ImageStatus] = OneWay(loop, lambda: 0.0, lambda: False)
     connection = ImageConnection(Altered(alter), back)
-    receiving = asyncio.create_task(receive_image(connection.receiver, Taker()))  # type: ignore[arg-type]
+    receiving = asyncio.create_task(receive_image(connection.receiver, cast(Receiver, Taker())))
     with pytest.raises(ImageFailed, match=words):
         await send_image(connection.sender, Hello(**HELLO), OFFER, read, lambda offset: None)
     await receiving
