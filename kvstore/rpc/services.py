@@ -10,25 +10,31 @@ from google.protobuf.message import Message
 from kvstore.errors import NotSupportedForLearner
 from kvstore.rpc.call import Method
 from kvstore.rpc.cluster import ClusterService
+from kvstore.rpc.election import ElectionService
 from kvstore.rpc.headers import Headers
 from kvstore.rpc.health import HealthService
 from kvstore.rpc.kv import KVService
 from kvstore.rpc.leadership import LeadershipService
 from kvstore.rpc.lease import LeaseService
+from kvstore.rpc.lock import LockService
 from kvstore.rpc.maintenance import MaintenanceService
 from kvstore.rpc.upkeep import UpkeepService
 from kvstore.rpc.watch import WatchService
 from kvstore.server.cluster_changes import ClusterChanges
 from kvstore.server.local_member import LocalMember
+from kvstore.server.lock_queue import LockQueues
 from kvstore.wire import rpc_pb2 as pb
 
 
 def all_methods(member: LocalMember, changes: ClusterChanges) -> tuple[Method, ...]:
     """What both bindings serve."""
     headers = Headers(member)
+    queues = LockQueues(member)
     rows = (
         *KVService(member, headers).methods(),
         *LeaseService(member, headers).methods(),
+        *LockService(member, headers, queues).methods(),
+        *ElectionService(member, headers, queues).methods(),
         *WatchService(member, headers).methods(),
         *ClusterService(member, changes, headers).methods(),
         *MaintenanceService(member, headers).methods(),

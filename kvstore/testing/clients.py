@@ -54,9 +54,20 @@ class Clients:
     """All clients of one run. Times are the positions of events, which is all a checker needs."""
 
     def __init__(
-        self, members: Members, judge: Judge, rng: random.Random, *, keys: int, padding: int
+        self,
+        members: Members,
+        judge: Judge,
+        rng: random.Random,
+        *,
+        keys: int,
+        padding: int = 0,
+        operations_max: int = 1 << 30,
+        roaming: bool = True,
     ) -> None:
-        """Values are padded by up to `padding` bytes, so that records span sectors of the disk."""
+        """Values are padded by up to `padding` bytes, so that records span sectors of the disk. All
+        clients together stop after `operations_max` operations."""
+        self._operations_max = operations_max
+        self._roaming = roaming
         self._padding = padding
         self._members = members
         self._clock = asyncio.get_running_loop().time
@@ -86,12 +97,14 @@ class Clients:
     async def run(self, think_s: float) -> None:
         """Be one client: ask, wait, think for `think_s` on average."""
         rng = self._rng
-        while not self._stopping:
+        member_id = 0
+        while not self._stopping and self._processes < self._operations_max:
             usable = self._members.usable()
             if not usable:
                 await asyncio.sleep(RETRY_S)
                 continue
-            member_id = rng.choice(usable)
+            if member_id not in usable or self._roaming:
+                member_id = rng.choice(usable)
             draw = rng.random()
             if draw < 0.35:
                 await self.put(member_id)
@@ -173,6 +186,7 @@ class Clients:
     ) -> tuple[int, object] | None:
         """Propose and wait; None when the end has been recorded already: not applied, or unknown."""
         process = self._begin(f, invoked)
+        self._judge.issued(command)
         try:
             outcome = await self._members.propose(member_id, command)
         except NotApplied:

@@ -10,6 +10,7 @@ from typing import Any
 
 from raft.storage import InlineLogWriter
 from raft.storage.memory import Fault, PowerCut
+from raft.storage.records import SECTOR_BYTES
 from raft.storage.wal import Log
 
 
@@ -126,3 +127,14 @@ def power_cut(first_call: int, *, at_sync: bool) -> Fault:
         return PowerCut("the power is gone")
 
     return fault
+
+
+def flip(share: float, bit: int) -> Callable[[bytearray], None]:
+    """Damage: one bit of a byte at `share` of the newest record's last sector, the bytes that count."""
+
+    def edit(data: bytearray) -> None:
+        end = len(data.rstrip(b"\0"))
+        start = max(SECTOR_BYTES, (end - 1) // SECTOR_BYTES * SECTOR_BYTES)
+        data[start + int(share * (end - start))] ^= 1 << bit
+
+    return edit

@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 KEPT_PROBABILITY = 0.5
 """Chance of each class to be in a run."""
 
-WIPE_PROBABILITY = 0.15
-"""A lost disk leaves a cluster of three no member to spare for the rest of the run, so it is rarer."""
+LOST_DISKS = ("wipe", "rot")
+"""Faults that cost a disk. At most one of them strikes in a run: a majority must keep what it promised."""
+
+LOST_DISK_PROBABILITY = 0.1
+"""A lost disk leaves a cluster of three no member to spare for the rest of the run, so each is rarer."""
 
 RATES_PER_S = (0.05, 0.15, 0.5)
 """Faults of one class per virtual second; drawn per run and class."""
@@ -49,7 +52,7 @@ class Draw:
         rng = self._rng
         faults: list[Fault] = []
         for name in CLASSES:
-            probability = KEPT_PROBABILITY if name != "wipe" else WIPE_PROBABILITY
+            probability = LOST_DISK_PROBABILITY if name in LOST_DISKS else KEPT_PROBABILITY
             kept, rate = (
                 rng.random() < probability,
                 rng.choice(CHOSEN_RATES_PER_S if classes else RATES_PER_S),
@@ -61,8 +64,8 @@ class Draw:
             while at_s < length_s:
                 faults.append(draw(self, at_s))
                 at_s += rng.expovariate(rate)
-        wipes = [fault for fault in faults if fault.kind == "wipe"]
-        faults = [fault for fault in faults if fault.kind != "wipe" or fault is wipes[0]]
+        lost = [fault for fault in faults if fault.kind in LOST_DISKS]
+        faults = [fault for fault in faults if fault.kind not in LOST_DISKS or fault is lost[0]]
         return sorted(faults, key=lambda fault: fault.at_s)
 
     def _some(self, *, most: int | None = None) -> list[int]:
@@ -146,6 +149,10 @@ class Draw:
     def wipe(self, at_s: float) -> Fault:
         return Fault(at_s, "wipe", self._rng.uniform(0, 1), self._one())
 
+    def rot(self, at_s: float) -> Fault:
+        detail = (self._rng.random(), self._rng.randrange(8))
+        return Fault(at_s, "rot", self._rng.uniform(0, 1), self._one(), detail=detail)
+
     def _long(self) -> float:
         return self._rng.choice((0.1, 0.5, 1.5, 5.0)) * self._rng.uniform(0.7, 1.5)
 
@@ -173,5 +180,6 @@ CLASSES: dict[str, Callable[[Draw, float], Fault]] = {
     "io-error": Draw.io_error,
     "no-space": Draw.no_space,
     "wipe": Draw.wipe,
+    "rot": Draw.rot,
 }
 """Every class of faults by the name it is counted under."""

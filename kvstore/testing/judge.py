@@ -22,11 +22,22 @@ CHECK_STATE_EVERY = 64
 """Turns of a member between two looks at its whole core, whose cost grows with the log."""
 
 
+class Broken(AssertionError):
+    """A promise is broken. `invariant` is its name, the same whatever broke it; the text has the values."""
+
+    def __init__(self, invariant: str, detail: str = "") -> None:
+        self.invariant = invariant
+        super().__init__(f"{invariant}: {detail}" if detail else invariant)
+
+
 class Judge:
     """The oracles of one run."""
 
     def __init__(self) -> None:
-        self.violations: list[str] = []
+        self.violations: list[Broken] = []
+        """In the order in which they were seen; the first one counts."""
+        self._issued: set[bytes] = set()
+        """Commands of clients, each unique. Members propose others by themselves, and may repeat them."""
         self._leaders: dict[int, tuple[int, int]] = {}
         """Term to the only (member, life) that ever led it."""
         self._batches: dict[int, tuple[int, tuple[bytes, ...]]] = {}
@@ -40,7 +51,7 @@ class Judge:
         self._history = History()
         self._turns = 0
         self.digest = 0
-        """Of all that was applied anywhere, in order: equal for two runs of one seed."""
+        """Of every turn of every member, in order: equal for two runs of one seed."""
 
     @property
     def leaders(self) -> int:
@@ -52,33 +63,37 @@ class Judge:
         """Indexes at which some member applied a batch."""
         return len(self._batches)
 
-    def violate(self, text: str) -> None:
-        self.violations.append(text)
+    def violate(self, invariant: str, detail: str = "") -> None:
+        """A promise is broken: its name, which must hold no values, and what was seen."""
+        self.violations.append(Broken(invariant, detail))
+
+    def issued(self, command: bytes) -> None:
+        """A client is about to ask for a command that nobody asked for before."""
+        self._issued.add(command)
 
     def leads(self, term: int, member_id: int, life: int) -> None:
         """A process became leader."""
         first = self._leaders.setdefault(term, (member_id, life))
         if first != (member_id, life):
-            self.violate(f"two leaders in term {term}: member, life {first} and {(member_id, life)}")
+            self.violate("one leader per term", f"{term}: member, life {first} and {(member_id, life)}")
 
     def applying(self, member_id: int, last: int, index: int, term: int, commands: Sequence[bytes]) -> None:
         """A member applies a batch; the one before was at `last`."""
-        self.digest = crc32(b"%d %d %d" % (member_id, index, term), self.digest)
         batch = (term, tuple(commands))
         known = self._batches.setdefault(index, batch)
         if known != batch:
-            self.violate(f"member {member_id} applies another batch at index {index}: {batch} not {known}")
+            self.violate("one batch per index", f"member {member_id} at {index}: {batch} not {known}")
         if index <= last:
-            self.violate(f"member {member_id} goes back from index {last} to {index}")
+            self.violate("no member applies twice", f"member {member_id} goes from {last} to {index}")
         skipped = [between for between in range(last + 1, index) if between in self._batches]
         if skipped:
-            self.violate(f"member {member_id} skips the batches at {skipped[:5]}")
+            self.violate("no member skips a batch", f"member {member_id} those at {skipped[:5]}")
         for command in commands:
             first = self._commands.setdefault(command, index)
-            if first != index:
-                self.violate(f"applied twice, at {first} and {index}: {command!r}")
+            if first != index and command in self._issued:
+                self.violate("a command is applied once", f"at {first} and {index}: {command!r}")
             if command in self._refused:
-                self.violate(f"applied at {index} after its client was told it never will be: {command!r}")
+                self.violate("a command known lost stays lost", f"applied at {index}: {command!r}")
 
     def applied(self, member_id: int, index: int, engine: Engine) -> None:
         """A member has applied the batch at `index`."""
@@ -90,24 +105,26 @@ class Judge:
         state = (engine.revision, engine.hash_kv())
         first = self._states.setdefault(index, state)
         if first != state:
-            self.violate(f"member {member_id} holds another state at index {index}: {state} not {first}")
+            self.violate("equal index means equal state", f"member {member_id} at {index}: {state}, {first}")
 
     def acknowledged(self, command: bytes) -> None:
         """A client was told that its command is applied."""
         if command not in self._commands:
-            self.violate(f"acknowledged and applied nowhere: {command!r}")
+            self.violate("an acknowledged command is applied", f"nowhere: {command!r}")
 
     def refused(self, command: bytes) -> None:
         """A client was told that its command is not applied and never will be."""
         self._refused.add(command)
         if command in self._commands:
-            self.violate(f"refused, yet applied at {self._commands[command]}: {command!r}")
+            self.violate("a command known lost stays lost", f"at {self._commands[command]}: {command!r}")
 
     # ---- the core
 
-    def turned(self, core: RaftCore) -> None:
+    def turned(self, core: RaftCore, now_s: float) -> None:
         """A member has ended a turn."""
         self._turns += 1
+        now = (core.id, int(now_s * 1e6), core.term, core.leader, core.commit, core.applied, core.last_index)
+        self.digest = crc32(b"%d %d %d %d %d %d %d" % now, self.digest)
         if self._turns % CHECK_STATE_EVERY == 0:
             self.look([core])
 
@@ -118,7 +135,8 @@ class Judge:
                 check_state(core)
                 self._history.check([core])
         except InvariantViolated as violation:
-            self.violate(str(violation))
+            invariant, _, detail = str(violation).partition(": ")
+            self.violate(invariant, detail)
 
     def restarted(self, member_id: int) -> None:
         """A member runs as another process, which may know less to be committed."""

@@ -7,14 +7,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kvstore.testing.nodes import LENGTH_S as NODE_LENGTH_S
 from kvstore.testing.nodes import SimulationFailed, run_seed
+from kvstore.testing.plan import LENGTH_S as NODE_LENGTH_S
 from kvstore.testing.probes import NODE_PROBES, NODE_UNREACHED
 from raft.sim import PROBES, UNREACHED, generate, run
 
@@ -88,7 +87,6 @@ def run_core(seed: int, length_s: float) -> SeedResult:
 
 def run_nodes(seed: int, length_s: float, classes: tuple[str, ...] = ()) -> SeedResult:
     """One seed of whole members."""
-    logging.disable(logging.CRITICAL)  # members complain of what is done to them
     began_s = time.process_time()
     try:
         report = run_seed(seed, length_s=length_s, classes=classes)

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from kvstore.testing.disks import FaultyDisk, SlowLogWriter, io_error, no_space, power_cut
+from kvstore.testing.disks import FaultyDisk, SlowLogWriter, flip, io_error, no_space, power_cut
 from kvstore.testing.faults import Fault
 from kvstore.testing.judge import Judge
 from kvstore.testing.simulation import SimulatedCluster, SimulatedNode
-from raft.storage import MemoryFiles
+from raft.storage import Damaged, MemoryFiles
+from raft.storage.records import SECTOR_BYTES
 from raft.storage.wal import Log
 from raft.transport.protocol import Hello
 
@@ -23,6 +24,9 @@ RESTART_S = 0.5
 """A process that ended by itself is started again after this."""
 
 NEVER_S = float("inf")
+
+SEGMENT_BYTES_MAX = 1 << 20
+"""More than any segment of a simulated log holds."""
 
 
 class FaultyCluster(SimulatedCluster):
@@ -41,6 +45,8 @@ class FaultyCluster(SimulatedCluster):
         self.lives: Counter[int] = Counter()
         """Processes of each member so far."""
         self.wiped: set[int] = set()
+        self.rotten: set[int] = set()
+        """Members whose log is damaged and that have not been started since."""
         self.hellos: dict[int, list[Hello]] = {}
         """What each process of a member said of itself, oldest first."""
         self.disks: dict[int, FaultyDisk] = {}
@@ -76,7 +82,7 @@ class FaultyCluster(SimulatedCluster):
             return
         disk = self.disks.get(member_id)
         if disk is None or not disk.struck:
-            self.judge.violate(f"member {member_id} stopped by itself: {reason}")
+            self.judge.violate("no member stops by itself", f"member {member_id}: {reason}")
         self.processes["gave up"] += 1
         self.loop.call_soon(self._bury, member_id, self.lives[member_id])
 
@@ -88,10 +94,14 @@ class FaultyCluster(SimulatedCluster):
         """End a process now and let it start again after `down_s`."""
         if self.members[member_id].node is not None:
             self.crash(member_id, power=power)
+            self.gone(member_id)
             self.processes["power" if power else "kill"] += 1
         self.disks.pop(member_id, None)
         self.cutting.discard(member_id)
         self.start_at_s[member_id] = max(self.start_at_s[member_id], self.loop.time() + down_s)
+
+    def gone(self, member_id: int) -> None:
+        """A member's process has ended; a simulation may tell others."""
 
     def wipe(self, member_id: int, down_s: float) -> None:
         """The member's disk is replaced by an empty one."""
@@ -128,12 +138,25 @@ class FaultyCluster(SimulatedCluster):
         while True:
             for member_id, member in self.members.items():
                 if member.node is None and self.loop.time() >= self.start_at_s[member_id]:
-                    try:
-                        await self.begin(member_id)
-                    except Exception as error:  # noqa: BLE001  # a member that cannot start is a finding
-                        self.judge.violate(f"member {member_id} cannot start: {error!r}")
-                        self.start_at_s[member_id] = NEVER_S
+                    await self._try(member_id)
             await asyncio.sleep(SUPERVISE_S)
+
+    async def _try(self, member_id: int) -> None:
+        """Start a member's process; that it cannot is a finding, unless its log was damaged."""
+        rotten = member_id in self.rotten
+        try:
+            await self.begin(member_id)
+        except Exception as error:  # noqa: BLE001  # whatever keeps a member from starting is a finding
+            if not rotten or not isinstance(error, Damaged):
+                self.judge.violate("a member starts on what its disk holds", f"member {member_id}: {error!r}")
+                self.start_at_s[member_id] = NEVER_S
+                return
+            self.processes["refused"] += 1
+            self.wipe(member_id, RESTART_S)  # what its operator is told to do
+        else:
+            if rotten:
+                self.judge.violate("a damaged log is refused", f"member {member_id} started")
+        self.rotten.discard(member_id)
 
     async def end(self) -> None:
         """Stop everything; AssertionError when an exception went astray."""
@@ -249,6 +272,7 @@ class Nemesis:
         if cluster.members[member_id].node is not None and member_id not in cluster.disks:
             cluster.start_at_s[member_id] = cluster.loop.time() + fault.for_s
             await cluster.stop(member_id)
+            cluster.gone(member_id)
             cluster.processes["stopped"] += 1
 
     async def _pause(self, fault: Fault) -> None:
@@ -294,7 +318,7 @@ class Nemesis:
         await asyncio.sleep(fault.for_s)
         alive = cluster.members[member_id].node is not None and cluster.lives[member_id] == life
         if disk.struck and alive:
-            cluster.judge.violate(f"member {member_id} lives on after its disk failed")
+            cluster.judge.violate("a failed disk ends its process", f"member {member_id} lives on")
         if alive and cluster.disks.get(member_id) is disk:
             cluster.mend(member_id)
 
@@ -311,6 +335,28 @@ class Nemesis:
     async def _wipe(self, fault: Fault) -> None:
         if len(self._cluster.members) > 2:
             self._cluster.wipe(fault.members[0], fault.for_s)
+
+    async def _rot(self, fault: Fault) -> None:
+        """A bit of the newest record flips while the process is away: the start must refuse the log."""
+        cluster, (member_id,) = self._cluster, fault.members
+        if cluster.members[member_id].node is None or member_id in cluster.disks:
+            return
+        cluster.kill(member_id, fault.for_s, power=False)
+        share, bit = fault.detail
+        cluster.members[member_id].files.damage(_newest_segment(cluster, member_id), flip(share, bit))
+        cluster.rotten.add(member_id)
+
+
+def _newest_segment(cluster: FaultyCluster, member_id: int) -> str:
+    """The segment of a member's log that holds its newest record."""
+    directory = "/data/wal"
+    files = cluster.members[member_id].files
+    names = [name for name in files.list(directory) if name.endswith(".wal")]
+    return next(
+        path
+        for path in (f"{directory}/{name}" for name in reversed(names))
+        if any(files.open(path).pread(SEGMENT_BYTES_MAX, SECTOR_BYTES))
+    )
 
 
 _STRIKES = {
@@ -332,4 +378,5 @@ _STRIKES = {
     "io-error": Nemesis._io_error,
     "no-space": Nemesis._no_space,
     "wipe": Nemesis._wipe,
+    "rot": Nemesis._rot,
 }

@@ -1,8 +1,104 @@
-"""A failing seed, shortened and written out as a test file."""
+"""A failing seed, shortened while the *same* promise breaks, and written out as a test file.
+
+Faults go first, then features, operations and clients, then details. Greedy and bounded by a number of
+runs; what is left is data again.
+"""
 
 from __future__ import annotations
 
-from raft.sim import as_test, generate, run, shrink
+import math
+from dataclasses import replace
+from typing import Any
+
+from kvstore.testing.nodes import SimulationFailed, play
+from kvstore.testing.plan import Plan, generate
+from raft.sim import as_test
+from raft.sim import generate as generate_core
+from raft.sim import run as run_core
+from raft.sim import shrink as shrink_core
+from raft.sim.shrink import fewer
+
+RUNS_MAX = 120
+"""Runs spent on one plan, each at most as long as the first: a minute or two."""
+
+
+_SIMPLER: dict[str, Any] = {"features": (), "clients": 1, "keys": 1, "padding": 0, "size": 3, "config": {}}
+"""What a plan is tried with, one after the other, once its faults are few."""
+
+
+def failure_of(plan: Plan) -> SimulationFailed | None:
+    """What breaks in a plan, None when every promise holds."""
+    try:
+        play(plan)
+    except SimulationFailed as failure:
+        return failure
+    return None
+
+
+class _Budget:
+    """Tries candidates until the runs are spent."""
+
+    def __init__(self, invariant: str, runs: int) -> None:
+        self.invariant = invariant
+        self.runs = runs
+
+    def fails(self, plan: Plan) -> bool:
+        if self.runs <= 0:
+            return False
+        self.runs -= 1
+        failure = failure_of(plan)
+        return failure is not None and failure.invariant == self.invariant
+
+
+def shrink_plan(plan: Plan, invariant: str, *, runs: int = RUNS_MAX) -> tuple[Plan, int]:
+    """The shortest plan found that still breaks `invariant`, and how many operations its clients ask.
+
+    Raises ValueError if the given one does not break it.
+    """
+    failure = failure_of(plan)
+    if failure is None or failure.invariant != invariant:
+        raise ValueError(f"the plan breaks {failure and failure.invariant!r}, not {invariant!r}")
+    budget = _Budget(invariant, runs)
+    length_s = math.ceil(failure.report.virtual_s)
+    if length_s < plan.length_s:
+        early = [fault for fault in plan.faults if fault.at_s <= length_s]
+        shorter = replace(plan, length_s=float(length_s), calm=False, faults=tuple(early))
+        plan = shorter if budget.fails(shorter) else plan
+    faults = fewer(plan.faults, lambda some: budget.fails(replace(plan, faults=tuple(some))))
+    plan = replace(plan, faults=tuple(faults))
+    for name, value in _SIMPLER.items():
+        candidate = replace(plan, **{name: value})
+        if candidate != plan and _members_exist(candidate) and budget.fails(candidate):
+            plan = candidate
+    last = failure_of(plan)
+    assert last is not None
+    operations = sum(last.report.operations.values())
+    while operations and budget.fails(fewer_operations := replace(plan, operations_max=operations // 2)):
+        plan, operations = fewer_operations, operations // 2
+    return plan, operations
+
+
+def _members_exist(plan: Plan) -> bool:
+    """Whether every fault still names members of the run."""
+    named = [m for fault in plan.faults for m in (*fault.members, *(m for link in fault.links for m in link))]
+    return max(named, default=0) <= plan.size
+
+
+def plan_as_test(plan: Plan, invariant: str, name: str) -> str:
+    """A test file that fails for as long as `plan` breaks a promise."""
+    return f'''"""A shrunk run of whole members: {len(plan.faults)} faults; it broke:
+{invariant}.
+"""
+
+from kvstore.testing.nodes import play
+from kvstore.testing.plan import Plan
+
+PLAN = """{plan.to_json()}"""
+
+
+def test_{name}():
+    play(Plan.from_json(PLAN))
+'''
 
 
 def shrink_seed(level: str, seed: int, length_s: float) -> str:
@@ -10,8 +106,15 @@ def shrink_seed(level: str, seed: int, length_s: float) -> str:
 
     Raises ValueError when the seed breaks none.
     """
-    schedule = generate(seed, seconds=int(length_s))
-    invariant = run(schedule).invariant
-    if invariant is None:
+    name = f"{level}_seed_{seed}"
+    if level == "core":
+        schedule = generate_core(seed, seconds=int(length_s))
+        invariant = run_core(schedule).invariant
+        if invariant is None:
+            raise ValueError(f"seed {seed} keeps every promise")
+        return as_test(shrink_core(schedule, invariant), invariant, name)
+    plan = generate(seed, length_s=length_s)
+    failure = failure_of(plan)
+    if failure is None:
         raise ValueError(f"seed {seed} keeps every promise")
-    return as_test(shrink(schedule, invariant), invariant, f"{level}_seed_{seed}")
+    return plan_as_test(shrink_plan(plan, failure.invariant)[0], failure.invariant, name)

@@ -347,9 +347,14 @@ class SimulatedCluster:
         end_s = self.loop.time() + timeout_s
         while not condition():
             if self.loop.time() >= end_s:
-                state = [(n.member_id, n.term, n.leader, n.applied) for n in self.running]
-                raise AssertionError(f"{what} did not come within {timeout_s} s of virtual time: {state}")
+                raise AssertionError(f"{what} did not come within {timeout_s} s: {self.describe()}")
             await asyncio.sleep(POLL_S)
+
+    def describe(self) -> str:
+        """Where each running member stands."""
+        return "; ".join(
+            f"{n.member_id}: term {n.term} leader {n.leader} applied {n.applied}" for n in self.running
+        )
 
     def propose(self, member_id: int, command: bytes) -> asyncio.Future[object]:
         """Propose through a member; the future has the outcome or raises the NodeError."""

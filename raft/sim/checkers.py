@@ -131,6 +131,8 @@ class Judge:
             settled = log.applied == member.applied and log.snapshot is None
             if settled and s.tracker.conf != self.confs[log.applied]:
                 raise Violation("the configuration is that of the last applied change", member.id)
+            if s.role is Role.LEADER and not s.tracker.is_voter(member.id):
+                raise Violation("a removed leader steps down", member.id, s.tracker.conf)
         seen.base = log.base_index
         self.checks += 1
         if self.checks % FULL_CHECK_EVERY == 0:
@@ -145,6 +147,9 @@ class Judge:
                 raise Violation("one vote per term", member.id, s.term, seen.vote, s.vote)
             if (seen.role, s.role) in _FORBIDDEN_ROLES:
                 raise Violation("roles change only by the rules", member.id, seen.role, s.role)
+        stands = s.role in (Role.PRE_CANDIDATE, Role.CANDIDATE) and s.role is not seen.role
+        if stands and not s.tracker.is_voter(member.id):
+            raise Violation("only voters stand for election", member.id, s.tracker.conf)
         if s.leader and self.leaders.setdefault(s.term, s.leader) != s.leader:
             raise Violation("one leader per term", s.term, self.leaders[s.term], s.leader)
         if s.role is Role.LEADER and (seen.role is not Role.LEADER or s.term != seen.term):

@@ -39,9 +39,9 @@ def shrink(schedule: Schedule, invariant: str, *, runs: int = RUNS_MAX) -> Sched
     budget = _Budget(invariant, runs)
     if report.at_us <= schedule.duration_us:
         schedule = _cut(schedule, report.at_us)
-    faults = _fewer(schedule.faults, lambda some: budget.fails(replace(schedule, faults=tuple(some))))
+    faults = fewer(schedule.faults, lambda some: budget.fails(replace(schedule, faults=tuple(some))))
     schedule = replace(schedule, faults=tuple(faults))
-    ops = _fewer(schedule.ops, lambda some: budget.fails(replace(schedule, ops=tuple(some))))
+    ops = fewer(schedule.ops, lambda some: budget.fails(replace(schedule, ops=tuple(some))))
     schedule = replace(schedule, ops=tuple(ops))
     for simpler in ({"spares": 0}, {"drift": 0.0}, {"lazy_us": 0}, {"apply_us": 0}, {"jitter_us": 0}):
         candidate = replace(schedule, **simpler)
@@ -71,8 +71,9 @@ def _members_exist(schedule: Schedule) -> bool:
     return True
 
 
-def _fewer(entries: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> Sequence[T]:
-    """Strike out entries, in halves first, then in ever smaller pieces."""
+def fewer(entries: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> Sequence[T]:
+    """The entries without which `fails` no longer holds: strikes them out in halves first, then in ever
+    smaller pieces."""
     if entries and fails(()):
         return ()
     piece = max(len(entries) // 2, 1)

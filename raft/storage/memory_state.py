@@ -19,7 +19,8 @@ from raft.storage.errors import Damaged, StateFileFailed, StateFileFull
 from raft.storage.files import File, FileSystem
 from raft.storage.protocol import Identity, Row, StateMark
 from raft.storage.records import FORMAT_VERSION, decode_conf, encode_conf
-from raft.storage.statefile import check_cluster, check_identity, check_version, encode_identity
+from raft.storage.state_check import check_version
+from raft.storage.statefile import check_cluster, check_identity, encode_identity
 
 _HEADER = Struct("<H24s")  # version, identity
 _FRAME = Struct("<II")  # length, CRC32C

@@ -15,19 +15,25 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 import aiosqlite
 
 from raft.core.types import ConfState
-from raft.storage.errors import Damaged, DirectoryForeign, FormatUnknown, StateFileFailed, StateFileFull
+from raft.storage.errors import Damaged, DirectoryForeign, StateFileFailed, StateFileFull
 from raft.storage.files import RealFiles
 from raft.storage.protocol import Identity, Row, StateMark
-from raft.storage.records import FORMAT_VERSION, decode_conf, encode_conf
-
-APPLICATION_ID = 0x52414654
-"""SQLite's application_id of a state file: "RAFT"."""
+from raft.storage.records import FORMAT_VERSION
+from raft.storage.state_check import (
+    APPLICATION_ID,
+    READ_MARK,
+    StoredMark,
+    check_rows,
+    check_version,
+    decode_mark,
+    inspect,
+    mark_values,
+    row_sum,
+)
 
 CHECKPOINT_BYTES = 16 * 1024 * 1024
 """The journal is folded into the file when it passes this: large enough to be rare and to merge
 rewrites of the same pages, small enough that folding takes well under a second."""
-
-SQLITE_HEADER_BYTES = 100
 
 SCAN_ROWS = 2048
 """Rows per chunk of a scan: a hop to the thread costs as much as reading some hundred rows."""
@@ -36,12 +42,16 @@ BUSY_TIMEOUT_MS = 5000
 """Only our own connections share the file; a writer meets a reader at checkpoints only."""
 
 _SCHEMA = (
-    "CREATE TABLE rows (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE mark (only INTEGER PRIMARY KEY, log_index, log_term, conf BLOB, identity BLOB)",
+    "CREATE TABLE rows (key BLOB PRIMARY KEY, value BLOB NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE mark (only INTEGER PRIMARY KEY, log_index, log_term, conf, identity, folded, sum)",
 )
-_PUT = "INSERT INTO rows (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+_PUT = (
+    "INSERT INTO rows (key, value, sum) VALUES (?, ?, ?) "
+    "ON CONFLICT (key) DO UPDATE SET value = excluded.value, sum = excluded.sum"
+)
 _DELETE = "DELETE FROM rows WHERE key = ?"
-_MARK = "UPDATE mark SET log_index = ?, log_term = ?, conf = ? WHERE only = 0"
+_NEW_MARK = "INSERT INTO mark VALUES (0, ?, ?, ?, ?, ?, ?)"
+_MARK = "UPDATE mark SET log_index = ?, log_term = ?, conf = ?, identity = ?, folded = ?, sum = ?"
 
 
 def encode_identity(identity: Identity) -> bytes:
@@ -65,15 +75,6 @@ def check_cluster(path: str, stored: bytes, identity: Identity) -> None:
         raise DirectoryForeign(f"{path}: the image belongs to another cluster")
 
 
-def check_version(path: str, version: int) -> None:
-    """Raise FormatUnknown for any version but ours."""
-    if version != FORMAT_VERSION:
-        raise FormatUnknown(
-            f"{path}: format version {version} is not known to this program "
-            f"(it knows {FORMAT_VERSION}); nothing was changed"
-        )
-
-
 class SqliteStateFile:
     """Implements `StateFile`. Make one with `open_sqlite_state`."""
 
@@ -84,6 +85,8 @@ class SqliteStateFile:
         """The writing connection; None after an error until the next call reopens it."""
         self._mark = StateMark(0, 0, ConfState())
         """As last read from or committed to the file."""
+        self._folded = 0
+        """Index at which the journal was last folded into the file, all of it."""
         self._copying = False
         """A copy is being made: its view of the journal stands in the way of folding that."""
         self._closed = False
@@ -104,7 +107,8 @@ class SqliteStateFile:
             await connection.executemany(_PUT, _puts(final))
             if None in final.values():
                 await connection.executemany(_DELETE, _deletes(final))
-            await connection.execute(_MARK, (mark.index, mark.term, encode_conf(mark.conf)))
+            stored = StoredMark(mark, encode_identity(self._identity), self._folded)
+            await connection.execute(_MARK, mark_values(stored))
             await connection.commit()
         except sqlite3.Error as error:
             await self._recover(mark, error)
@@ -126,7 +130,10 @@ class SqliteStateFile:
         if self._copying or self._connection is None or _size(self._path + "-wal") < CHECKPOINT_BYTES:
             return
         try:
-            await self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            async with self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)") as cursor:
+                row = await cursor.fetchone()
+            if row is not None and not row[0]:  # else a reader stood in the way of a part
+                self._folded = self._mark.index
         except sqlite3.Error as error:
             translated = _translate(self._path, error)
             await self._disconnect()
@@ -153,8 +160,11 @@ class SqliteStateFile:
         return mark
 
     async def scan(self, low: bytes, high: bytes | None) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
-        """See StateFile. Sees the image as of its first chunk, whatever is committed meanwhile."""
-        query, bounds = "SELECT key, value FROM rows WHERE key >= ?", [low]
+        """See StateFile. Sees the image as of its first chunk, whatever is committed meanwhile.
+
+        Raises Damaged when a row is not what was written.
+        """
+        query, bounds = "SELECT key, value, sum FROM rows WHERE key >= ?", [low]
         if high is not None:
             query, bounds = query + " AND key < ?", [low, high]
         try:
@@ -162,7 +172,7 @@ class SqliteStateFile:
             try:
                 async with connection.execute(query + " ORDER BY key", bounds) as cursor:
                     while chunk := await cursor.fetchmany(SCAN_ROWS):
-                        yield [(key, value) for key, value in chunk]
+                        yield check_rows(self._path, chunk)
             finally:
                 await connection.close()
         except sqlite3.Error as error:
@@ -182,9 +192,13 @@ class SqliteStateFile:
             raise StateFileFailed(f"{self._path}: the state file is closed")
         if self._connection is None:
             try:
+                # Nothing in the journal: all of it is in the file.
+                whole = not _size(self._path + "-wal")
                 connection = await _open(self._path)
                 try:
-                    self._mark = await _read_mark(connection, self._path, self._identity)
+                    stored = await _read_mark(connection, self._path, self._identity)
+                    self._mark = stored.mark
+                    self._folded = stored.mark.index if whole else stored.folded
                 except BaseException:
                     await connection.close()
                     raise
@@ -204,9 +218,9 @@ class SqliteStateFile:
                     raise StateFileFailed(f"{self._path}: {error}") from error
 
 
-def _puts(final: dict[bytes, bytes | None]) -> Iterator[tuple[bytes, bytes]]:
+def _puts(final: dict[bytes, bytes | None]) -> Iterator[tuple[bytes, bytes, int]]:
     """Consumed on the connection's thread."""
-    return ((key, value) for key, value in final.items() if value is not None)
+    return ((key, value, row_sum(key, value)) for key, value in final.items() if value is not None)
 
 
 def _deletes(final: dict[bytes, bytes | None]) -> Iterator[tuple[bytes]]:
@@ -235,26 +249,14 @@ async def _pragma(connection: aiosqlite.Connection, text: str) -> object:
     return row[0] if row is not None else None
 
 
-def _check_header(path: str) -> None:
-    """Refuse a foreign or newer file before SQLite opens it, because closing it may already write to it.
-
-    The fields' places are part of SQLite's own file format. A file just born may have them in its
-    journal only; then `_open` reads them through SQLite.
-    """
+def _inspect(path: str) -> None:
     try:
-        with open(path, "rb") as file:
-            header = file.read(SQLITE_HEADER_BYTES)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise StateFileFailed(f"{path}: {error}") from error
-    if not header:
-        return
-    if len(header) < SQLITE_HEADER_BYTES or not header.startswith(b"SQLite format 3\0"):
-        raise Damaged("not a state file", path)
-    version = int.from_bytes(header[60:64], "big")
-    if version:
-        check_version(path, version)
+        inspect(path)
+    except (sqlite3.Error, OSError) as error:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:
+            # A file of ours can be asked what is asked here.
+            raise Damaged(f"state file is damaged ({error})", path) from error
+        raise _translate(path, error) from error
 
 
 async def _open(path: str) -> aiosqlite.Connection:
@@ -281,27 +283,21 @@ async def _open(path: str) -> aiosqlite.Connection:
     return connection
 
 
-async def _read_mark(connection: aiosqlite.Connection, path: str, identity: Identity) -> StateMark:
-    async with connection.execute("SELECT log_index, log_term, conf, identity FROM mark") as cursor:
+async def _read_mark(connection: aiosqlite.Connection, path: str, identity: Identity) -> StoredMark:
+    async with connection.execute(READ_MARK) as cursor:
         row = await cursor.fetchone()
-    if row is None:
-        raise Damaged("the mark is missing", path)
-    check_identity(path, row[3], identity)
-    conf, _ = decode_conf(row[2])
-    return StateMark(row[0], row[1], conf)
+    stored = decode_mark(path, row)
+    check_identity(path, stored.identity, identity)
+    return stored
 
 
 def _read_copy(path: str) -> StateMark:
     """The mark of a closed image."""
     connection = sqlite3.connect(path, isolation_level=None)
     try:
-        row = connection.execute("SELECT log_index, log_term, conf FROM mark").fetchone()
+        return decode_mark(path, connection.execute(READ_MARK).fetchone()).mark
     finally:
         connection.close()
-    if row is None:
-        raise Damaged("the mark is missing", path)
-    conf, _ = decode_conf(row[2])
-    return StateMark(row[0], row[1], conf)
 
 
 def _sync(path: str) -> None:
@@ -313,19 +309,18 @@ def _sync(path: str) -> None:
 
 
 def _adopt(path: str, identity: Identity) -> StateMark:
-    _check_header(path)
+    _inspect(path)
     try:
         connection = sqlite3.connect(path, isolation_level=None)
         try:
             if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
                 raise Damaged("not a state file", path)
-            stored = connection.execute("SELECT identity FROM mark").fetchone()
-            if stored is None:
-                raise Damaged("the mark is missing", path)
-            check_cluster(path, stored[0], identity)
+            stored = decode_mark(path, connection.execute(READ_MARK).fetchone())
+            check_cluster(path, stored.identity, identity)
             # No journal: a crash leaves a file that the log does not name.
             connection.execute("PRAGMA journal_mode = OFF")
-            connection.execute("UPDATE mark SET identity = ?", (encode_identity(identity),))
+            own = StoredMark(stored.mark, encode_identity(identity), stored.mark.index)
+            connection.execute(_MARK, mark_values(own))
         finally:
             connection.close()
         return _read_copy(path)
@@ -341,7 +336,7 @@ class SqliteStateFormat:
 
         Raises FormatUnknown, DirectoryForeign, Damaged, StateFileFull or StateFileFailed.
         """
-        _check_header(path)
+        _inspect(path)
         state = SqliteStateFile(path, identity)
         try:
             connection = await _open(path)
@@ -350,10 +345,8 @@ class SqliteStateFormat:
                     await connection.execute("BEGIN IMMEDIATE")
                     for statement in _SCHEMA:
                         await connection.execute(statement)
-                    await connection.execute(
-                        "INSERT INTO mark VALUES (0, 0, 0, ?, ?)",
-                        (encode_conf(ConfState()), encode_identity(identity)),
-                    )
+                    nothing = StoredMark(StateMark(0, 0, ConfState()), encode_identity(identity), 0)
+                    await connection.execute(_NEW_MARK, mark_values(nothing))
                     await connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                     await connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
                     await connection.commit()

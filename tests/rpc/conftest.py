@@ -81,6 +81,7 @@ class FakeNode:
         self.held: list[Callable[[], None]] | None = None
         """When a list, settlements wait in it."""
         self.barriers = 0
+        self.on_applied: Callable[[], None] = lambda: None
         self.membership = FakeMembership(self)
         self.transfer = FakeTransfer(self)
 
@@ -95,6 +96,7 @@ class FakeNode:
             self.index += 1
             (outcome,) = self.engine.apply(self.index, self.term, [command], True)
             settle(outcome, None)
+            self.on_applied()
 
         self._act(act)
 

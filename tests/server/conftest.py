@@ -83,6 +83,24 @@ class Member:
         )
         return invoke(request, timeout=deadline)
 
+    async def call_any(self, method: str, request, reply_type, *, deadline: float | None = 10):
+        """A call of any service."""
+        invoke = self._channel.unary_unary(
+            f"/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=reply_type.FromString,
+        )
+        return await invoke(request, timeout=deadline)
+
+    def stream_any(self, method: str, request, reply_type, *, deadline: float | None = 30):
+        """A call of any service whose reply is a stream."""
+        invoke = self._channel.unary_stream(
+            f"/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=reply_type.FromString,
+        )
+        return invoke(request, timeout=deadline)
+
     def both_ways(self, method: str, request_type, *, deadline: float | None = 10):
         """A call with a stream in either direction."""
         invoke = self._channel.stream_stream(

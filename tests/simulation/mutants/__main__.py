@@ -11,43 +11,43 @@ import json
 import sys
 import time
 
-from raft.sim import generate, quiet, run, shrink
-from tests.simulation.mutants.core import MUTANTS, Mutant
+from tests.simulation.mutants.mutant import Mutant, look, quiet_of, schedule_of, shorten
 from tests.simulation.mutants.patches import Patches
 from tests.simulation.mutants.record import RECORD, read_rows
+from tests.simulation.mutants.table import MUTANTS
 
 SEEDS_MAX = 2000
 """A mutant that this many runs do not notice counts as not caught."""
 
-QUIET_SEED = 1
-SHRINKING_RUNS = 150
+SHRINKING_RUNS = {"core": 150, "node": 60}
 """Runs spent on shortening each find; none are needed to have found it."""
 
 
-def hunt(mutant: Mutant, seeds: range, deadline: float, shrinking: int) -> dict[str, object]:
+def hunt(mutant: Mutant, seeds: range, deadline: float, shrinking: int | None) -> dict[str, object]:
     """One row of the record. Raises RuntimeError when the quiet run notices the mutant."""
     row: dict[str, object] = dict.fromkeys(
         ("caught", "seeds", "seed", "invariant", "shrunk_faults", "shrunk_ops")
     )
-    row = {"id": mutant.id, "name": mutant.name, **row}
+    row = {"id": mutant.id, "name": mutant.name, "level": mutant.level, **row}
     if mutant.plant is None:
-        return {**row, "reason": mutant.reason}
+        return {**row, "level": None, "reason": mutant.reason}
     with Patches() as patches:
         mutant.plant(patches)
-        calm = run(quiet(QUIET_SEED))
-        if calm.invariant is not None:
+        calm = look(quiet_of(mutant))
+        if calm is not None:
             raise RuntimeError(f"{mutant.id} {mutant.name}: seen in a quiet run: {calm.detail}")
         row.update(caught=False, seeds=0)
         for seed in seeds:
             if time.monotonic() > deadline:
                 break
             row["seeds"] = seed - seeds.start + 1
-            schedule = generate(seed)
-            invariant = run(schedule).invariant
-            if invariant is not None:
-                row.update(caught=True, seed=seed, invariant=invariant)
-                shrunk = shrink(schedule, invariant, runs=shrinking)
-                row.update(shrunk_faults=len(shrunk.faults), shrunk_ops=len(shrunk.ops))
+            schedule = schedule_of(mutant, seed)
+            find = look(schedule)
+            if find is not None:
+                row.update(caught=True, seed=seed, invariant=find.invariant)
+                runs = SHRINKING_RUNS[mutant.level] if shrinking is None else shrinking
+                faults, operations = shorten(schedule, find.invariant, runs)
+                row.update(shrunk_faults=faults, shrunk_ops=operations)
                 break
     return row
 
@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the mutants to hunt; all without it")
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=SEEDS_MAX, help="seeds at most for each mutant")
-    parser.add_argument("--shrink", type=int, default=SHRINKING_RUNS, help="runs spent on each find")
+    parser.add_argument("--shrink", type=int, help="runs spent on each find")
     parser.add_argument("--seconds", type=float, default=600.0, help="time at most for each mutant")
     chosen = parser.parse_args()
     rows = {row["id"]: row for row in read_rows()}

@@ -7,7 +7,7 @@ given a `Patches` and replaces what it needs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import raft.core.candidate as candidate
 import raft.core.election as election
@@ -16,6 +16,7 @@ import raft.core.leader as leading
 import raft.core.replication as replication
 import raft.core.transitions as transitions
 from raft.core import MessageType, Role
+from raft.core.confchange import apply_change
 from raft.core.log import Log
 from raft.core.machine import RaftCore
 from raft.core.progress import Progress, ProgressState
@@ -24,17 +25,10 @@ from raft.core.read_index import ReadRounds
 from raft.core.state import State
 from raft.core.tracker import Tracker
 from raft.sim.disk import Disk
+from tests.simulation.mutants.mutant import Mutant
 from tests.simulation.mutants.patches import Patches
 
 _T = MessageType
-
-
-class Mutant(NamedTuple):
-    id: int
-    name: str
-    plant: Callable[[Patches], None] | None
-    """None where the core has nothing that could be broken so; then `reason` says why."""
-    reason: str = ""
 
 
 # ---------------------------------------------------------------------- promises and the disk
@@ -200,6 +194,24 @@ def _stale_activity_counts(p: Patches) -> None:
 
 def _votes_not_withheld(p: Patches) -> None:
     p.attribute(election, "is_withheld", lambda s, m: False)
+
+
+def _timer_neither_random_nor_patient(p: Patches) -> None:
+    """Every member waits equally long, and anything heard begins the wait anew: who cannot win keeps
+    those who could from standing."""
+    reset, step = transitions._reset, RaftCore.step
+
+    def even(s: State, term: int) -> None:
+        reset(s, term)
+        s.election_timeout = s.config.election_ticks
+
+    def restless(self: RaftCore, message: Any) -> None:
+        step(self, message)
+        if self.role is not Role.LEADER:
+            self._state.election_elapsed = 0
+
+    p.everywhere(reset, even)
+    p.attribute(RaftCore, "step", restless)
 
 
 # ---------------------------------------------------------------------- replication
@@ -407,6 +419,59 @@ def _change_before_the_own_term(p: Patches) -> None:
     p.everywhere(become_leader, eager)
 
 
+def _snapshot_progress_for_ever(p: Patches) -> None:
+    resume = leading._resume
+
+    def stuck(s: State, progress: Progress, index: int) -> None:
+        if progress.state is not ProgressState.SNAPSHOT:
+            resume(s, progress, index)
+
+    p.everywhere(resume, stuck)
+    p.everywhere(leading.report_snapshot, lambda s, member, ok: None)
+
+
+def _removed_leader_stays(p: Patches) -> None:
+    def adopt_conf(s: State) -> None:
+        replication.commit_by_count(s)
+        s.append_due = True
+        leading.answer_reads(s)
+
+    p.everywhere(leading.adopt_conf, adopt_conf)
+
+
+def _anyone_stands(p: Patches) -> None:
+    p.attribute(State, "is_promotable", lambda self: self.log.snapshot is None)
+
+
+def _conf_taken_at_append(p: Patches) -> None:
+    propose_conf, apply_conf = leading.propose_conf, RaftCore.apply_conf
+
+    def early(s: State, change: Any) -> int:
+        index = propose_conf(s, change)
+        s.tracker.adopt(apply_change(s.tracker.conf, change), max(s.log.last_index, 1))
+        return index
+
+    def late(self: RaftCore, change: Any) -> Any:
+        s = self._state
+        if s.role is Role.LEADER and s.log.term_at(s.log.committed) == s.term:
+            return s.tracker.conf
+        return apply_conf(self, change)
+
+    p.everywhere(propose_conf, early)
+    p.attribute(RaftCore, "apply_conf", late)
+
+
+def _joint_left_by_its_maker_only(p: Patches) -> None:
+    leave_joint_if_due = leading.leave_joint_if_due
+
+    def forgetful(s: State) -> None:
+        index = s.pending_conf_index
+        if index >= s.log.first_index and s.log.has_conf_change(index, index + 1):
+            leave_joint_if_due(s)
+
+    p.everywhere(leave_joint_if_due, forgetful)
+
+
 # ---------------------------------------------------------------------- reads and transfers
 
 
@@ -484,10 +549,13 @@ MUTANTS = (
     Mutant(23, "snapshot installation keeps a conflicting tail", _snapshot_keeps_the_tail),
     Mutant(24, "snapshot drops a longer matching log", _snapshot_drops_a_longer_log),
     Mutant(25, "last term reads as 0 after compaction", _last_term_lost_by_compaction),
+    Mutant(26, "follower stays in snapshot state after success", _snapshot_progress_for_ever),
     Mutant(27, "candidate does not step down on an equal-term append", _candidate_stays),
     Mutant(28, "pre-vote changes the term", _pre_vote_raises_the_term),
     Mutant(29, "leader ignores a higher term in a reply", _leader_ignores_later_terms),
     Mutant(30, "check-quorum counts stale activity", _stale_activity_counts),
+    Mutant(31, "removed leader keeps leading", _removed_leader_stays),
+    Mutant(32, "removed member may campaign", _anyone_stands),
     Mutant(33, "joint: only the new majority decides commit", _joint_commit_by_one_majority),
     Mutant(34, "joint: only one majority decides elections", _joint_election_by_one_majority),
     Mutant(35, "second membership change before the first is applied", _two_changes_at_once),
@@ -499,11 +567,14 @@ MUTANTS = (
         None,
         "a change takes effect when applied, and what is applied is never truncated",
     ),
+    Mutant(39, "configuration taken at append", _conf_taken_at_append),
+    Mutant(40, "joint configuration not left after a leader change", _joint_left_by_its_maker_only),
     Mutant(41, "read answered without a heartbeat quorum", _reads_need_no_round),
     Mutant(42, "read before an own-term commit", _reads_need_no_own_commit),
     Mutant(43, "answers to another read round counted", _any_answer_confirms),
     Mutant(44, "pending reads kept over a step-down", _reads_outlive_the_leadership),
     Mutant(45, "votes not withheld", _votes_not_withheld),
     Mutant(46, "transfer never aborted", _transfer_never_given_up),
+    Mutant(60, "election timer not randomised, reset by any message", _timer_neither_random_nor_patient),
     Mutant(64, "read joins a round that began before it", _read_joins_an_open_round),
 )

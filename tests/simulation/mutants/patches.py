@@ -40,9 +40,9 @@ class Patches:
         table[key] = value
 
     def everywhere(self, before: Any, value: Any) -> None:
-        """Put `value` wherever the core's modules and dispatch tables name the function `before`."""
+        """Put `value` wherever the product's modules and the core's tables name the function `before`."""
         found = 0
-        for module in [m for name, m in sys.modules.items() if name.startswith("raft.core.")]:
+        for module in [m for name, m in sys.modules.items() if name.startswith(("raft.", "kvstore."))]:
             for name in [name for name, held in vars(module).items() if held is before]:
                 self.attribute(module, name, value)
                 found += 1

@@ -1,0 +1,140 @@
+"""A run of whole members as data: everything that is not the product's own doing.
+
+Drawn from a seed or read from JSON. What is drawn while running (delays, what a crash leaves, what the
+clients ask) comes from named streams of the same seed, so a shortened plan stays similar to the whole one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from kvstore.testing.faults import Draw, Fault
+from kvstore.testing.features import FEATURES
+from raft.sim.kernel import stream
+from raft.storage.wal import SEGMENT_BYTES_MIN
+
+FORMAT_VERSION = 1
+
+LENGTH_S = 30.0
+"""Virtual time under faults: dozens of elections' worth, and about a second of real time."""
+
+CALL_EVERY_S = (0.006, 0.015)
+"""Time between two calls of all clients together, in good weather. What is asked above 500 operations costs
+more than it shows."""
+
+FEATURE_PROBABILITY = 0.5
+"""Chance of each feature to be exercised in a run, beside the clients, who always are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run. Times in virtual seconds."""
+
+    seed: int
+    size: int = 3
+    """Voters at the start."""
+    length_s: float = LENGTH_S
+    """How long clients ask and faults come, before the calm."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Settings of `raft.node.NodeConfig` besides the ids."""
+    keys: int = 3
+    clients: int = 4
+    think_s: float = 0.05
+    """A client's pause between two operations, on average."""
+    padding: int = 0
+    """Longest padding of a value, in bytes."""
+    roaming: bool = True
+    """Whether each operation goes to any member; otherwise a client stays with the one it began with."""
+    operations_max: int = 1 << 30
+    """Operations the clients ask in all; a shortened run has few."""
+    segment_bytes: int = 1 << 16
+    compaction_entries: int = 1024
+    catchup_entries: int = 5000
+    """Entries a log gathers before it is compacted."""
+    features: tuple[str, ...] = ()
+    """What is exercised besides puts, deletes, comparisons and reads; see `features`."""
+    calm: bool = True
+    """Whether a majority is healed at the end and must recover."""
+    noise: bool = True
+    """Whether the members outside that majority are then dead, deaf, mute or there, by chance."""
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """For texts about the run."""
+        kinds = sorted({fault.kind for fault in self.faults})
+        return f"seed {self.seed} ({self.size} members, {', '.join((*self.features, *kinds)) or 'quiet'})"
+
+    def to_json(self) -> str:
+        return json.dumps({"version": FORMAT_VERSION, **asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Raises ValueError for another format."""
+        fields = json.loads(text)
+        if fields.pop("version", None) != FORMAT_VERSION:
+            raise ValueError("a plan of another format")
+        fields["features"] = tuple(fields["features"])
+        fields["faults"] = tuple(_fault(*fault) for fault in fields["faults"])
+        return cls(**fields)
+
+
+def _fault(
+    at_s: float, kind: str, for_s: float, members: Sequence[int], links: Sequence[Sequence[int]], detail: Any
+) -> Fault:
+    return Fault(at_s, kind, for_s, tuple(members), tuple((a, b) for a, b in links), detail)
+
+
+def quiet(seed: int, *, length_s: float = 5.0, features: Sequence[str] = ()) -> Plan:
+    """Three members, one client and a working day: what every bug that is worth hunting survives."""
+    return Plan(seed, length_s=length_s, clients=1, roaming=False, features=tuple(features), noise=False)
+
+
+def generate(
+    seed: int, *, length_s: float = LENGTH_S, classes: Sequence[str] = (), features: Sequence[str] = ()
+) -> Plan:
+    """A random run. `classes` and `features` name the only ones to use, instead of the swarm's choice."""
+    rng = stream(seed, "plan")
+    size = rng.choice((3, 3, 5))
+    faults = Draw(stream(seed, "plan/faults"), size).schedule(length_s, classes)
+    clients = rng.choice((4, 8, 16))
+    plan = Plan(
+        seed,
+        size=size,
+        length_s=length_s,
+        config=_draw_config(seed),
+        keys=rng.choice((1, 3, 8)),
+        clients=clients,
+        think_s=clients * rng.choice(CALL_EVERY_S),
+        padding=rng.choice((0, 2000)),
+        segment_bytes=rng.choice((SEGMENT_BYTES_MIN, 1 << 16)),
+        compaction_entries=rng.choice((3, 40, 1024)),
+        catchup_entries=stream(seed, "catchup").choice((1, 10, 5000)),
+        features=tuple(features) or _draw_features(seed),
+        faults=tuple(faults),
+    )
+    return Plan.from_json(plan.to_json())  # as it would be read: a plan is nothing but data
+
+
+def _draw_features(seed: int) -> tuple[str, ...]:
+    return tuple(
+        name for name in FEATURES if stream(seed, f"plan/feature/{name}").random() < FEATURE_PROBABILITY
+    )
+
+
+def _draw_config(seed: int) -> dict[str, Any]:
+    """Small bounds reach their edges."""
+    rng = stream(seed, "plan/config")
+    return {
+        "request_timeout_ms": rng.choice((1500, 3000, 7000)),
+        "batch_operations_max": rng.choice((1, 3, 256)),
+        "gather_ms": rng.choice((1, 10, 100)),
+        "batches_in_flight_max": rng.choice((1, 2, 64)),
+        "bytes_in_flight_max": rng.choice((300, 16 << 20)),
+        "write_behind_bytes": rng.choice((500, 1 << 20)),
+        "write_behind_ms": rng.choice((20, 1000)),
+        "state_file_retry_ms": 500,
+    }

@@ -1,0 +1,124 @@
+"""Planted bugs between the driver and the disk: what is kept, when, and what is made of damage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raft.node.compaction import Compaction
+from raft.node.node import Node
+from raft.storage import records, recovery
+from raft.storage.memory import MemoryFile
+from raft.storage.protocol import StateMark
+from raft.storage.recovery import LogImage
+from tests.simulation.mutants.mutant import Mutant
+from tests.simulation.mutants.patches import Patches
+
+
+def _entries_raise_no_term(p: Patches) -> None:
+    """Entries reach the disk before the hard state of their term; a start that finds only them must
+    take the term from them. This one does not, and has none of the core's own doubts."""
+    finish = recovery._finish
+
+    def forgetful(image: LogImage, directory: str) -> None:
+        found = image.hard_state
+        finish(image, directory)
+        image.hard_state = image.hard_state._replace(term=found.term, vote=found.vote)
+
+    p.attribute(recovery, "_finish", forgetful)
+
+
+def _log_compacted_before_the_image(p: Patches) -> None:
+    consider = Compaction.consider
+
+    def hasty(self: Compaction, durable: StateMark) -> None:
+        core = self._core
+        term = core._state.log.term_at(core.applied)
+        consider(self, StateMark(core.applied, term or 0, core.conf))
+
+    p.attribute(Compaction, "consider", hasty)
+
+
+def _mark_behind_its_rows(p: Patches) -> None:
+    """The image says that its newest entry is not in it."""
+    mark = Node._mark
+
+    def late(self: Node) -> StateMark:
+        now = mark(self)
+        return now._replace(index=max(now.index - 1, self._write_behind.durable.index))
+
+    p.attribute(Node, "_mark", late)
+
+
+def _failed_sync_tried_again(p: Patches) -> None:
+    datasync = MemoryFile.datasync
+
+    def hopeful(self: MemoryFile) -> None:
+        try:
+            datasync(self)
+        except OSError:
+            return
+
+    p.attribute(MemoryFile, "datasync", hopeful)
+
+
+def _damage_ends_the_log(p: Patches) -> None:
+    """Whatever does not check out is taken for the end, and written over."""
+    any_byte = recovery.any_byte
+
+    def blind(data: bytes, start: int) -> bool:
+        return start == records.SECTOR_BYTES and any_byte(data, start)
+
+    p.attribute(recovery, "any_byte", blind)
+
+
+def _damage_taken_for_a_torn_tail(p: Patches) -> None:
+    def is_torn(*arguments: Any) -> bool:
+        return True
+
+    p.everywhere(records.is_torn, is_torn)
+
+
+MUTANTS = (
+    Mutant(
+        19,
+        "hard state saved after entries, crash between",
+        _entries_raise_no_term,
+        level="node",
+        classes=("crash", "slow-disk", "isolate-leader"),
+    ),
+    Mutant(
+        21,
+        "log compacted before the image is durable",
+        _log_compacted_before_the_image,
+        level="node",
+        classes=("crash", "no-space"),
+    ),
+    Mutant(
+        50,
+        "applied twice after a restart: index not atomic with state",
+        _mark_behind_its_rows,
+        level="node",
+        classes=("crash",),
+    ),
+    Mutant(
+        58,
+        "fsync error swallowed",
+        _failed_sync_tried_again,
+        level="node",
+        classes=("io-error",),
+    ),
+    Mutant(
+        59,
+        "checksum failure treated as the end of the log",
+        _damage_ends_the_log,
+        level="node",
+        classes=("rot",),
+    ),
+    Mutant(
+        66,
+        "tail that is not torn cut silently",
+        _damage_taken_for_a_torn_tail,
+        level="node",
+        classes=("rot",),
+    ),
+)
