@@ -23,6 +23,8 @@ PROGRAM = "kvstore"
 _HOMES = {
     "alarm": "kvstore.cli.members:alarm",
     "cluster": "kvstore.devcluster.commands:cluster",
+    "compaction": "kvstore.cli.upkeep:compaction",
+    "defrag": "kvstore.cli.upkeep:defrag",
     "del": "kvstore.cli.verbs:delete",
     "endpoint": "kvstore.cli.members:endpoint",
     "get": "kvstore.cli.verbs:get",

@@ -10,10 +10,10 @@ import click
 
 from kvstore.cli.exits import CommandError, ExitCode
 from kvstore.cli.gotext import format_duration
-from kvstore.cli.options import Group, Settings, global_options, settings
-from kvstore.cli.printers import EndpointHealth, EndpointStatus, printer
+from kvstore.cli.options import INT, Group, Settings, global_options, settings
+from kvstore.cli.printers import EndpointHash, EndpointHealth, EndpointStatus, printer
 from kvstore.cli.verbs import connect, run
-from kvstore.client import ALARM, MEMBER_LIST, RANGE, STATUS, Connection
+from kvstore.client import ALARM, HASH_KV, MEMBER_LIST, RANGE, STATUS, Connection
 from kvstore.errors import Code, KVError
 from kvstore.wire import rpc_pb2
 
@@ -37,8 +37,9 @@ def endpoint(ctx: click.Context, cluster: bool) -> None:
     ctx.meta["cluster"] = cluster
 
 
-def _endpoints(found: Settings, *, cluster: bool) -> Sequence[str]:
-    if not (cluster or click.get_current_context().meta["cluster"]):
+def listed_endpoints(found: Settings, *, cluster: bool) -> Sequence[str]:
+    """Those of the settings, or those that the members advertise."""
+    if not (cluster or click.get_current_context().meta.get("cluster")):
         return [part.strip() for part in found.endpoints.split(",") if part.strip()]
     request = rpc_pb2.MemberListRequest(linearizable=True)
     reply = run(found, lambda connection: connection.call(MEMBER_LIST, request))
@@ -53,7 +54,7 @@ def status(cluster: bool) -> None:
     found = settings()
     chosen = printer(found.write_out, in_hex=found.hex)
     chosen.check("statuses")
-    endpoints = _endpoints(found, cluster=cluster)
+    endpoints = listed_endpoints(found, cluster=cluster)
     statuses: list[EndpointStatus] = []
 
     async def ask() -> None:
@@ -73,6 +74,37 @@ def status(cluster: bool) -> None:
 
 
 @endpoint.command()
+@click.option("--rev", type=INT, default=0, help="Newest revision that counts (0: all).")
+@_cluster_option
+@global_options
+def hashkv(rev: int, cluster: bool) -> None:
+    """Print a checksum of the history that each endpoint holds."""
+    found = settings()
+    chosen = printer(found.write_out, in_hex=found.hex)
+    chosen.check("hashes")
+    endpoints = listed_endpoints(found, cluster=cluster)
+    hashes: list[EndpointHash] = []
+
+    async def ask() -> str:
+        failure = ""
+        for one in endpoints:
+            try:
+                async with connect(found, one) as connection:
+                    reply = await connection.call(HASH_KV, rpc_pb2.HashKVRequest(revision=rev))
+            except KVError as error:
+                click.echo(f"Failed to get the hash of endpoint {one} ({error.text})", err=True)
+                failure = error.text
+            else:
+                hashes.append(EndpointHash(one, reply))
+        return failure
+
+    failure = asyncio.run(ask())
+    chosen.hashes(hashes)
+    if failure:
+        raise CommandError(ExitCode.ERROR, failure)
+
+
+@endpoint.command()
 @_cluster_option
 @global_options
 def health(cluster: bool) -> None:
@@ -80,7 +112,7 @@ def health(cluster: bool) -> None:
     found = settings()
     chosen = printer(found.write_out, in_hex=found.hex)
     chosen.check("healths")
-    endpoints = _endpoints(found, cluster=cluster)
+    endpoints = listed_endpoints(found, cluster=cluster)
 
     async def ask() -> list[EndpointHealth]:
         checks = [asyncio.ensure_future(_check(found, one)) for one in endpoints]

@@ -39,6 +39,14 @@ class EndpointStatus:
     status: rpc_pb2.StatusResponse
 
 
+@dataclass(frozen=True, slots=True)
+class EndpointHash:
+    """The checksum of one endpoint."""
+
+    endpoint: str
+    reply: rpc_pb2.HashKVResponse
+
+
 def _out(data: bytes | str) -> None:
     click.echo(data, nl=False)
 
@@ -84,6 +92,10 @@ class Printer:
 
     def healths(self, found: Sequence[EndpointHealth]) -> None:
         """Print the health of endpoints."""
+        raise NotImplementedError
+
+    def hashes(self, found: Sequence[EndpointHash]) -> None:
+        """Print the checksums of endpoints."""
         raise NotImplementedError
 
 
@@ -169,6 +181,9 @@ class SimplePrinter(Printer):
     def statuses(self, found: Sequence[EndpointStatus]) -> None:
         _out("".join(", ".join(_status_cells(one)) + "\n" for one in found))
 
+    def hashes(self, found: Sequence[EndpointHash]) -> None:
+        _out("".join(f"{one.endpoint}, {one.reply.hash}\n" for one in found))
+
     def healths(self, found: Sequence[EndpointHealth]) -> None:
         for one in found:
             if one.error:
@@ -242,6 +257,9 @@ class JsonPrinter(Printer):
 
     def statuses(self, found: Sequence[EndpointStatus]) -> None:
         _out(_json([{"Endpoint": one.endpoint, "Status": json_value(one.status)} for one in found]) + "\n")
+
+    def hashes(self, found: Sequence[EndpointHash]) -> None:
+        _out(_json([{"Endpoint": one.endpoint, "HashKV": json_value(one.reply)} for one in found]) + "\n")
 
     def healths(self, found: Sequence[EndpointHealth]) -> None:
         shown = []
@@ -343,6 +361,12 @@ class FieldsPrinter(Printer):
             )
             _out("\n")
 
+    def hashes(self, found: Sequence[EndpointHash]) -> None:
+        for one in found:
+            self._header(one.reply.header)
+            self._lines(("Endpoint", quote(one.endpoint.encode())), ("Hash", one.reply.hash))
+            _out("\n")
+
     def healths(self, found: Sequence[EndpointHealth]) -> None:
         for one in found:
             self._lines(
@@ -400,6 +424,9 @@ class TablePrinter(Printer):
             [_status_cells(one) for one in found],
         )
 
+    def hashes(self, found: Sequence[EndpointHash]) -> None:
+        self._print(("ENDPOINT", "HASH"), [(one.endpoint, str(one.reply.hash)) for one in found])
+
     def healths(self, found: Sequence[EndpointHealth]) -> None:
         self._print(
             ("ENDPOINT", "HEALTH", "TOOK", "ERROR"),
@@ -411,7 +438,7 @@ class ProtobufPrinter(Printer):
     """The bytes of the reply."""
 
     form = "protobuf"
-    unsupported = frozenset({"statuses", "healths"})
+    unsupported = frozenset({"statuses", "healths", "hashes"})
 
     def _print(self, reply: Message) -> None:
         _out(reply.SerializeToString())

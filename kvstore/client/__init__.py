@@ -13,7 +13,10 @@ from kvstore.client.connection import Connection, TimedOut
 from kvstore.client.endpoints import Endpoint, EndpointError, parse_endpoints
 from kvstore.client.methods import (
     ALARM,
+    COMPACT,
+    DEFRAGMENT,
     DELETE_RANGE,
+    HASH_KV,
     MEMBER_LIST,
     PUT,
     RANGE,
@@ -24,7 +27,10 @@ from kvstore.client.methods import (
 
 __all__ = [
     "ALARM",
+    "COMPACT",
+    "DEFRAGMENT",
     "DELETE_RANGE",
+    "HASH_KV",
     "MEMBER_LIST",
     "PUT",
     "RANGE",

@@ -37,3 +37,15 @@ STATUS = Method(
     "/etcdserverpb.Maintenance/Status", rpc_pb2.StatusRequest, rpc_pb2.StatusResponse, changes=False
 )
 ALARM = Method("/etcdserverpb.Maintenance/Alarm", rpc_pb2.AlarmRequest, rpc_pb2.AlarmResponse, changes=True)
+COMPACT = Method(
+    "/etcdserverpb.KV/Compact", rpc_pb2.CompactionRequest, rpc_pb2.CompactionResponse, changes=True
+)
+HASH_KV = Method(
+    "/etcdserverpb.Maintenance/HashKV", rpc_pb2.HashKVRequest, rpc_pb2.HashKVResponse, changes=False
+)
+DEFRAGMENT = Method(
+    "/etcdserverpb.Maintenance/Defragment",
+    rpc_pb2.DefragmentRequest,
+    rpc_pb2.DefragmentResponse,
+    changes=False,
+)
