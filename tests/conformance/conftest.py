@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,21 +28,3 @@ def etcdctl() -> Path:
     if found is None:
         pytest.skip(clusters.NO_ETCD)
     return found
-
-
-def interpreter(variable: str, package: str) -> Path:
-    """The Python that has a foreign client, named by an environment variable; skips if there is none."""
-    named = os.environ.get(variable)
-    if not named:
-        pytest.skip(f"needs {variable}, an interpreter that can import {package}")
-    return Path(named)
-
-
-@pytest.fixture(scope="session")
-def aetcd_python() -> Path:
-    return interpreter("KVSTORE_AETCD_PYTHON", "aetcd")
-
-
-@pytest.fixture(scope="session")
-def etcd3_python() -> Path:
-    return interpreter("KVSTORE_ETCD3_PYTHON", "etcd3")
