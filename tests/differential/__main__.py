@@ -10,10 +10,11 @@ import tempfile
 from pathlib import Path
 
 from bench import clusters
+from tests.differential.kinds import KINDS
 from tests.differential.runner import Run
 
-KINDS = {
-    "etcd": lambda folder, size: clusters.etcd(folder, size=size),
+SIDES = {
+    "etcd": lambda folder, size: clusters.etcd(folder, size=size, flags=["--unsafe-no-fsync"]),
     "ours": lambda folder, size: clusters.ours(folder, size=size),
 }
 
@@ -24,34 +25,39 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[1, 3], help="members per pair, pairs side by side"
+        "--kinds", nargs="*", choices=KINDS, default=["watch"], help="what programs contain beside KV"
     )
-    parser.add_argument("--left", choices=KINDS, default="etcd")
-    parser.add_argument("--right", choices=KINDS, default="ours")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[1, 1, 3], help="members per pair, pairs side by side"
+    )
+    parser.add_argument("--left", choices=SIDES, default="etcd")
+    parser.add_argument("--right", choices=SIDES, default="ours")
     parser.add_argument("--out", type=Path, default=Path("bench/results/differential.json"))
     options = parser.parse_args()
     print(
-        f"seed {options.seed}: up to {options.programs} programs, {options.left} against {options.right}",
+        f"seed {options.seed}: up to {options.programs} programs of KV {' '.join(options.kinds)},"
+        f" {options.left} against {options.right}",
         flush=True,
     )
     with tempfile.TemporaryDirectory(prefix="differential-") as folder:
         run = Run(
-            left=KINDS[options.left],
-            right=KINDS[options.right],
+            left=SIDES[options.left],
+            right=SIDES[options.right],
             folder=Path(folder),
             seed=options.seed,
             programs=options.programs,
             seconds=options.seconds,
             sizes=tuple(options.sizes),
+            kinds=tuple(options.kinds),
         )
         asyncio.run(run.go())
-    run.write(options.out)
+    total = run.add_to(options.out)
     tally = run.tally
-    print(f"{tally.programs} programs, {tally.requests} requests in {run.seconds_taken:.0f} s")
+    print(f"{tally.programs} programs, {tally.requests} steps in {run.seconds_taken:.0f} s; in all {total}")
     for text, count in tally.errors.most_common():
         print(f"{count:6d} x {text}")
-    for kept, count in tally.kept.most_common():
-        print(f"{count:6d} x kept difference: {kept}")
+    for name, count in tally.counts.most_common():
+        print(f"{count:6d} x {name}")
     for line in tally.shortfalls():
         print(f"not covered: {line}")
     for one in tally.differences:

@@ -8,9 +8,10 @@ it is open which of the tied pairs are returned.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from google.protobuf import text_format
+from google.protobuf.message import Message
 
 from kvstore.wire import kv_pb2, rpc_pb2
 from tests.differential.programs import Range, Request, RequestOp, Txn
@@ -112,9 +113,12 @@ def normalised(request: Request, reply: Reply | Refusal) -> Reply | Refusal:
     return copy
 
 
-def show(outcome: Reply | Refusal | Request) -> str:
+def show(outcome: Any) -> str:
+    """A request, an action or a reply, in one line."""
     if isinstance(outcome, Refusal):
         return f"code {outcome.code}: {outcome.text}"
+    if not isinstance(outcome, Message):
+        return str(outcome)
     text = f"{type(outcome).__name__} {{ {text_format.MessageToString(outcome, as_one_line=True)}}}"
     return text if len(text) < 3000 else text[:3000] + "..."
 

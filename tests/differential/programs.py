@@ -8,8 +8,9 @@ distance", one near BASE "the revision at the program's start plus the distance"
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from kvstore.wire import rpc_pb2
 
@@ -39,7 +40,8 @@ COMPARE_RESULTS = tuple(Compare.CompareResult.values())
 class Step(NamedTuple):
     """One request and the options that it exercises, for the coverage count."""
 
-    request: Request
+    request: Any
+    """A request of KV, or an action that tells how it is done (`watching`, `leasing`)."""
     options: tuple[str, ...]
 
 
@@ -51,7 +53,8 @@ def resolve(request: Request, now: int, base: int) -> Request:
     return copy
 
 
-def _number(value: int, now: int, base: int) -> int:
+def number_of(value: int, now: int, base: int) -> int:
+    """What a symbol stands for; other numbers are themselves."""
     for symbol, meaning in ((NOW, now), (BASE, base)):
         if abs(value - symbol) < SYMBOL_DISTANCE_MAX:
             return max(1, meaning + value - symbol)
@@ -73,7 +76,7 @@ def _resolve_into(message: Request | Compare, now: int, base: int) -> None:
         names = [kind] if kind in ("create_revision", "mod_revision") else []
     for name in names:
         if name in message.DESCRIPTOR.fields_by_name and getattr(message, name):
-            setattr(message, name, _number(getattr(message, name), now, base))
+            setattr(message, name, number_of(getattr(message, name), now, base))
 
 
 def without_inner_revisions(step: Step) -> Step:
@@ -119,6 +122,8 @@ class Generator:
         keys.update(bytes(self.random.choice(alphabet) for _ in range(width + 1)) for _ in range(8))
         self.keys = sorted(keys)[:KEYS_MAX]
         self.hot = self.random.sample(self.keys, min(6, len(self.keys)))
+        self.labels = 0
+        """Watches begun so far, by number from 1."""
         self.values = [b"", b"0", b"1", b"12", b"\x00", b"\xff\xfe", b"v" * 40]
 
     # --- parts ---
@@ -355,15 +360,24 @@ class Generator:
     def oversize(self) -> Step:
         return Step(Put(key=self.key(), value=b"x" * REQUEST_BYTES_TOO_MANY), ("put too large",))
 
-    def program(self, operations: int = OPERATIONS) -> list[Step]:
-        draws: tuple[Callable[[], Step], ...] = (
+    def program(self, operations: int = OPERATIONS, more: Sequence[Draw] = ()) -> list[Step]:
+        """Requests of KV, mixed with `more`."""
+        draws: list[Callable[[], Step]] = [
             self.range, self.put, self.delete, self.txn, self.reading_txn, self.compaction, self.oversize
-        )  # fmt: skip
+        ]  # fmt: skip
+        weights = [28, 24, 8, 32, 5, 3, 0.6]
+        for weight, draw in more:
+            weights.append(weight)
+            draws.append(partial(draw, self))
         warm_up = [
             Step(Put(key=key, value=self.value()), ("put",)) for key in self.hot[: self.random.randrange(5)]
         ]
-        kinds = self.random.choices(draws, (28, 24, 8, 32, 5, 3, 0.6), k=operations - len(warm_up))
+        kinds = self.random.choices(draws, weights, k=operations - len(warm_up))
         return warm_up + [draw() for draw in kinds]
+
+
+Draw = tuple[float, Callable[[Generator], Step]]
+"""A kind of step beside those of KV, and its weight (theirs add up to 100)."""
 
 
 INTERVALS = ("single", "half-open", "prefix", "from-key", "all", "empty")

@@ -23,19 +23,19 @@ import grpc.aio
 
 from bench import clusters, rpc
 from tests.differential import judge
+from tests.differential.kinds import make_program, options_of
 from tests.differential.programs import (
     Compaction,
     Delete,
-    Generator,
     Put,
     Range,
     Request,
     Step,
     Txn,
-    expected_options,
     resolve,
     without_inner_revisions,
 )
+from tests.differential.watching import NoAnswer, WatchAction, Watching
 
 REQUEST_SECONDS_MAX = 10.0  # longer than the servers' own 7 s
 COVERAGE_MIN = 20  # each option and each error text
@@ -94,12 +94,14 @@ class Side:
 class Tally:
     """What a run has covered and found."""
 
+    kinds: tuple[str, ...] = ()
     programs: int = 0
     requests: int = 0
     refused: int = 0
     options: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
-    kept: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    """Events of watches, kept differences, and what else a reader wants to see counted."""
     abandoned: list[str] = field(default_factory=list)
     differences: list[dict[str, object]] = field(default_factory=list)
 
@@ -107,7 +109,7 @@ class Tally:
         """What the run must cover and did not."""
         found = [
             f"{self.options[name]:4d} x {name}"
-            for name in sorted(expected_options())
+            for name in sorted(options_of(self.kinds))
             if self.options[name] < COVERAGE_MIN
         ]
         found += [f"{self.errors[text]:4d} x {text}" for text in ERRORS if self.errors[text] < COVERAGE_MIN]
@@ -128,6 +130,8 @@ class Pair:
         self.make = (left, right)
         self.folder, self.size = folder, size
         self.generation = itertools.count()
+        self.compacted = 0
+        """Newest revision that both sides' history was compacted at."""
         self.clusters: list[clusters.Cluster] = []
         self.sides: list[Side] = []
 
@@ -150,6 +154,7 @@ class Pair:
     async def restart(self) -> None:
         """Throw both clusters away and begin with empty ones."""
         await self.stop()
+        self.compacted = 0
         folder = self.folder / f"generation-{next(self.generation)}"
         for name, make in zip(("left", "right"), self.make, strict=True):
             cluster = make(folder / name, self.size)
@@ -179,28 +184,59 @@ async def run_steps(
     found = judge.difference(reset, left, right)
     if found is not None and tally is not None:
         return f"before the program: {found}"
-    now = base = left.header.revision
-    for number, step in enumerate(steps):
-        request = resolve(step.request, now, base)
-        left, right = await pair.both(member, request)
-        if alter is not None:
-            right = alter(request, right)
-        if tally is not None:
-            tally.requests += 1
-            tally.options.update(set(step.options))
-            if isinstance(left, judge.Refusal):
-                tally.refused += 1
-                tally.errors[left.text] += 1
+    program = _Program(pair, member, left.header.revision, tally or Tally(), alter)
+    return await program.run(steps)
+
+
+class _Program:
+    """One program on its way through both sides."""
+
+    def __init__(self, pair: Pair, member: int, base: int, tally: Tally, alter: Alter | None) -> None:
+        self.pair, self.member, self.tally, self.alter = pair, member, tally, alter
+        self.now = self.base = base
+        stores = [side.stores[member] for side in pair.sides]
+        self.watching = Watching(stores, pair.compacted, tally.counts)
+
+    async def run(self, steps: list[Step]) -> str | None:
+        try:
+            found = await self.watching.begin(self.now)
+            for number, step in enumerate(steps):
+                found = found or await self._step(step)
+                if found is not None:
+                    return f"step {number} at revision {self.now}: {found}"
+            found = await self.watching.settle(self.now)
+            return found and f"in the end: {found}"
+        except NoAnswer as error:
+            return str(error)
+        finally:
+            await self.watching.close()
+
+    async def _step(self, step: Step) -> str | None:
+        self.tally.requests += 1
+        self.tally.options.update(set(step.options))
+        if isinstance(step.request, WatchAction):
+            return await self.watching.act(step.request, self.now, self.base)
+        request = resolve(step.request, self.now, self.base)
+        if isinstance(request, Compaction):
+            await self.watching.before_compaction(self.now)
+        left, right = await self.pair.both(self.member, request)
+        if self.alter is not None:
+            right = self.alter(request, right)
+        if isinstance(left, judge.Refusal):
+            self.tally.refused += 1
+            self.tally.errors[left.text] += 1
         found = judge.difference(request, left, right)
         if found is not None:
             kept = judge.explanation(request, left, right)
             if kept is None:
-                return f"step {number} at revision {now}: {found}"
-            if tally is not None:
-                tally.kept[kept.name] += 1
+                return found
+            self.tally.counts[f"kept difference: {kept.name}"] += 1
         if not isinstance(left, judge.Refusal):
-            now = max(now, left.header.revision)
-    return None
+            self.now = max(self.now, left.header.revision)
+            if isinstance(request, Compaction):
+                self.pair.compacted = request.revision
+                self.watching.compacts(request.revision)
+        return None
 
 
 def smaller(steps: list[Step]) -> list[list[Step]]:
@@ -256,6 +292,8 @@ class Run:
     seed: int
     programs: int
     seconds: float = float("inf")
+    kinds: tuple[str, ...] = ("watch",)
+    """What programs contain beside KV."""
     sizes: tuple[int, ...] = (1, 3)
     """One pair of clusters per number, running side by side, each of so many members."""
     alter: Alter | None = None
@@ -265,6 +303,7 @@ class Run:
 
     async def go(self) -> Tally:
         began = time.monotonic()
+        self.tally.kinds = self.kinds
         indices = iter(range(self.programs))
         async with asyncio.TaskGroup() as group:
             for number, size in enumerate(self.sizes):
@@ -282,7 +321,7 @@ class Run:
                 await self._program(pair, index)
 
     async def _program(self, pair: Pair, index: int) -> None:
-        steps = Generator(f"{self.seed}:{index}").program()
+        steps = make_program(f"{self.seed}:{index}", self.kinds)
         if pair.size > 1:
             steps = [without_inner_revisions(step) for step in steps]
         self.tally.programs += 1
@@ -323,20 +362,27 @@ class Run:
         tally = self.tally
         return {
             "seed": self.seed,
+            "kinds": list(self.kinds),
+            "sizes": list(self.sizes),
             "programs": tally.programs,
             "requests": tally.requests,
             "seconds": round(self.seconds_taken, 1),
             "error_share": round(tally.refused / max(1, tally.requests), 4),
             "options": dict(sorted(tally.options.items())),
             "errors": dict(tally.errors.most_common()),
-            "kept_differences": {
-                kept.name: {"reason": kept.reason, "seen": tally.kept[kept.name]} for kept in judge.KEPT
-            },
+            "counts": dict(tally.counts.most_common()),
             "abandoned": tally.abandoned,
             "shortfalls": tally.shortfalls(),
             "differences": tally.differences,
         }
 
-    def write(self, path: Path) -> None:
+    def add_to(self, path: Path) -> dict[str, int]:
+        """Add this run to a file of runs; the programs in it by kind."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.result(), indent=2) + "\n")
+        runs = json.loads(path.read_text())["runs"] if path.exists() else []
+        runs.append(self.result())
+        totals: Counter[str] = Counter()
+        for run in runs:
+            totals[" ".join(["KV", *run["kinds"]])] += run["programs"]
+        path.write_text(json.dumps({"programs": totals, "runs": runs}, indent=2) + "\n")
+        return dict(totals)
