@@ -33,6 +33,7 @@ _HOMES = {
     "server": "kvstore.cli.server:server",
     "txn": "kvstore.cli.verbs:txn",
     "verify": "kvstore.verify.commands:verify",
+    "watch": "kvstore.cli.watching:watch",
     "version": "kvstore.cli.verbs:version",
 }
 

@@ -78,6 +78,10 @@ class Printer:
         """Print the reply of txn."""
         raise NotImplementedError
 
+    def watch(self, reply: rpc_pb2.WatchResponse) -> None:
+        """Print what a watch is told, at once."""
+        raise NotImplementedError
+
     def alarms(self, reply: rpc_pb2.AlarmResponse) -> None:
         """Print alarms."""
         raise NotImplementedError
@@ -169,6 +173,12 @@ class SimplePrinter(Printer):
                 case "response_txn":
                     self.txn(response.response_txn)
 
+    def watch(self, reply: rpc_pb2.WatchResponse) -> None:
+        for event in reply.events:
+            before = self._pair(event.prev_kv) if event.HasField("prev_kv") else b""
+            name = kv_pb2.Event.EventType.Name(event.type).encode()
+            _out(name + b"\n" + before + self._pair(event.kv))
+
     def alarms(self, reply: rpc_pb2.AlarmResponse) -> None:
         for alarm in reply.alarms:
             member = f"memberID:{alarm.memberID} " if alarm.memberID else ""
@@ -237,6 +247,17 @@ class JsonPrinter(Printer):
         _out(_json(json_value(reply)) + "\n")
 
     put = get = delete = txn = alarms = _print
+
+    def watch(self, reply: rpc_pb2.WatchResponse) -> None:
+        # A struct of the client's own, whose fields are never left out.
+        shown = {
+            "Header": json_value(reply.header),
+            "Events": [json_value(event) for event in reply.events],
+            "CompactRevision": reply.compact_revision,
+            "Canceled": reply.canceled,
+            "Created": reply.created,
+        }
+        _out(_json(shown) + "\n")
 
     def members(self, reply: rpc_pb2.MemberListResponse) -> None:
         if not self._in_hex:
@@ -326,6 +347,14 @@ class FieldsPrinter(Printer):
                 case "response_txn":
                     self.txn(response.response_txn)
 
+    def watch(self, reply: rpc_pb2.WatchResponse) -> None:
+        self._header(reply.header)
+        for event in reply.events:
+            self._lines(("Type", kv_pb2.Event.EventType.Name(event.type)))
+            if event.HasField("prev_kv"):
+                self._pair("Prev", event.prev_kv)
+            self._pair("", event.kv)
+
     def alarms(self, reply: rpc_pb2.AlarmResponse) -> None:
         self._header(reply.header)
         for alarm in reply.alarms:
@@ -382,7 +411,7 @@ class TablePrinter(Printer):
     """A drawn table: headings in the middle, cells to the right."""
 
     form = "table"
-    unsupported = frozenset({"put", "get", "delete", "txn", "alarms"})
+    unsupported = frozenset({"put", "get", "delete", "txn", "watch", "alarms"})
 
     @staticmethod
     def _print(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -444,6 +473,13 @@ class ProtobufPrinter(Printer):
         _out(reply.SerializeToString())
 
     put = get = delete = txn = alarms = members = _print
+
+    def watch(self, reply: rpc_pb2.WatchResponse) -> None:
+        shown = rpc_pb2.WatchResponse()
+        shown.CopyFrom(reply)
+        for field in ("watch_id", "cancel_reason"):  # etcdctl's client keeps them to itself
+            shown.ClearField(field)
+        self._print(shown)
 
 
 def printer(form: str, *, in_hex: bool, values_only: bool = False) -> Printer:

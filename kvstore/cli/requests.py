@@ -12,7 +12,7 @@ from kvstore.cli.exits import bad_arguments, bad_feature
 from kvstore.cli.gotext import parse_int, quote
 from kvstore.wire import rpc_pb2
 
-_ALL_KEYS = b"\x00"
+ALL_KEYS = b"\x00"
 """As a key: the first possible one. As a range end: no end."""
 
 _ORDERS = {
@@ -38,7 +38,7 @@ def to_bytes(text: str) -> bytes:
 def prefix_end(prefix: bytes) -> bytes:
     """The end of the range of all keys that begin with `prefix`."""
     kept = prefix.rstrip(b"\xff")
-    return kept[:-1] + bytes([kept[-1] + 1]) if kept else _ALL_KEYS
+    return kept[:-1] + bytes([kept[-1] + 1]) if kept else ALL_KEYS
 
 
 def _key_range(args: Sequence[str], *, prefix: bool, from_key: bool) -> tuple[bytes, bytes]:
@@ -50,7 +50,7 @@ def _key_range(args: Sequence[str], *, prefix: bool, from_key: bool) -> tuple[by
             )
         return key, to_bytes(args[1])
     if from_key or (prefix and not key):
-        return key or _ALL_KEYS, _ALL_KEYS
+        return key or ALL_KEYS, ALL_KEYS
     return key, prefix_end(key) if prefix else b""
 
 

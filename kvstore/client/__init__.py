@@ -6,6 +6,7 @@ against etcd as well. What it promises:
 * A call ends in its reply or in one error of `kvstore.errors`, within its timeout.
 * An error is `OutcomeUnknown` unless it is certain that nothing was applied: the server said so, or
   the request never left. Nothing unknown is ever sent again.
+* A watch goes on where it left off, on whichever member answers.
 * A read, and a write that certainly was not applied, moves on to the next endpoint.
 """
 
@@ -24,6 +25,7 @@ from kvstore.client.methods import (
     TXN,
     Method,
 )
+from kvstore.client.watching import Watching
 
 __all__ = [
     "ALARM",
@@ -41,5 +43,6 @@ __all__ = [
     "EndpointError",
     "Method",
     "TimedOut",
+    "Watching",
     "parse_endpoints",
 ]

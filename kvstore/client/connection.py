@@ -101,6 +101,18 @@ class Connection:
             await asyncio.sleep(ROUND_PAUSE_S)
         raise last_error
 
+    async def channel(self, deadline: float) -> grpc.aio.Channel:
+        """A connected channel, for a call that this class does not know. Raises TimedOut."""
+        index = await self._ready_channel(deadline)
+        if index is None:
+            raise TimedOut
+        self._preferred = index
+        return self._channels[index]
+
+    def avoid(self) -> None:
+        """What `channel` gave has failed: prefer the next."""
+        self._preferred = (self._preferred + 1) % len(self._channels)
+
     async def _ready_channel(self, deadline: float) -> int | None:
         """The preferred channel if it is connected, else the first to connect; None at the deadline."""
         loop = asyncio.get_running_loop()

@@ -101,6 +101,7 @@ class MemberCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._server()
         yield from self._store()
+        yield from self._watches()
         yield from self._rpcs()
         yield from self._peers()
         yield _histogram(
@@ -165,6 +166,24 @@ class MemberCollector(Collector):
         yield _gauge("etcd_debugging_mvcc_current_revision", "Current revision.", engine.revision)
         yield _gauge(
             "etcd_debugging_mvcc_compact_revision", "Last compacted revision.", engine.compact_revision
+        )
+
+    def _watches(self) -> Iterator[Metric]:
+        hub = self._member.watches
+        yield _gauge("etcd_debugging_mvcc_watch_stream_total", "Calls that watch.", hub.streams)
+        yield _gauge("etcd_debugging_mvcc_watcher_total", "Watchers.", hub.watcher_count)
+        yield _gauge(
+            "etcd_debugging_mvcc_slow_watcher_total",
+            "Watchers that read history: they started in the past or fell behind.",
+            hub.unsynced,
+        )
+        yield _counter("etcd_debugging_mvcc_events", "Events given to watchers.", hub.events)
+        yield _gauge(
+            "etcd_debugging_mvcc_pending_events_total", "Events that wait for watchers.", hub.pending_events
+        )
+        yield _gauge("kvstore_watch_pending_bytes", "Bytes that wait for watchers.", hub.pending_bytes)
+        yield _counter(
+            "kvstore_watch_touched", "Times a change was given to a watcher of its key.", hub.touched
         )
 
     def _rpcs(self) -> Iterator[Metric]:

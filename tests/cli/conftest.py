@@ -95,7 +95,7 @@ def start_etcd(etcd_folder):
     """`with start_etcd(path, client_port, peer_port):` runs an etcd of its own."""
 
     @contextlib.contextmanager
-    def start(path, client_port, peer_port):
+    def start(path, client_port, peer_port, *flags):
         client, peer = f"http://127.0.0.1:{client_port}", f"http://127.0.0.1:{peer_port}"
         command = [
             str(etcd_folder / "etcd"),
@@ -103,6 +103,7 @@ def start_etcd(etcd_folder):
             *("--listen-client-urls", client, "--advertise-client-urls", client),
             *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
             *("--initial-cluster", f"a={peer}", "--unsafe-no-fsync"),
+            *flags,
         ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:

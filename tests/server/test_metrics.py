@@ -76,6 +76,9 @@ def test_everything_a_scrape_shows() -> None:
     assert seen["etcd_disk_wal_fsync_duration_seconds_bucket", (("le", "+Inf"),)] == 3
     assert seen["etcd_disk_wal_fsync_duration_seconds_sum", ()] == 1.5
     assert seen["etcd_server_is_leader", ()] == 1
+    assert seen["etcd_debugging_mvcc_watcher_total", ()] == 0
+    assert seen["etcd_debugging_mvcc_slow_watcher_total", ()] == 0
+    assert seen["kvstore_watch_touched_total", ()] == 0
     assert seen["etcd_server_leader_changes_seen_total", ()] == 4
     assert seen["etcd_server_proposals_committed_total", ()] == 10
     assert seen["etcd_server_quota_backend_bytes", ()] == 0

@@ -1,0 +1,121 @@
+"""A watch that goes on: after a member or leader is lost it resumes on another, where it left off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+
+from kvstore.client.connection import ROUND_PAUSE_S, Connection
+from kvstore.client.outcomes import error_from_status
+from kvstore.errors import Code
+from kvstore.wire import rpc_pb2
+
+WATCH_PATH = "/etcdserverpb.Watch/Watch"
+
+_REQUIRE_LEADER = (("hasleader", "true"),)
+"""A member that is cut off ends the stream, instead of being silent for as long as it lasts."""
+
+# How a stream ends when a member goes; a watch changes nothing, so it is simply begun again.
+_LOST = frozenset({Code.UNAVAILABLE, Code.CANCELLED, Code.UNKNOWN, Code.INTERNAL})
+
+_Stream = grpc.aio.StreamStreamCall[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse]
+
+
+class Watching:
+    """Responses to one creation request, as an async iterator; use it as `async with`.
+
+    Each revision comes whole, once and in order, however often the connection is lost. Ends after a
+    response that says `canceled`: refused, or (with `compact_revision`) its next revision is compacted.
+    Raises KVError when the cluster cannot be watched. What says `created` and nothing else is left out.
+    """
+
+    def __init__(self, connection: Connection, request: rpc_pb2.WatchCreateRequest) -> None:
+        self._connection = connection
+        self._request = rpc_pb2.WatchCreateRequest()
+        self._request.CopyFrom(request)
+        self._request.watch_id = 0
+        self._request.fragment = False  # a revision in pieces could be lost in the middle
+        self._call: _Stream | None = None
+        self._canceled = False
+        self.reconnects = 0
+        """Times it was begun anew."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> rpc_pb2.WatchResponse:
+        while not self._canceled:
+            try:
+                if self._call is None:
+                    self._call = await self._begin()
+                response = await self._call.read()
+            except grpc.aio.AioRpcError as error:
+                code = Code(error.code().value[0])
+                if code not in _LOST:
+                    raise error_from_status(code, error.details() or "", None, changes=False) from None
+                response = grpc.aio.EOF
+            if not isinstance(response, rpc_pb2.WatchResponse):
+                self._end()
+                self._connection.avoid()
+                self.reconnects += 1
+                await asyncio.sleep(ROUND_PAUSE_S)
+                continue
+            self._heard(response)
+            if not response.created or response.canceled:
+                return response
+        raise StopAsyncIteration
+
+    async def request_progress(self) -> None:
+        """Ask for a response without events that says up to where everything was told.
+
+        Nothing comes when the stream is lost meanwhile.
+        """
+        if self._call is not None:
+            try:
+                await self._call.write(rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest()))
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                return  # whoever reads notices, and begins anew
+
+    async def _begin(self) -> _Stream:
+        stub: Any = (await self._connection.channel(math.inf)).stream_stream(
+            WATCH_PATH,
+            request_serializer=rpc_pb2.WatchRequest.SerializeToString,
+            response_deserializer=rpc_pb2.WatchResponse.FromString,
+        )
+        call: _Stream = stub(metadata=_REQUIRE_LEADER)
+        with contextlib.suppress(asyncio.InvalidStateError):  # it has ended already; reading tells how
+            await call.write(rpc_pb2.WatchRequest(create_request=self._request))
+        return call
+
+    def _end(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+
+    def _heard(self, response: rpc_pb2.WatchResponse) -> None:
+        """Note from where to go on."""
+        request = self._request
+        if response.canceled:
+            self._canceled = True
+        elif response.events:
+            request.start_revision = response.events[-1].kv.mod_revision + 1
+        elif not response.created or request.start_revision == 0:
+            # Progress, or the revision that a watch from now on begins behind.
+            request.start_revision = max(request.start_revision, response.header.revision + 1)
