@@ -17,6 +17,7 @@ _NANOSECONDS = {
     "h": 3_600_000_000_000,
 }
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+_UINT64_MAX = 2**64 - 1
 _ESCAPES = {
     "\a": "\\a",
     "\b": "\\b",
@@ -43,6 +44,16 @@ def parse_int(text: str, base: int = 10) -> int:
         raise ValueError(f"strconv.ParseInt: parsing {quote(text.encode())}: invalid syntax")
     if not _INT64_MIN <= value <= _INT64_MAX:
         raise ValueError(f"strconv.ParseInt: parsing {quote(text.encode())}: value out of range")
+    return value
+
+
+def parse_hex_id(text: str) -> int:
+    """`strconv.ParseUint(text, 16, 64)`; ValueError with Go's words."""
+    if not re.fullmatch(r"[0-9A-Fa-f]+", text, re.ASCII):
+        raise ValueError(f"strconv.ParseUint: parsing {quote(text.encode())}: invalid syntax")
+    value = int(text, 16)
+    if value > _UINT64_MAX:
+        raise ValueError(f"strconv.ParseUint: parsing {quote(text.encode())}: value out of range")
     return value
 
 

@@ -148,7 +148,7 @@ async def _check(found: Settings, one: str) -> EndpointHealth:
 @click.group(cls=Group)
 @global_options
 def member() -> None:
-    """Show the members of the cluster."""
+    """Show and change the members of the cluster."""
 
 
 @member.command("list")

@@ -90,6 +90,10 @@ class Printer:
         """Print the members."""
         raise NotImplementedError
 
+    def change(self, reply: Message, line: str) -> None:
+        """Print the reply to a change of the cluster; `line` is its simple form."""
+        raise NotImplementedError
+
     def statuses(self, found: Sequence[EndpointStatus]) -> None:
         """Print the status of endpoints."""
         raise NotImplementedError
@@ -188,6 +192,9 @@ class SimplePrinter(Printer):
     def members(self, reply: rpc_pb2.MemberListResponse) -> None:
         _out("".join(", ".join(_member_cells(member)) + "\n" for member in reply.members))
 
+    def change(self, reply: Message, line: str) -> None:
+        _out(line)
+
     def statuses(self, found: Sequence[EndpointStatus]) -> None:
         _out("".join(", ".join(_status_cells(one)) + "\n" for one in found))
 
@@ -259,6 +266,9 @@ class JsonPrinter(Printer):
         }
         _out(_json(shown) + "\n")
 
+    def change(self, reply: Message, line: str) -> None:
+        self._print(reply)
+
     def members(self, reply: rpc_pb2.MemberListResponse) -> None:
         if not self._in_hex:
             self._print(reply)
@@ -294,6 +304,7 @@ class FieldsPrinter(Printer):
     """One `"Name" : value` a line."""
 
     form = "fields"
+    unsupported = frozenset({"change"})
 
     def _lines(self, *rows: tuple[str, object]) -> None:
         _out("".join(f'"{name}" : {value}\n' for name, value in rows))
@@ -411,7 +422,7 @@ class TablePrinter(Printer):
     """A drawn table: headings in the middle, cells to the right."""
 
     form = "table"
-    unsupported = frozenset({"put", "get", "delete", "txn", "watch", "alarms"})
+    unsupported = frozenset({"put", "get", "delete", "txn", "watch", "alarms", "change"})
 
     @staticmethod
     def _print(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -480,6 +491,9 @@ class ProtobufPrinter(Printer):
         for field in ("watch_id", "cancel_reason"):  # etcdctl's client keeps them to itself
             shown.ClearField(field)
         self._print(shown)
+
+    def change(self, reply: Message, line: str) -> None:
+        self._print(reply)
 
 
 def printer(form: str, *, in_hex: bool, values_only: bool = False) -> Printer:

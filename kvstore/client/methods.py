@@ -49,3 +49,30 @@ DEFRAGMENT = Method(
     rpc_pb2.DefragmentResponse,
     changes=False,
 )
+MEMBER_ADD = Method(
+    "/etcdserverpb.Cluster/MemberAdd", rpc_pb2.MemberAddRequest, rpc_pb2.MemberAddResponse, changes=True
+)
+MEMBER_REMOVE = Method(
+    "/etcdserverpb.Cluster/MemberRemove",
+    rpc_pb2.MemberRemoveRequest,
+    rpc_pb2.MemberRemoveResponse,
+    changes=True,
+)
+MEMBER_UPDATE = Method(
+    "/etcdserverpb.Cluster/MemberUpdate",
+    rpc_pb2.MemberUpdateRequest,
+    rpc_pb2.MemberUpdateResponse,
+    changes=True,
+)
+MEMBER_PROMOTE = Method(
+    "/etcdserverpb.Cluster/MemberPromote",
+    rpc_pb2.MemberPromoteRequest,
+    rpc_pb2.MemberPromoteResponse,
+    changes=True,
+)
+MOVE_LEADER = Method(
+    "/etcdserverpb.Maintenance/MoveLeader",
+    rpc_pb2.MoveLeaderRequest,
+    rpc_pb2.MoveLeaderResponse,
+    changes=True,
+)
