@@ -12,8 +12,9 @@ from typing import Any, TextIO
 
 from kvstore.verify.load.client import CertainFailureError, Client, NotServedError, UnknownOutcomeError
 
-BACKOFF_S = 0.1
-"""After a failure: long enough that a member that is down does not fill the history with refusals."""
+BACKOFF_S = (0.1, 1.0)
+"""After a failure, doubled up to the second while failures go on: members that are down must not fill the
+history with refusals."""
 
 MOVE_CHANCE = 0.7
 """After a failure a slot tries another member, usually: those that stay are the ones who would see a
@@ -107,6 +108,8 @@ class Slot:
         self._place = number % len(clients)
         self._due = time.monotonic()
         self._fresh = 0
+        self._failures = 0
+        """In a row, up to now."""
 
     @property
     def client(self) -> Client:
@@ -154,8 +157,11 @@ class Slot:
                 self.process += self.load.spec.slots_total
         else:
             record(process, "ok", f, completed, node=node)
+            self._failures = 0
             return completed
         if self.rng.random() < MOVE_CHANCE:
             self.move()
-        await self.load.sleep(BACKOFF_S * self.rng.uniform(0.5, 1.5))
+        least, most = BACKOFF_S
+        await self.load.sleep(min(most, least * 2**self._failures) * self.rng.uniform(0.5, 1.5))
+        self._failures += 1
         return None

@@ -225,5 +225,10 @@ WORKLOADS: dict[str, Workload] = {
 }
 """Every workload by its name on the command line."""
 
-CLIENTS_OF: dict[str, tuple[str, ...]] = {"watch": ("thin",), "lock": ("thin",), "lock-fenced": ("thin",)}
+CLIENTS_OF: dict[str, tuple[str, ...]] = {
+    "watch": ("thin",),
+    "lock": ("thin",),
+    "lock-fenced": ("thin",),
+    "lease": ("thin",),
+}
 """Kinds of client that can drive a workload, where not all can."""

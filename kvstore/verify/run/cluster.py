@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,13 @@ class Wrapping:
         *,
         before: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
+        flags: Mapping[str, str] | None = None,
     ) -> None:
         self.before = before
         """A program and its arguments that starts the member (a tracer)."""
         self.environment = dict(environment or {})
+        self.flags = dict(flags or {})
+        """Flags by name, instead of the plan's."""
 
 
 class ClusterUnderTest(Supervisor):
@@ -39,6 +42,8 @@ class ClusterUnderTest(Supervisor):
         super().__init__(plan)
         self.wrappings: dict[int, Wrapping] = {}
         """By member; in effect from its next start on."""
+        self.before_start: list[Callable[[int], None]] = []
+        """Called with a member's number before each start of it."""
         self.may_end: dict[int, bool] = {}
         """Members whose processes may end by themselves now, because a fault asks for it."""
         self.unexpected: list[str] = []
@@ -46,11 +51,15 @@ class ClusterUnderTest(Supervisor):
         self._channels: dict[int, grpc.aio.Channel] = {}
 
     def launch(self, node: NodePlan) -> tuple[list[str], dict[str, str]]:
+        for prepare in self.before_start:
+            prepare(node.number)
         command, environment = super().launch(node)
         wrapping = self.wrappings.get(node.number)
         if wrapping is None:
             return command, environment
-        return [*wrapping.before, *command], {**environment, **wrapping.environment}
+        kept = [one for one in command if one.partition("=")[0].removeprefix("--") not in wrapping.flags]
+        flags = [f"--{name}={value}" for name, value in wrapping.flags.items()]
+        return [*wrapping.before, *kept, *flags], {**environment, **wrapping.environment}
 
     @property
     def numbers(self) -> list[int]:

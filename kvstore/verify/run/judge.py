@@ -82,7 +82,11 @@ def _checks(
         "watch": {"watch": lambda: check_watches(operations)},
         "lock": {"lock": lambda: check_locks(operations, fenced=False)},
         "lock-fenced": {"lock with fencing": lambda: check_locks(operations, fenced=True)},
-        "lease": {"lease": lambda: check_leases(operations)},
+        "lease": {
+            "lease": lambda: check_leases(
+                operations, sorted({k for held in finals.keys("lease/").values() for k in held})
+            )
+        },
     }
     return table[workload]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from kvstore.verify.run import api_faults, network_faults, process_faults
+from kvstore.verify.run import api_faults, disk_faults, member_faults, network_faults, process_faults
 from kvstore.verify.run.faults import Field, Nemesis
 
 NEMESES: dict[str, Callable[[Field], Nemesis]] = {
@@ -21,4 +21,9 @@ NEMESES: dict[str, Callable[[Field], Nemesis]] = {
     "cut-links": network_faults.CutLinks,
     "compaction": api_faults.Compaction,
     "transfer": api_faults.Transfer,
+    "power-cut": disk_faults.PowerCut,
+    "sync-error": disk_faults.SyncError,
+    "disk-full": disk_faults.DiskFull,
+    "members": member_faults.Members,
+    "corruption": member_faults.Corruption,
 }
