@@ -204,6 +204,7 @@ class _Assembly:
         )
         node.subscribe(lambda event: member.leader_loss.seen(event.leader))
         node.on_applied = member.watches.applied
+        node.subscribe_installed(lambda _: member.watches.applied())
         changes = ClusterChanges(
             member,
             lambda: node.membership,

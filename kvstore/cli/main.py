@@ -26,16 +26,19 @@ _HOMES = {
     "compaction": "kvstore.cli.upkeep:compaction",
     "defrag": "kvstore.cli.upkeep:defrag",
     "del": "kvstore.cli.verbs:delete",
+    "elect": "kvstore.cli.locks:elect",
     "endpoint": "kvstore.cli.members:endpoint",
     "get": "kvstore.cli.verbs:get",
+    "lease": "kvstore.cli.leases:lease",
+    "lock": "kvstore.cli.locks:lock",
     "member": "kvstore.cli.member_changes:member",
     "move-leader": "kvstore.cli.member_changes:move_leader",
     "put": "kvstore.cli.verbs:put",
     "server": "kvstore.cli.server:server",
     "txn": "kvstore.cli.verbs:txn",
     "verify": "kvstore.verify.commands:verify",
-    "watch": "kvstore.cli.watching:watch",
     "version": "kvstore.cli.verbs:version",
+    "watch": "kvstore.cli.watching:watch",
 }
 
 

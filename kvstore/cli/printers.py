@@ -237,7 +237,8 @@ _JSON_ESCAPES = str.maketrans(
 )
 
 
-def _json(value: Any) -> str:
+def json_text(value: Any) -> str:
+    """A value in one line, as encoding/json writes it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return text.translate(_JSON_ESCAPES)
 
@@ -251,7 +252,7 @@ class JsonPrinter(Printer):
         self._in_hex = in_hex
 
     def _print(self, reply: Message) -> None:
-        _out(_json(json_value(reply)) + "\n")
+        _out(json_text(json_value(reply)) + "\n")
 
     put = get = delete = txn = alarms = _print
 
@@ -264,7 +265,7 @@ class JsonPrinter(Printer):
             "Canceled": reply.canceled,
             "Created": reply.created,
         }
-        _out(_json(shown) + "\n")
+        _out(json_text(shown) + "\n")
 
     def change(self, reply: Message, line: str) -> None:
         self._print(reply)
@@ -276,8 +277,9 @@ class JsonPrinter(Printer):
         # etcdctl writes this form by hand, with a spelling of its own
         header = reply.header
         members = [
-            f'{{"ID":"{member.ID:x}","name":"{member.name}","peerURLs":{_json(list(member.peerURLs) or None)}'
-            f',"clientURLS":{_json(list(member.clientURLs) or None)}}}'
+            f'{{"ID":"{member.ID:x}","name":"{member.name}"'
+            f',"peerURLs":{json_text(list(member.peerURLs) or None)}'
+            f',"clientURLS":{json_text(list(member.clientURLs) or None)}}}'
             for member in reply.members
         ]
         listed = f',"members":[{",".join(members)}]' if members else ""
@@ -287,17 +289,18 @@ class JsonPrinter(Printer):
         )
 
     def statuses(self, found: Sequence[EndpointStatus]) -> None:
-        _out(_json([{"Endpoint": one.endpoint, "Status": json_value(one.status)} for one in found]) + "\n")
+        shown = [{"Endpoint": one.endpoint, "Status": json_value(one.status)} for one in found]
+        _out(json_text(shown) + "\n")
 
     def hashes(self, found: Sequence[EndpointHash]) -> None:
-        _out(_json([{"Endpoint": one.endpoint, "HashKV": json_value(one.reply)} for one in found]) + "\n")
+        _out(json_text([{"Endpoint": one.endpoint, "HashKV": json_value(one.reply)} for one in found]) + "\n")
 
     def healths(self, found: Sequence[EndpointHealth]) -> None:
         shown = []
         for one in found:
             row = {"endpoint": one.endpoint, "health": one.healthy, "took": one.took}
             shown.append(row | {"error": one.error} if one.error else row)
-        _out(_json(shown) + "\n")
+        _out(json_text(shown) + "\n")
 
 
 class FieldsPrinter(Printer):

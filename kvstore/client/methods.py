@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from kvstore.wire import rpc_pb2
+from kvstore.wire import rpc_pb2, v3election_pb2, v3lock_pb2
 
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
@@ -75,4 +75,30 @@ MOVE_LEADER = Method(
     rpc_pb2.MoveLeaderRequest,
     rpc_pb2.MoveLeaderResponse,
     changes=True,
+)
+LEASE_GRANT = Method(
+    "/etcdserverpb.Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest, rpc_pb2.LeaseGrantResponse, changes=True
+)
+LEASE_REVOKE = Method(
+    "/etcdserverpb.Lease/LeaseRevoke", rpc_pb2.LeaseRevokeRequest, rpc_pb2.LeaseRevokeResponse, changes=True
+)
+LEASE_TIME_TO_LIVE = Method(
+    "/etcdserverpb.Lease/LeaseTimeToLive",
+    rpc_pb2.LeaseTimeToLiveRequest,
+    rpc_pb2.LeaseTimeToLiveResponse,
+    changes=False,
+)
+LEASE_LEASES = Method(
+    "/etcdserverpb.Lease/LeaseLeases", rpc_pb2.LeaseLeasesRequest, rpc_pb2.LeaseLeasesResponse, changes=False
+)
+LOCK = Method("/v3lockpb.Lock/Lock", v3lock_pb2.LockRequest, v3lock_pb2.LockResponse, changes=True)
+UNLOCK = Method("/v3lockpb.Lock/Unlock", v3lock_pb2.UnlockRequest, v3lock_pb2.UnlockResponse, changes=True)
+CAMPAIGN = Method(
+    "/v3electionpb.Election/Campaign",
+    v3election_pb2.CampaignRequest,
+    v3election_pb2.CampaignResponse,
+    changes=True,
+)
+RESIGN = Method(
+    "/v3electionpb.Election/Resign", v3election_pb2.ResignRequest, v3election_pb2.ResignResponse, changes=True
 )

@@ -259,23 +259,24 @@ class WatchHub:
     # -- what is applied -------------------------------------------------------------------------
 
     def applied(self) -> None:
-        """Something was applied: tell the synced watchers."""
-        if self._watchers:
-            for revision, changes in self._engine.take_changes():
-                self._tell(revision, changes)
-            self.revision = self._engine.revision
-
-    def installed(self) -> None:
-        """The whole state was replaced by a newer one: what lies between is read from its history."""
+        """Something was applied, or the whole state was replaced: tell the synced watchers."""
         if not self._watchers:
             return
-        told = self.revision
+        changes = self._engine.take_changes()
+        if self.revision + len(changes) != self._engine.revision:
+            self._jumped()
+            return
+        for revision, made in changes:
+            self._tell(revision, made)
+        self.revision = self._engine.revision
+
+    def _jumped(self) -> None:
+        """The state was replaced by a newer one: what lies between is read from its history."""
+        told, self.revision = self.revision, self._engine.revision
         for watcher in self._watchers:
-            if watcher.synced and watcher.next_revision <= self._engine.revision:
+            if watcher.synced and watcher.next_revision <= self.revision:
                 self._unsync(watcher, max(watcher.next_revision, told + 1))
                 watcher.owner.ready(watcher)
-        self._engine.observing = True  # the new state has never been observed
-        self.revision = self._engine.revision
 
     def _tell(self, revision: int, changes: Sequence[Change]) -> None:
         index = self._index
