@@ -251,11 +251,13 @@ class GrpcTransport:
         return answer
 
     async def _probed(self, data: bytes, context: _Context) -> bytes:
+        """Say who is here. The receiver hears nothing of it: the asker may be gone by now, and another
+        process of that member have said hello."""
         try:
-            hello = codec.decode_hello(data)
+            codec.decode_hello(data)
         except codec.Malformed as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        return codec.encode_answer(self._judge(hello))
+        return codec.encode_answer(HelloAnswer(hello=self._hello, earlier_disk_known=False))
 
     async def _described(self, data: bytes, context: _Context) -> bytes:
         return codec.encode_description(self._describe())

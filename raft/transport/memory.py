@@ -555,7 +555,7 @@ class MemoryTransport:
             target = network.listener(member_id)
             found = Liveness.DEAD
             if target is not None:
-                found = judge_boot_id(expected, target.answer(self.hello).hello.boot_id)
+                found = judge_boot_id(expected, target.hello.boot_id)
             network.loop.call_later(network.delay_s(member_id, here), answer_arrives, found)
 
         network.loop.call_later(network.delay_s(here, member_id), hello_arrives)

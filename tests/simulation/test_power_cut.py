@@ -30,7 +30,14 @@ def lazy(member_id: int) -> NodeConfig:
 
 def eager(member_id: int) -> NodeConfig:
     """Writes the state file all the time, so that cuts meet its commits, and the log's compactions."""
-    return NodeConfig(member_id=member_id, cluster_id=CLUSTER_ID, write_behind_ms=10, write_behind_bytes=2000)
+    return NodeConfig(
+        member_id=member_id,
+        cluster_id=CLUSTER_ID,
+        write_behind_ms=10,
+        write_behind_bytes=2000,
+        compaction_entries=20,
+        catchup_entries=5,
+    )
 
 
 def keep_nothing(count: int) -> int:
@@ -165,8 +172,7 @@ def live(seed: int, tally: Tally, *, sync_works: bool = True) -> None:
 
 
 @pytest.mark.parametrize("first_seed", range(0, LIVES, LIVES_PER_TEST))
-def test_no_acknowledged_write_is_lost(first_seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raft.node.compaction.COMPACTION_ENTRIES_MIN", 20)
+def test_no_acknowledged_write_is_lost(first_seed: int) -> None:
     tally = Tally()
     for seed in range(first_seed, first_seed + LIVES_PER_TEST):
         live(seed, tally)

@@ -173,7 +173,9 @@ async def test_a_peer_that_dials_us_is_dialled_back_without_waiting(harness: Har
 async def test_probe_finds_the_same_process_alive(harness: Harness) -> None:
     first, _, _, other = await harness.pair()
     assert await first.probe(2) is Liveness.ALIVE
-    assert len(other.hellos) == 2  # the stream's and the probe's
+    # The receiver hears of the stream only. A probe may arrive late, when another process of its member
+    # has said hello: that one would be forgotten.
+    assert len(other.hellos) == 1
 
 
 async def test_probe_finds_a_stopped_process_dead(harness: Harness) -> None:
