@@ -296,6 +296,8 @@ class _Assembly:
                 heartbeat_interval_ms=config.heartbeat_interval,
                 election_timeout_ms=config.election_timeout,
                 request_timeout_ms=REQUEST_TIMEOUT_BASE_MS + 2 * config.election_timeout,
+                compaction_entries=config.compaction_entries,
+                catchup_entries=config.catchup_entries,
             ),
             recovered=directory.recovered,
             log=self._writer,

@@ -43,6 +43,10 @@ REQUEST_BYTES_LIMIT = 10 * 1024 * 1024
 """Above this etcd warns (`recommendedMaxRequestBytes`). Here a request must fit, whole, into a segment of
 the log (16 MiB) and a message between members, or no member could ever store it: so it is refused."""
 
+COMPACTION_ENTRIES_DEFAULT = 1024
+"""What `snapshot_count` 0 stands for. etcd's default is a hundred times as many: there an entry is one
+request, and a compaction costs a copy of the state; here an entry is a batch, and it costs nothing."""
+
 QUOTA_DEFAULT_BYTES = 2 * 1024 * 1024 * 1024
 """What `quota_backend_bytes` 0 stands for, as in etcd."""
 
@@ -87,6 +91,13 @@ class Config:
         1000,
         Group.MEMBER,
         "Milliseconds without a leader before an election; at least 5 heartbeat intervals, at most 50 s.",
+    )
+    snapshot_count: int = _setting(
+        Kind.COUNT,
+        0,
+        Group.MEMBER,
+        "Entries of the log, each a batch of requests, that are worth a compaction of it"
+        f" (0 stands for {COMPACTION_ENTRIES_DEFAULT}).",
     )
     listen_peer_urls: str = _setting(
         Kind.URLS, DEFAULT_PEER_URL, Group.MEMBER, "URLs to listen on for the other members."
@@ -179,6 +190,18 @@ class Config:
         Group.EXPERIMENTAL,
         "etcd 3.5's spelling of watch-progress-notify-interval; 0s leaves it to that one.",
     )
+    snapshot_catchup_entries: int = _setting(
+        Kind.COUNT,
+        5000,
+        Group.EXPERIMENTAL,
+        "Entries of the log kept for a member that lags; one that needs older ones is sent the whole state.",
+    )
+    experimental_snapshot_catchup_entries: int = _setting(
+        Kind.COUNT,
+        0,
+        Group.EXPERIMENTAL,
+        "etcd 3.5's spelling of snapshot-catchup-entries; 0 leaves it to that one.",
+    )
     log_level: str = _setting(
         Kind.TEXT, "info", Group.LOGGING, "Least severe level that is logged.", choices=LOG_LEVELS
     )
@@ -227,6 +250,16 @@ class Config:
         if self.quota_backend_bytes < 0:
             return None
         return self.quota_backend_bytes or QUOTA_DEFAULT_BYTES
+
+    @property
+    def compaction_entries(self) -> int:
+        """Entries worth a compaction of the log; at least 1."""
+        return self.snapshot_count or COMPACTION_ENTRIES_DEFAULT
+
+    @property
+    def catchup_entries(self) -> int:
+        """Entries kept for members that lag; at least 1."""
+        return max(1, self.experimental_snapshot_catchup_entries or self.snapshot_catchup_entries)
 
     @property
     def progress_interval_s(self) -> float:

@@ -15,7 +15,6 @@ _T, _B, _N, _I, _D, _U = Kind.TEXT, Kind.SWITCH, Kind.COUNT, Kind.INTEGER, Kind.
 _IGNORED: dict[Group, tuple[tuple[str, Kind, str, str], ...]] = {
     Group.MEMBER: (
         ("wal-dir", _T, "", "The log lies in the data directory."),
-        ("snapshot-count", _N, "100000", "The log is compacted by size."),
         ("initial-election-tick-advance", _B, "true", "Elections begin by events, not by ticks."),
         ("listen-client-http-urls", _U, "", "HTTP is not served apart from gRPC."),
         ("max-snapshots", _N, "5", "The newest state is kept."),
@@ -88,7 +87,6 @@ _IGNORED: dict[Group, tuple[tuple[str, Kind, str, str], ...]] = {
         ("enable-lease-checkpoint-persist", _B, "false", "Leases are not served."),
         ("compaction-batch-limit", _I, "1000", "Compaction is paced by bytes."),
         ("compaction-sleep-interval", _D, "10ms", "Compaction is paced by bytes."),
-        ("snapshot-catchup-entries", _N, "5000", "The log is kept by size."),
         ("stop-grpc-service-on-defrag", _B, "false", "There is no defragmentation."),
         ("bootstrap-defrag-threshold-megabytes", _N, "0", "There is no defragmentation."),
         ("memory-mlock", _B, "false", "Set by the system."),

@@ -101,6 +101,7 @@ class MemberCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._server()
         yield from self._store()
+        yield from self._snapshots()
         yield from self._watches()
         yield from self._rpcs()
         yield from self._peers()
@@ -166,6 +167,31 @@ class MemberCollector(Collector):
         yield _gauge("etcd_debugging_mvcc_current_revision", "Current revision.", engine.revision)
         yield _gauge(
             "etcd_debugging_mvcc_compact_revision", "Last compacted revision.", engine.compact_revision
+        )
+
+    def _snapshots(self) -> Iterator[Metric]:
+        status = self._member.node.status()
+        images = status.images
+        yield _gauge(
+            "etcd_server_snapshot_apply_in_progress_total",
+            "1 while an image of the state is being received.",
+            images.receiving is not None,
+        )
+        yield _counter("etcd_network_snapshot_send_success", "Images brought to members.", images.sent)
+        yield _counter(
+            "etcd_network_snapshot_send_failures", "Images that could not be brought.", images.send_failures
+        )
+        yield _gauge(
+            "etcd_network_snapshot_send_inflights_total", "Images on their way.", len(images.sending)
+        )
+        yield _counter(
+            "etcd_network_snapshot_receive_success", "Images received and installed.", images.installed
+        )
+        yield _counter("etcd_network_snapshot_receive_failures", "Images given up.", images.receive_failures)
+        yield _counter("kvstore_snapshot_sent_bytes", "Bytes of images sent.", images.sent_bytes)
+        yield _counter("kvstore_snapshot_received_bytes", "Bytes of images received.", images.received_bytes)
+        yield _gauge(
+            "kvstore_log_entries", "Entries the log holds.", status.last_index - status.first_index + 1
         )
 
     def _watches(self) -> Iterator[Metric]:

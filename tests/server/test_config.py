@@ -32,6 +32,9 @@ SAMPLES = {
     "listen-metrics-urls": "http://127.0.0.1:2388",
     "watch-progress-notify-interval": "5s",
     "experimental-watch-progress-notify-interval": "300ms",
+    "snapshot-count": "2000",
+    "snapshot-catchup-entries": "300",
+    "experimental-snapshot-catchup-entries": "400",
     "log-level": "debug",
     "log-format": "console",
     "log-outputs": "stdout,/dev/null",
@@ -447,8 +450,8 @@ def test_etcds_sample_file_is_read(tmp_path):
     loaded = load({"config-file": str(path)}, {})
     loaded.config.validate()
     assert loaded.config.log_level == "debug"
+    assert loaded.config.compaction_entries == 10000
     assert [line.split()[0] for line in loaded.warnings] == [
-        "--snapshot-count",
         "--enable-pprof",
         "--cipher-suites",
         "--tls-max-version",

@@ -14,6 +14,7 @@ from kvstore.server.metrics import (
     RpcCounters,
     Sources,
 )
+from raft.node.status import ImageStatistics
 
 
 class Statistics:
@@ -23,6 +24,18 @@ class Statistics:
 class Status:
     term, leader, commit, applied, statistics = 3, 7, 10, 9, Statistics
     state_file_bytes = 4096
+    first_index, last_index = 5, 10
+    images = ImageStatistics(
+        built=2,
+        sent=1,
+        send_failures=3,
+        sent_bytes=1000,
+        sending={8: (10, 20)},
+        installed=4,
+        receive_failures=5,
+        received_bytes=2000,
+        receiving=None,
+    )
 
 
 class Node:
@@ -80,6 +93,15 @@ def test_everything_a_scrape_shows() -> None:
     assert seen["etcd_debugging_mvcc_slow_watcher_total", ()] == 0
     assert seen["kvstore_watch_touched_total", ()] == 0
     assert seen["etcd_server_leader_changes_seen_total", ()] == 4
+    assert seen["etcd_network_snapshot_send_success_total", ()] == 1
+    assert seen["etcd_network_snapshot_send_failures_total", ()] == 3
+    assert seen["etcd_network_snapshot_send_inflights_total", ()] == 1
+    assert seen["etcd_network_snapshot_receive_success_total", ()] == 4
+    assert seen["etcd_network_snapshot_receive_failures_total", ()] == 5
+    assert seen["etcd_server_snapshot_apply_in_progress_total", ()] == 0
+    assert seen["kvstore_snapshot_sent_bytes_total", ()] == 1000
+    assert seen["kvstore_snapshot_received_bytes_total", ()] == 2000
+    assert seen["kvstore_log_entries", ()] == 6
     assert seen["etcd_server_proposals_committed_total", ()] == 10
     assert seen["etcd_server_quota_backend_bytes", ()] == 0
     assert not [name for name, _ in seen if name.endswith("_created")]
