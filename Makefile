@@ -24,7 +24,7 @@ JEPSEN_MINUTES ?= 10
 NODES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help env cluster demo test check fix bench profile bench-failover torture scale simulate mutants transcripts differential jepsen jepsen-long lock clean
+.PHONY: help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts differential jepsen jepsen-long lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,12 @@ bench-failover: $(STAMP) ## kill -9 of the leader under load: the gap in writes;
 
 torture: $(STAMP) ## kill -9 of all three nodes under load, again and again; nothing acknowledged may be lost
 	$(BIN)/python -m bench.torture --rounds $(CRASHES)
+
+watch-torture: $(STAMP) ## watchers across killed leaders and restarts miss nothing; writes bench/results/watch-torture.json
+	$(BIN)/python -m bench.watch_torture
+
+bench-watch: $(STAMP) ## what ten thousand watchers of other keys cost a put; writes bench/results/watch.json
+	$(BIN)/python -m bench.watch
 
 scale: $(STAMP) ## a million keys in three members: memory, restart, stalls, rolling restart; writes bench/results/scale.json
 	$(BIN)/python -m bench.scale --keys $(KEYS)
