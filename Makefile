@@ -24,7 +24,7 @@ JEPSEN_MINUTES ?= 10
 NODES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts differential jepsen jepsen-long lock clean
+.PHONY: help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential jepsen jepsen-long lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ mutants: $(STAMP) ## hunt every planted bug with seeded runs until it is caught;
 
 transcripts: $(STAMP) ## etcd-io/raft's interaction scripts of DIR=<folder> against this core; default KVSTORE_TESTDATA
 	$(BIN)/python -m tests.core.transcripts $(DIR)
+
+faults: $(STAMP) ## every storage fault on real processes and files (needs strace); writes bench/results/faults.json
+	$(BIN)/python -m tests.storage.faults --jobs $(WORKERS) $(if $(SEED),--seed $(SEED))
 
 differential: $(STAMP) ## random programs against this store and etcd, every reply compared
 	$(BIN)/python -m tests.differential --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED))

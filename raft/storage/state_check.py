@@ -104,7 +104,12 @@ def inspect(path: str) -> None:
     version = int.from_bytes(header[60:64], "big")
     if version:
         check_version(path, version)
-    together = _look(path, "mode=ro")
+    try:
+        together = _look(path, "mode=ro")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK:
+            return  # cut off while it was born, before it had a journal of our kind: will be undone
+        raise
     if together is None:
         return
     try:

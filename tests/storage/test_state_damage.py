@@ -6,10 +6,13 @@ file says what it said, or what it said at an earlier commit, from which the log
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +199,21 @@ async def test_a_changed_row_is_told_from_a_read_that_failed(tmp_path: Path) -> 
     connection.close()
     with pytest.raises(StorageError, match=r"row .* was changed.*add it again as a new member"):
         await read(path)
+
+
+def test_a_file_cut_off_while_it_was_born_is_born_again(tmp_path: Path) -> None:
+    """SQLite writes the first pages under a journal of another kind, which only a writer may roll back."""
+    path = tmp_path / "state.db"
+    worker = (
+        "import os, sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "connection.execute('PRAGMA cache_size = 2')\n"
+        "connection.execute('CREATE TABLE t (x)')\n"
+        "connection.execute('BEGIN')\n"
+        "connection.executemany('INSERT INTO t VALUES (?)', [(bytes(3000),)] * 50)\n"
+        "os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", worker, str(path)], check=True, timeout=60)
+    assert Path(f"{path}-journal").stat().st_size
+    assert path.stat().st_size
+    assert asyncio.run(read(path)) == MODELS[0]

@@ -1,0 +1,208 @@
+"""System calls of a real process made to fail, or to be its last, one at a time, by strace.
+
+A plan is one fault at one call. The process runs the life (`worker.py`); what it promised on stdout is then
+held against what the recovery finds. Calls are counted per thread and system call, on the files of the data
+directory only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raft.storage import StorageError
+from tests.storage.faults.life import make_life
+from tests.storage.faults.worker import FATAL_CODE, open_directory
+
+ROOT = Path(__file__).resolve().parents[3]
+CALLS = ("pwrite64", "fdatasync", "fsync", "fallocate", "ftruncate", "openat", "unlink", "rename", "mkdir")
+FAULTS = ("EIO", "ENOSPC", "EIO for ever", "ENOSPC for ever", "kill")
+RUN_TIMEOUT_S = 60.0
+SEGMENTS = 8
+"""More than the life fills."""
+
+_TRACED = re.compile(r"^(\d+) +(\w+)\((.*)$")
+_INJECTED = re.compile(r"\(INJECTED\)")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One fault at the `number`th of one system call, from 1."""
+
+    call: str
+    number: int
+    fault: str
+
+    @property
+    def injection(self) -> str:
+        if self.fault == "kill":
+            return f"inject={self.call}:signal=KILL:when={self.number}"
+        code, _, lasting = self.fault.partition(" ")
+        return f"inject={self.call}:error={code}:when={self.number}{'+' if lasting else ''}"
+
+    def __str__(self) -> str:
+        return f"{self.fault} at {self.call} number {self.number}"
+
+
+@dataclass
+class Outcome:
+    """What a run said and what was found after it."""
+
+    lines: list[str]
+    code: int
+    hits: list[str] = field(default_factory=list)
+    """The calls that were made to fail, as traced."""
+    wrong: str = ""
+    """The promise that was broken, or ''."""
+
+    @property
+    def end(self) -> str:
+        """How the process ended, in a word."""
+        if self.code < 0 or self.code > 128:
+            return "killed"
+        last = self.lines[-1].split()[0] if self.lines else "nothing"
+        return {"fatal": "stopped", "refused": "refused", "done": "went on"}.get(last, last)
+
+    def last(self, word: str) -> int:
+        """The number in the last line of this kind, 0 for none."""
+        return max([int(line.split()[1]) for line in self.lines if line.startswith(word + " ")], default=0)
+
+
+def strace_works() -> bool:
+    """Whether strace is here and may trace."""
+    strace = shutil.which("strace")
+    if strace is None:
+        return False
+    tried = subprocess.run(
+        [strace, "-f", "-e", "trace=none", sys.executable, "-c", ""],
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    return tried.returncode == 0
+
+
+def scratch() -> str | None:
+    """A folder in memory where there is one: faults are injected, so the disk's own speed adds nothing."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  # a file system, not a file
+
+
+def run(folder: Path, extra: list[str], *, traced: tuple[str, ...] = CALLS) -> tuple[list[str], int, str]:
+    """One life under strace: its lines, its exit code, and the trace."""
+    data = folder / "member"
+    wal = data / "wal"
+    paths = [data, data / "lock", wal, wal / "next.tmp"]
+    paths += [wal / f"{sequence:016x}.wal" for sequence in range(1, SEGMENTS)]
+    paths += [data / ("state.db" + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
+    trace = folder / "trace"
+    command = ["strace", "-f", "-y", "-o", str(trace), "-e", "trace=" + ",".join(traced), *extra]
+    for path in paths:
+        command += ["-P", str(path)]
+    worker = [sys.executable, "-m", "tests.storage.faults.worker", str(data)]
+    done = subprocess.run(
+        command + worker, cwd=ROOT, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False
+    )
+    return done.stdout.splitlines(), done.returncode, trace.read_text("utf-8", "replace")
+
+
+def plans() -> list[Plan]:
+    """Every fault at every call of an undisturbed life."""
+    with tempfile.TemporaryDirectory(dir=scratch()) as name:
+        lines, code, trace = run(Path(name), [])
+        assert lines[-1:] == ["done"], (code, lines)
+    counts: Counter[tuple[str, str]] = Counter()
+    for line in trace.splitlines():
+        if match := _TRACED.match(line):
+            counts[match[1], match[2]] += 1
+    most = {call: max([n for (_, c), n in counts.items() if c == call], default=0) for call in CALLS}
+    return [Plan(call, n, fault) for call in CALLS for n in range(1, most[call] + 1) for fault in FAULTS]
+
+
+def execute(plan: Plan) -> Outcome:
+    """Run the life with the fault, restart, and judge."""
+    with tempfile.TemporaryDirectory(dir=scratch()) as name:
+        folder = Path(name)
+        lines, code, trace = run(folder, ["-e", plan.injection, "-e", "signal=none"])
+        hits = [line for line in trace.splitlines() if _INJECTED.search(line)]
+        outcome = Outcome(lines, code, hits)
+        outcome.wrong = judge_words(plan, outcome) or asyncio.run(judge_disk(folder / "member", outcome))
+    return outcome
+
+
+# ---------------------------------------------------------------------- the promises
+
+
+def judge_words(plan: Plan, outcome: Outcome) -> str:
+    """Whether the process ended as its errors demand; '' or what is wrong."""
+    lines = outcome.lines
+    stops = [at for at, line in enumerate(lines) if line.startswith(("fatal", "refused"))]
+    if stops and stops[0] != len(lines) - 1:
+        return f"went on after {lines[stops[0]]!r}"
+    if any("Traceback" in line or "AssertionError" in line for line in lines):
+        return "a traceback"
+    if plan.fault == "kill" or not outcome.hits:
+        return "" if outcome.end in ("killed", "went on") else f"ended as {outcome.end} ({outcome.code})"
+    if bool(stops) != (outcome.code == FATAL_CODE):
+        return f"exit code {outcome.code} after {lines[-1:]}"
+    if not stops and lines[-1:] != ["done"]:
+        return f"neither stopped nor done: {lines[-1:]}"
+    return _judge_ending(plan, outcome, stopped=bool(stops))
+
+
+def _judge_ending(plan: Plan, outcome: Outcome, *, stopped: bool) -> str:
+    full = plan.fault.startswith("ENOSPC")
+    lasting = plan.fault.endswith("for ever")
+    in_log = [hit for hit in outcome.hits if "/wal" in hit]
+    started = "begun 1" in outcome.lines
+    if not in_log:
+        # SQLite says "full" of writes only; of other calls it says that they failed, and so do we.
+        if full and started and stopped and all("pwrite64(" in hit for hit in outcome.hits):
+            return "a full disk under the state file stopped the process"
+        return ""
+    preparing = all("next.tmp" in hit or "fallocate" in hit for hit in in_log)
+    if preparing and full and started:
+        if "full" not in outcome.lines:
+            return "no room for the next segment, and nothing was said"
+        if stopped and not lasting:
+            return "stopped although there was room again"
+        return ""
+    if not stopped and not any("unlink" in hit or "openat" in hit for hit in in_log):
+        return f"went on after a failed call on the log: {in_log[0]}"
+    return ""
+
+
+async def judge_disk(path: Path, outcome: Outcome, *, torn: bool = False) -> str:
+    """Whether the recovery finds what was promised; '' or what is wrong. `torn`: the power was cut."""
+    life = make_life()
+    try:
+        member = await open_directory(str(path))
+    except StorageError as error:
+        return f"refused after the fault is gone: {error}"
+    try:
+        found = member.recovered
+        low, high = outcome.last("acked"), outcome.last("begun")
+        models = life.models()
+        differences = [[model.differs(found) for model in models[at]] for at in range(low, high + 1)]
+        if not any("" in each for each in differences):
+            return f"the log is not as after {low} to {high} steps: {differences}"
+        if found.cut and not torn:
+            return "a tail was cut that no power cut tore"
+        mark = await member.state.mark()
+        rows = {key: value async for chunk in member.state.scan(b"", None) for key, value in chunk}
+        if mark.index < outcome.last("state"):
+            return f"the state file went back from {outcome.last('state')} to {mark.index}"
+        if life.images().get(mark.index) != rows:
+            return f"the state file at {mark.index} holds other rows"
+        return ""
+    finally:
+        member.log.close()
+        await member.state.close()
+        member.release()

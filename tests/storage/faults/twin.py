@@ -1,0 +1,113 @@
+"""Every call of the file interface made to fail, on the twin: once or for ever, with EIO or ENOSPC."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+from raft.storage import MemoryFiles, StorageError
+from tests.storage.faults.injection import Outcome
+from tests.storage.faults.life import make_life
+from tests.storage.faults.worker import live, open_directory
+
+PATH = "/member"
+PREPARING = " (the next segment)"
+CODES = (errno.EIO, errno.ENOSPC)
+
+
+async def undisturbed() -> int:
+    """Calls of a life."""
+    files = MemoryFiles()
+    lines: list[str] = []
+    await live(PATH, make_life(), lines.append, files)
+    assert lines[-1] == "done", lines
+    return files.calls
+
+
+async def fail(call: int, code: int, *, lasting: bool, rng: random.Random) -> tuple[Outcome, str]:
+    """One life with one fault, then a power cut: what was said and hit, and the promise that broke."""
+    files = MemoryFiles()
+    lines: list[str] = []
+    hits: list[str] = []
+    before = ""
+
+    def fault(number: int, operation: str, path: str) -> BaseException | None:
+        nonlocal before
+        # A handle keeps the name it was opened under; what follows the allocation prepares a segment.
+        preparing = operation in ("open", "allocate", "sync", "rename") or before == "allocate"
+        before = operation
+        needs_room = operation == "allocate" or (operation == "pwrite" and "state.db" in path)
+        later = lasting and number > call and (code != errno.ENOSPC or needs_room)
+        if number == call or later:
+            hits.append(f"{operation} {path}" + (PREPARING if preparing and "next.tmp" in path else ""))
+            return OSError(code, os.strerror(code), path)
+        return None
+
+    files.fault = fault
+    await live(PATH, make_life(), lines.append, files)
+    outcome = Outcome(lines, 0, hits)
+    outcome.wrong = _words(outcome, code, lasting=lasting)
+    files.crash(rng.randrange)
+    return outcome, outcome.wrong or await _disk(files, outcome)
+
+
+def _words(outcome: Outcome, code: int, *, lasting: bool) -> str:
+    lines, hits = outcome.lines, outcome.hits
+    stopped = lines[-1].startswith(("refused", "fatal"))
+    if [line for line in lines[:-1] if line.startswith(("refused", "fatal"))]:
+        return "went on after a stop"
+    if not stopped and lines[-1] != "done":
+        return f"neither stopped nor done: {lines[-1]}"
+    if "begun 1" not in lines:
+        return "" if stopped else f"started on a disk that failed: {hits[0]}"
+    full = code == errno.ENOSPC
+    if "state.db" in hits[0]:
+        if full and stopped and not lasting:
+            return "a full disk under the state file stopped the log"
+        return "" if full or stopped else "a failed state file went unnoticed"
+    if full and hits[0].endswith(PREPARING):
+        if "full" not in lines:
+            return "no room for the next segment, and nothing was said"
+        return "stopped although there was room again" if stopped and not lasting else ""
+    return "" if stopped or hits[0].startswith("unlink") else f"went on after {hits[0]}"
+
+
+async def _disk(files: MemoryFiles, outcome: Outcome) -> str:
+    life = make_life()
+    try:
+        member = await open_directory(PATH, files)
+    except StorageError as error:
+        return f"refused after the fault is gone: {error}"
+    low, high = outcome.last("acked"), outcome.last("begun")
+    models = [model for at in range(low, high + 1) for model in life.models()[at]]
+    if all(model.differs(member.recovered) for model in models):
+        return f"the log is not as after {low} to {high} steps"
+    mark = await member.state.mark()
+    rows = {key: value async for chunk in member.state.scan(b"", None) for key, value in chunk}
+    if mark.index < outcome.last("state") or life.images().get(mark.index) != rows:
+        return f"the state file says something else at {mark.index}"
+    return ""
+
+
+def campaign(seed: int) -> tuple[Counter[str], list[str]]:
+    """Every fault at every call: how the lives ended, and the promises that broke."""
+    rng = random.Random(seed)
+    ends: Counter[str] = Counter()
+    broken = []
+
+    def cases() -> Iterator[tuple[int, int, bool]]:
+        for call in range(1, asyncio.run(undisturbed()) + 1):
+            for code in CODES:
+                yield call, code, False
+                yield call, code, True
+
+    for call, code, lasting in cases():
+        outcome, wrong = asyncio.run(fail(call, code, lasting=lasting, rng=rng))
+        ends[f"{errno.errorcode[code]}{' for ever' if lasting else ''}: {outcome.end}"] += 1
+        if wrong:
+            broken.append(f"{errno.errorcode[code]} at call {call} ({outcome.hits[:1]}): {wrong}")
+    return ends, broken

@@ -1,0 +1,164 @@
+"""Runs the life in one data directory, as a member's process does, and says what it promises, line by line.
+
+Lines: `begun N` and `acked N` of the log's steps, `state INDEX` after a commit of the state file,
+`state-full`, `full` and `space` about the log's next segment, `refused TEXT`, `fatal TEXT`, `done`. As a
+process it says so on stdout, on real files and with the threaded writer, and its exit code is 7 after
+`refused` and `fatal`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from raft.storage import (
+    Bootstrap,
+    FileSystem,
+    InlineBackground,
+    InlineLogWriter,
+    MemberDirectory,
+    MemoryFiles,
+    MemoryStateOpener,
+    RealFiles,
+    StateFileFull,
+    StorageError,
+    ThreadedLogWriter,
+    open_member,
+    statefile,
+)
+from tests.storage.faults.life import (
+    BLOB,
+    CLUSTER_ID,
+    CONF,
+    DISK_ID,
+    MEMBER_ID,
+    SEGMENT_BYTES,
+    Life,
+    make_life,
+)
+
+FATAL_CODE = 7
+STEP_TIMEOUT_S = 20.0
+FOLD_BYTES = 24 * 1024
+"""Small, so that a short life folds the journal in."""
+
+Say = Callable[[str], None]
+
+
+class Fatal(Exception):
+    """The log's writer gave up."""
+
+
+async def open_directory(path: str, files: FileSystem | None = None) -> MemberDirectory:
+    options: dict[str, Any] = {}
+    if isinstance(files, MemoryFiles):
+        options = {"open_state": MemoryStateOpener(files), "background": InlineBackground()}
+    return await open_member(
+        files or RealFiles(),
+        path,
+        cluster_id=CLUSTER_ID,
+        member_id=MEMBER_ID,
+        bootstrap=Bootstrap(conf=CONF, blob=BLOB),
+        segment_bytes=SEGMENT_BYTES,
+        new_disk_id=lambda: DISK_ID,
+        **options,
+    )
+
+
+async def live(path: str, life: Life, say: Say, files: FileSystem | None = None) -> None:
+    """Live on real files, or on the twin; says `refused` or `fatal` and returns when told to stop."""
+    try:
+        await _live(path, life, say, files)
+    except StorageError as error:
+        say(f"refused {type(error).__name__}: {error}")
+    except Fatal as error:
+        say(f"fatal {error}")
+
+
+async def _live(path: str, life: Life, say: Say, files: FileSystem | None) -> None:
+    loop = asyncio.get_running_loop()
+    member = await open_directory(path, files)
+    stopped: asyncio.Future[None] = loop.create_future()
+
+    def on_space(space: bool) -> None:
+        say("space" if space else "full")
+
+    def fatal(message: str) -> None:
+        stopped.set_exception(Fatal(message))
+
+    writer: ThreadedLogWriter | InlineLogWriter
+    if files is None:
+        writer = ThreadedLogWriter(member.log, loop=loop, fatal=fatal, on_space=on_space, inline=False)
+    else:
+        writer = InlineLogWriter(member.log, loop=loop, fatal=fatal, on_space=on_space)
+    late: int | None = None
+    for number, step in enumerate(life.steps, 1):
+        say(f"begun {number}")
+        if step.quiet:
+            if step.admit:
+                writer.record_admitted()
+            elif step.compact is not None and (await member.state.mark()).index >= step.compact.index:
+                writer.compact(step.compact)
+            continue
+        acked: asyncio.Future[None] = loop.create_future()
+
+        def done(*_: object, acked: asyncio.Future[None] = acked) -> None:
+            acked.set_result(None)
+
+        if step.work is not None:
+            writer.submit(step.work, done)
+        elif step.peer is not None:
+            writer.record_peer_disk(*step.peer, done)
+        await _first(acked, stopped)
+        say(f"acked {number}")
+        if number in life.commits:
+            late = number
+        if late is not None:
+            late = await _commit(member, life, late, say)
+    await _first(asyncio.ensure_future(writer.close()), stopped)
+    if late is not None:
+        await _commit(member, life, late, say)
+    await member.state.close()
+    member.release()
+    say("done")
+
+
+async def _first(wanted: Awaitable[None], stopped: asyncio.Future[None]) -> None:
+    """Wait for `wanted`; a stop goes before. Raises Fatal."""
+    awaited = {asyncio.ensure_future(wanted), stopped}
+    done, _ = await asyncio.wait(awaited, timeout=STEP_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+    assert done, "neither done nor failed"
+    if stopped.done():
+        stopped.result()
+
+
+async def _commit(member: MemberDirectory, life: Life, number: int, say: Say) -> int | None:
+    """Bring the state file up to step `number`, with all it missed; the step again if the disk is full."""
+    before = (await member.state.mark()).index
+    due = [commit for at, commit in sorted(life.commits.items()) if at <= number and commit[0].index > before]
+    try:
+        await member.state.commit(due[-1][0], [row for _, rows in due for row in rows])
+    except StateFileFull:
+        say("state-full")
+        return number
+    say(f"state {due[-1][0].index}")
+    return None
+
+
+def main() -> None:
+    stop = ("refused", "fatal")
+
+    def say(line: str) -> None:
+        os.write(1, (line + "\n").encode())
+        if line.startswith(stop):
+            os._exit(FATAL_CODE)
+
+    statefile.CHECKPOINT_BYTES = FOLD_BYTES
+    asyncio.run(live(sys.argv[1], make_life(), say))
+
+
+if __name__ == "__main__":
+    main()
