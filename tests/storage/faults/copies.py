@@ -1,7 +1,8 @@
 """Old copies of parts of a data directory, put back: each is refused, harmless, or of the same moment.
 
 The parts are the log's folder, the state file with its journal, and each of those two alone. Pairs of
-moments of one traced life are mixed in every way.
+moments of one traced life are mixed in every way, up to the installation of an image, which exchanges the
+state file for one of another name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from raft.storage.images import state_name
 from tests.storage.faults.injection import Outcome, judge_disk, scratch
+from tests.storage.faults.life import INSTALLED
 from tests.storage.faults.power import Call, Replay
 
 PARTS = (("wal",), ("state.db", "state.db-wal"), ("state.db",), ("state.db-wal",))
@@ -25,6 +28,8 @@ def moments(calls: list[Call], folder: Path, every: int) -> list[tuple[Path, lis
     found = []
     promises = 0
     for call in calls:
+        if call.path.endswith(state_name(INSTALLED.index)):
+            break
         replay.do(call)
         if call.name == "say" and not call.data.startswith(b"begun"):
             promises += 1

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raft.storage import StorageError
-from tests.storage.faults.life import make_life
+from raft.storage.images import STATE_NAME, state_name
+from tests.storage.faults.life import INSTALLED, make_life
 from tests.storage.faults.worker import FATAL_CODE, open_directory
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -101,7 +102,8 @@ def run(folder: Path, extra: list[str], *, traced: tuple[str, ...] = CALLS) -> t
     wal = data / "wal"
     paths = [data, data / "lock", wal, wal / "next.tmp"]
     paths += [wal / f"{sequence:016x}.wal" for sequence in range(1, SEGMENTS)]
-    paths += [data / ("state.db" + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
+    names = (STATE_NAME, state_name(INSTALLED.index))
+    paths += [data / (name + suffix) for name in names for suffix in ("", "-wal", "-shm", "-journal")]
     trace = folder / "trace"
     command = ["strace", "-f", "-y", "-o", str(trace), "-e", "trace=" + ",".join(traced), *extra]
     for path in paths:
@@ -164,7 +166,9 @@ def _judge_ending(plan: Plan, outcome: Outcome, *, stopped: bool) -> str:
     started = "begun 1" in outcome.lines
     if not in_log:
         # SQLite says "full" of writes only; of other calls it says that they failed, and so do we.
-        if full and started and stopped and all("pwrite64(" in hit for hit in outcome.hits):
+        # An image that cannot be received is given up; here that ends the life.
+        own = all("pwrite64(" in hit and "state.db" in hit for hit in outcome.hits)
+        if full and started and stopped and own:
             return "a full disk under the state file stopped the process"
         return ""
     preparing = all("next.tmp" in hit or "fallocate" in hit for hit in in_log)

@@ -21,6 +21,11 @@ SEGMENT_BYTES = 16 * 1024
 """The smallest allowed, so that a short life rotates."""
 
 
+INSTALLED = StateMark(40, 5, CONF)
+"""Where the image of another member stands that is installed towards the end."""
+INSTALLED_ROWS = tuple((b"image%03d" % number, b"value %d" % number * 9) for number in range(200))
+
+
 @dataclass(frozen=True)
 class Model:
     """What a log holds, by the rules of the protocol and nothing else."""
@@ -60,8 +65,14 @@ class Step:
     after: Model
     work: AppendWork | None = None
     peer: tuple[int, int] | None = None
+    """Another member's disk to record."""
     admit: bool = False
     compact: SnapshotMeta | None = None
+
+    @property
+    def installs(self) -> bool:
+        """An image becomes the state file, and the log begins after it."""
+        return self.work is not None and self.work.snapshot is not None
 
     @property
     def quiet(self) -> bool:
@@ -80,19 +91,27 @@ class Life:
     def models(self) -> list[tuple[Model, ...]]:
         """The log after 0, 1, ... steps: as written here, and with the compaction left out, which waits
         for the state file."""
-        found = []
+        found: list[tuple[Model, ...]] = [(Model(),)]
         whole: tuple[Entry, ...] = ()
-        for model in [Model(), *[step.after for step in self.steps]]:
-            kept = whole[: model.base.index] + model.entries
-            whole = kept if model.base.index else model.entries
-            found.append((model, replace(model, base=BASE, entries=whole))[: 1 + (model.base.index > 0)])
+        for step in self.steps:
+            model = step.after
+            if step.installs or found[-1][0].base.index == INSTALLED.index:
+                found.append((model,))
+            elif model.base.index:
+                whole = whole[: model.base.index] + model.entries
+                found.append((model, replace(model, base=BASE, entries=whole)))
+            else:
+                whole = model.entries
+                found.append((model,))
         return found
 
     def images(self) -> dict[int, dict[bytes, bytes]]:
         """The state file's rows by the index it stands at."""
         rows: dict[bytes, bytes] = {}
-        found = {0: dict(rows)}
-        for _, (mark, changes) in sorted(self.commits.items()):
+        found = {0: dict(rows), INSTALLED.index: dict(INSTALLED_ROWS)}
+        for mark, changes in [commit for _, commit in sorted(self.commits.items())]:
+            if mark.index > INSTALLED.index and max(found) == INSTALLED.index:
+                rows = dict(INSTALLED_ROWS)
             for key, value in changes:
                 if value is None:
                     rows.pop(key, None)
@@ -143,8 +162,20 @@ def make_life() -> Life:
     append(3, 1200, 3)
     append(1, 3900, 3)
     append(1, 0, 4)
+    hard = HardState(5, 0, INSTALLED.index)
+    add(
+        replace(model, base=SnapshotMeta(*INSTALLED), entries=(), hard_state=hard),
+        work=AppendWork(
+            AppendToken(5, len(steps), INSTALLED.index, 5),
+            hard_state=hard,
+            snapshot=SnapshotMeta(*INSTALLED),
+            must_sync=True,
+        ),
+    )
+    append(1, 600, 5)
+    append(1, 20, 5)
     commits = {}
-    for number in (4, 6, 7, 8, 9, 10, 12, 13):
+    for number in (4, 6, 7, 8, 9, 10, 12, 13, 17):
         at = steps[number - 1].after
         index = at.hard_state.commit
         term = at.base.term if index == at.base.index else at.entries[index - at.base.index - 1].term

@@ -25,7 +25,7 @@ TRACED = "pwrite64,fdatasync,fsync,fallocate,ftruncate,openat,unlink,rename,mkdi
 STRING_MAX = 100_000
 """Bytes of a write that strace prints: more than the life writes at once."""
 MEMBER = "/member"
-SKIPPED = ("/lock", "/state.db-shm")
+SKIPPED = ("/lock", "-shm")
 """No data: a lock, and an index that SQLite makes anew."""
 
 _START = re.compile(r"^(\d+) +(\w+)\((.*?)(?: <unfinished \.\.\.>)?$")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from raft.storage import MemoryFiles, StorageError
 from tests.storage.faults.injection import Outcome
 from tests.storage.faults.life import make_life
-from tests.storage.faults.worker import live, open_directory
+from tests.storage.faults.worker import live, make_image, open_directory
 
 PATH = "/member"
 PREPARING = " (the next segment)"
@@ -23,7 +23,7 @@ async def undisturbed() -> int:
     """Calls of a life."""
     files = MemoryFiles()
     lines: list[str] = []
-    await live(PATH, make_life(), lines.append, files)
+    await live(PATH, make_life(), await make_image(PATH, MemoryFiles()), lines.append, files)
     assert lines[-1] == "done", lines
     return files.calls
 
@@ -47,8 +47,9 @@ async def fail(call: int, code: int, *, lasting: bool, rng: random.Random) -> tu
             return OSError(code, os.strerror(code), path)
         return None
 
+    image = await make_image(PATH, MemoryFiles())
     files.fault = fault
-    await live(PATH, make_life(), lines.append, files)
+    await live(PATH, make_life(), image, lines.append, files)
     outcome = Outcome(lines, 0, hits)
     outcome.wrong = _words(outcome, code, lasting=lasting)
     files.crash(rng.randrange)
@@ -65,8 +66,10 @@ def _words(outcome: Outcome, code: int, *, lasting: bool) -> str:
     if "begun 1" not in lines:
         return "" if stopped else f"started on a disk that failed: {hits[0]}"
     full = code == errno.ENOSPC
+    if "state-" in hits[0]:
+        return ""  # an image that cannot be received is given up; here that ends the life
     if "state.db" in hits[0]:
-        if full and stopped and not lasting:
+        if full and stopped and not lasting and not hits[0].startswith("unlink"):
             return "a full disk under the state file stopped the log"
         return "" if full or stopped else "a failed state file went unnoticed"
     if full and hits[0].endswith(PREPARING):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from raft.storage import (
     MemoryFiles,
     MemoryStateOpener,
     RealFiles,
+    StateFile,
     StateFileFull,
     StorageError,
     ThreadedLogWriter,
@@ -34,6 +36,8 @@ from tests.storage.faults.life import (
     CLUSTER_ID,
     CONF,
     DISK_ID,
+    INSTALLED,
+    INSTALLED_ROWS,
     MEMBER_ID,
     SEGMENT_BYTES,
     Life,
@@ -44,6 +48,9 @@ FATAL_CODE = 7
 STEP_TIMEOUT_S = 20.0
 FOLD_BYTES = 24 * 1024
 """Small, so that a short life folds the journal in."""
+
+CHUNK_BYTES = 9000
+"""Of the image, written at once: several writes."""
 
 Say = Callable[[str], None]
 
@@ -68,17 +75,34 @@ async def open_directory(path: str, files: FileSystem | None = None) -> MemberDi
     )
 
 
-async def live(path: str, life: Life, say: Say, files: FileSystem | None = None) -> None:
+async def make_image(path: str, files: FileSystem | None = None) -> tuple[bytes, bytes]:
+    """The bytes and the sum of the image that the life installs, made by another member at `path`."""
+    member = await open_directory(path, files)
+    await member.state.commit(INSTALLED, INSTALLED_ROWS)
+    image = await member.images.build(member.state)
+    data = await member.images.read(image, 0, image.size_bytes)
+    await member.images.discard(image)
+    member.log.close()
+    await member.state.close()
+    member.release()
+    return data, image.sha256
+
+
+async def live(
+    path: str, life: Life, image: tuple[bytes, bytes], say: Say, files: FileSystem | None = None
+) -> None:
     """Live on real files, or on the twin; says `refused` or `fatal` and returns when told to stop."""
     try:
-        await _live(path, life, say, files)
-    except StorageError as error:
+        await _live(path, life, image, say, files)
+    except (StorageError, OSError) as error:
         say(f"refused {type(error).__name__}: {error}")
     except Fatal as error:
         say(f"fatal {error}")
 
 
-async def _live(path: str, life: Life, say: Say, files: FileSystem | None) -> None:
+async def _live(
+    path: str, life: Life, image: tuple[bytes, bytes], say: Say, files: FileSystem | None
+) -> None:
     loop = asyncio.get_running_loop()
     member = await open_directory(path, files)
     stopped: asyncio.Future[None] = loop.create_future()
@@ -108,12 +132,19 @@ async def _live(path: str, life: Life, say: Say, files: FileSystem | None) -> No
         def done(*_: object, acked: asyncio.Future[None] = acked) -> None:
             acked.set_result(None)
 
+        received = await _receive(member, image) if step.installs else None
         if step.work is not None:
             writer.submit(step.work, done)
         elif step.peer is not None:
             writer.record_peer_disk(*step.peer, done)
         await _first(acked, stopped)
         say(f"acked {number}")
+        if received is not None:
+            say(f"state {INSTALLED.index}")
+            await member.state.close()
+            member.state = received
+            await member.images.use(INSTALLED.index)
+            late = None
         if number in life.commits:
             late = number
         if late is not None:
@@ -124,6 +155,18 @@ async def _live(path: str, life: Life, say: Say, files: FileSystem | None) -> No
     await member.state.close()
     member.release()
     say("done")
+
+
+async def _receive(member: MemberDirectory, image: tuple[bytes, bytes]) -> StateFile:
+    data, sha256 = image
+    incoming = await member.images.receive(INSTALLED.index)
+    try:
+        while incoming.offset < len(data):
+            await incoming.write(data[incoming.offset : incoming.offset + CHUNK_BYTES])
+        await incoming.finish(sha256)
+    finally:
+        incoming.close()
+    return await member.images.open_received(INSTALLED.index)
 
 
 async def _first(wanted: Awaitable[None], stopped: asyncio.Future[None]) -> None:
@@ -156,8 +199,13 @@ def main() -> None:
         if line.startswith(stop):
             os._exit(FATAL_CODE)
 
+    async def run() -> None:
+        with tempfile.TemporaryDirectory() as donor:
+            image = await make_image(f"{donor}/member")
+        await live(sys.argv[1], make_life(), image, say)
+
     statefile.CHECKPOINT_BYTES = FOLD_BYTES
-    asyncio.run(live(sys.argv[1], make_life(), say))
+    asyncio.run(run())
 
 
 if __name__ == "__main__":
