@@ -22,6 +22,7 @@ REPLIES = {
     "KV/Put": pb.PutResponse,
     "KV/DeleteRange": pb.DeleteRangeResponse,
     "KV/Txn": pb.TxnResponse,
+    "Watch/Watch": pb.WatchResponse,
     "Cluster/MemberList": pb.MemberListResponse,
     "Cluster/MemberAdd": pb.MemberAddResponse,
     "Cluster/MemberRemove": pb.MemberRemoveResponse,
@@ -101,14 +102,14 @@ class Member:
         )
         return invoke(request, timeout=deadline)
 
-    def both_ways(self, method: str, request_type, *, deadline: float | None = 10):
+    def both_ways(self, method: str, request_type, *, deadline: float | None = 10, **options):
         """A call with a stream in either direction."""
         invoke = self._channel.stream_stream(
             f"/etcdserverpb.{method}",
             request_serializer=request_type.SerializeToString,
             response_deserializer=REPLIES[method].FromString,
         )
-        return invoke(timeout=deadline)
+        return invoke(timeout=deadline, **options)
 
     async def put(self, key: bytes, value: bytes = b"v", lease: int = 0, **options):
         return await self.call("KV/Put", pb.PutRequest(key=key, value=value, lease=lease), **options)
