@@ -11,6 +11,7 @@ import pytest
 from crc32c import crc32c
 
 from kvstore.cli.main import run
+from raft.storage.state_check import row_sum
 
 MAX_REQUEST_BYTES = 1_572_864
 
@@ -148,7 +149,10 @@ def newer_state(folder):
 def newer_image(folder):
     with sqlite3.connect(folder / "state.db") as connection:
         (row,) = connection.execute("SELECT value FROM rows WHERE key = ?", (b"s",)).fetchone()
-        connection.execute("UPDATE rows SET value = ? WHERE key = ?", (b"\x63" + row[1:], b"s"))
+        value = b"\x63" + row[1:]
+        connection.execute(
+            "UPDATE rows SET value = ?, sum = ? WHERE key = x'73'", (value, row_sum(b"s", value))
+        )
     connection.close()
 
 

@@ -122,7 +122,7 @@ async def test_a_flipped_bit_is_refused_or_harmless(
     name: str, fold_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Folded in whole, every page counts; else the journal holds most of what the file does."""
-    flips = int(os.environ.get("KVSTORE_FLIPS", "150"))
+    flips = int(os.environ.get("KVSTORE_FLIPS", "80"))
     rng = random.Random(3)
     copies = await build(tmp_path, monkeypatch, fold_after=fold_after)
     source = copies[COMMITS].parent

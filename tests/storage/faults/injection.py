@@ -21,7 +21,7 @@ from pathlib import Path
 from raft.storage import StorageError
 from raft.storage.images import STATE_NAME, state_name
 from tests.storage.faults.life import INSTALLED, make_life
-from tests.storage.faults.worker import FATAL_CODE, open_directory
+from tests.storage.faults.worker import BUG_CODE, FATAL_CODE, open_directory
 
 ROOT = Path(__file__).resolve().parents[3]
 CALLS = ("pwrite64", "fdatasync", "fsync", "fallocate", "ftruncate", "openat", "unlink", "rename", "mkdir")
@@ -148,7 +148,7 @@ def judge_words(plan: Plan, outcome: Outcome) -> str:
     stops = [at for at, line in enumerate(lines) if line.startswith(("fatal", "refused"))]
     if stops and stops[0] != len(lines) - 1:
         return f"went on after {lines[stops[0]]!r}"
-    if any("Traceback" in line or "AssertionError" in line for line in lines):
+    if outcome.code == BUG_CODE:
         return "a traceback"
     if plan.fault == "kill" or not outcome.hits:
         return "" if outcome.end in ("killed", "went on") else f"ended as {outcome.end} ({outcome.code})"

@@ -12,6 +12,7 @@ import asyncio
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -45,6 +46,7 @@ from tests.storage.faults.life import (
 )
 
 FATAL_CODE = 7
+BUG_CODE = 70
 STEP_TIMEOUT_S = 20.0
 FOLD_BYTES = 24 * 1024
 """Small, so that a short life folds the journal in."""
@@ -205,7 +207,12 @@ def main() -> None:
         await live(sys.argv[1], make_life(), image, say)
 
     statefile.CHECKPOINT_BYTES = FOLD_BYTES
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except BaseException:  # noqa: BLE001  # whatever it was, the process must end
+        # A thread of SQLite's connection that was left open would keep the process for ever.
+        traceback.print_exc()
+        os._exit(BUG_CODE)
 
 
 if __name__ == "__main__":
