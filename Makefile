@@ -14,6 +14,7 @@ SEED ?=
 ROUNDS ?= 3
 SECONDS ?= 3
 KILLS ?= 10
+WRITES ?= 200000
 CRASHES ?= 50
 KEYS ?= 1000000
 LEVEL ?= both
@@ -24,7 +25,7 @@ JEPSEN_MINUTES ?= 10
 NODES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential jepsen jepsen-long lock clean
+.PHONY: bench-catchup help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential jepsen jepsen-long lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +72,9 @@ profile: $(STAMP) ## where the leader spends its time under load; writes bench/r
 
 bench-failover: $(STAMP) ## kill -9 of the leader under load: the gap in writes; writes bench/results/failover.json
 	$(BIN)/python -m bench.failover --kills $(KILLS)
+
+bench-catchup: $(STAMP) ## a member down for WRITES writes catches up by snapshot under load; writes bench/results/catchup.json
+	$(BIN)/python -m bench.catchup --rounds $(ROUNDS) --writes $(WRITES)
 
 torture: $(STAMP) ## kill -9 of all three nodes under load, again and again; nothing acknowledged may be lost
 	$(BIN)/python -m bench.torture --rounds $(CRASHES)
