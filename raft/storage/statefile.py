@@ -7,6 +7,7 @@ hop to the connection's thread, so calls are few and rows many.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import sqlite3
@@ -336,7 +337,8 @@ class SqliteStateFormat:
 
         Raises FormatUnknown, DirectoryForeign, Damaged, StateFileFull or StateFileFailed.
         """
-        _inspect(path)
+        # Reads the whole file, which in a running member (an image received) must not hold up the loop.
+        await asyncio.to_thread(_inspect, path)
         state = SqliteStateFile(path, identity)
         try:
             connection = await _open(path)

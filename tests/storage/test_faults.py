@@ -16,6 +16,9 @@ from tests.storage.faults.injection import Outcome, Plan
 SAMPLE = 12
 """Of the faults injected into real processes; all of them take minutes."""
 
+STATES_MAX = 100
+"""Crash states visited at one call of the twin."""
+
 BEFORE_THE_MARK = 60
 """Bytes from the end of the log: inside the newest work, which a mark of 19 bytes says was synced."""
 
@@ -38,6 +41,14 @@ def test_every_call_of_the_file_interface_may_fail() -> None:
     assert sum(ends.values()) > 300
     for expected in ("EIO: stopped", "EIO: refused", "ENOSPC: went on", "ENOSPC for ever: stopped"):
         assert ends[expected] > 10, ends
+
+
+def test_every_state_a_power_cut_can_leave() -> None:
+    states, bounded, broken = twin.cut_everywhere(STATES_MAX)
+    assert not broken, "\n".join(broken)
+    print(f"{states} states; at {bounded} calls only the first {STATES_MAX}")
+    assert states > 1000
+    assert bounded < 20
 
 
 @needs_strace

@@ -19,36 +19,12 @@ from raft.storage.memory import PowerCut, fail_at
 from raft.storage.records import SECTOR_BYTES
 from raft.storage.recovery import read_log
 from raft.storage.wal import NoSpace
+from tests.storage.faults.twin import Enumeration
 
 SEGMENT_BYTES = 16 * 1024
 """Of the kit's disks."""
 
 Step = Callable[[MemberDirectory], Awaitable[None]]
-
-
-class Enumeration:
-    """Visits every sequence of choices: call `choose` freely, then `advance` until it says False."""
-
-    def __init__(self) -> None:
-        self._path: list[list[int]] = []
-        self._depth = 0
-
-    def choose(self, count: int) -> int:
-        if self._depth == len(self._path):
-            self._path.append([0, count])
-        choice = self._path[self._depth]
-        assert choice[1] == count
-        self._depth += 1
-        return choice[0]
-
-    def advance(self) -> bool:
-        self._depth = 0
-        while self._path:
-            self._path[-1][0] += 1
-            if self._path[-1][0] < self._path[-1][1]:
-                return True
-            self._path.pop()
-        return False
 
 
 def script(kit: Any) -> list[tuple[Any, Step]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,21 @@ async def test_a_cancelled_commit_leaves_no_open_transaction(tmp_path: Path) -> 
     await state.commit(StateMark(2, 1, CONF), [(b"a", b"1")])
     assert await rows(state) == [(b"a", b"1")]
     await state.close()
+
+
+@pytest.mark.asyncio
+async def test_looking_the_file_over_does_not_hold_up_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    real = statefile.inspect
+
+    def watched(path: str) -> None:
+        threads.append(threading.current_thread())
+        real(path)
+
+    monkeypatch.setattr(statefile, "inspect", watched)
+    state = await statefile.open_sqlite_state(str(tmp_path / "state.db"), IDENTITY)
+    await state.close()
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()

@@ -53,6 +53,7 @@ def inject(report: Report, jobs: int, every: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
+    parser.add_argument("--states", type=int, default=2000, help="crash states per call of the twin")
     parser.add_argument("--subsets", type=int, default=20, help="drawn subsets per power cut")
     parser.add_argument("--every", type=int, default=1, help="take every nth injected fault only")
     parser.add_argument("--jobs", type=int, default=2)
@@ -66,6 +67,13 @@ def main() -> int:
     report = Report()
     ends, broken = twin.campaign(options.seed)
     report.add("calls of the file interface", sum(ends.values()), ends, broken)
+    states, bounded, broken = twin.cut_everywhere(options.states)
+    report.add(
+        f"power cuts on the file interface, every state up to {options.states} at each call",
+        states,
+        {"calls at which that bound was met": bounded},
+        broken,
+    )
     calls = power.trace()
     states, broken = power.campaign(calls, options.subsets, options.seed)
     report.add(f"power cuts at {len(calls)} calls, {options.subsets + 2} subsets each", states, {}, broken)

@@ -1,8 +1,14 @@
-"""Every call of the file interface made to fail, on the twin: once or for ever, with EIO or ENOSPC."""
+"""The file interface, on the twin: every call made to fail, and every state a power cut can leave.
+
+A call fails once or for ever, with EIO or ENOSPC. At a power cut any subset of the un-synced sectors and
+names survives; all subsets are visited, up to a bound at each call.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
 import errno
 import os
 import random
@@ -10,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from raft.storage import MemoryFiles, StorageError
+from raft.storage.memory import PowerCut
 from tests.storage.faults.injection import Outcome
 from tests.storage.faults.life import make_life
 from tests.storage.faults.worker import live, make_image, open_directory
@@ -17,6 +24,31 @@ from tests.storage.faults.worker import live, make_image, open_directory
 PATH = "/member"
 PREPARING = " (the next segment)"
 CODES = (errno.EIO, errno.ENOSPC)
+
+
+class Enumeration:
+    """Visits every sequence of choices: call `choose` freely, then `advance` until it says False."""
+
+    def __init__(self) -> None:
+        self._path: list[list[int]] = []
+        self._depth = 0
+
+    def choose(self, count: int) -> int:
+        if self._depth == len(self._path):
+            self._path.append([0, count])
+        choice = self._path[self._depth]
+        assert choice[1] == count
+        self._depth += 1
+        return choice[0]
+
+    def advance(self) -> bool:
+        self._depth = 0
+        while self._path:
+            self._path[-1][0] += 1
+            if self._path[-1][0] < self._path[-1][1]:
+                return True
+            self._path.pop()
+        return False
 
 
 async def undisturbed() -> int:
@@ -94,6 +126,47 @@ async def _disk(files: MemoryFiles, outcome: Outcome) -> str:
     if mark.index < outcome.last("state") or life.images().get(mark.index) != rows:
         return f"the state file says something else at {mark.index}"
     return ""
+
+
+async def cut(call: int, states_max: int) -> tuple[int, str]:
+    """Cut the power before one call; the states visited, at most `states_max`, and the promise that broke."""
+    files = MemoryFiles()
+    lines: list[str] = []
+
+    def fault(number: int, operation: str, path: str) -> BaseException | None:
+        return PowerCut(operation) if number >= call else None
+
+    image = await make_image(PATH, MemoryFiles())
+    files.fault = fault
+    # What the cut meets in a callback of the loop is its end there; the life ends at its next call.
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    with contextlib.suppress(PowerCut):
+        await live(PATH, make_life(), image, lines.append, files)
+    files.fault = None
+    enumeration = Enumeration()
+    states = 0
+    while states < states_max:
+        left = copy.deepcopy(files)
+        left.crash(enumeration.choose)
+        states += 1
+        wrong = await _disk(left, Outcome(lines, 0))
+        if wrong:
+            return states, f"power cut before call {call}, state {states}: {wrong}"
+        if not enumeration.advance():
+            break
+    return states, ""
+
+
+def cut_everywhere(states_max: int) -> tuple[int, int, list[str]]:
+    """Power cuts at every call: states visited, calls at which the bound was met, promises that broke."""
+    total = bounded = 0
+    broken = []
+    for call in range(1, asyncio.run(undisturbed()) + 1):
+        states, wrong = asyncio.run(cut(call, states_max))
+        total += states
+        bounded += states == states_max
+        broken += [wrong] if wrong else []
+    return total, bounded, broken
 
 
 def campaign(seed: int) -> tuple[Counter[str], list[str]]:
