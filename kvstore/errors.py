@@ -187,10 +187,6 @@ class NoLeader(Unavailable):
     text = "etcdserver: no leader"
 
 
-class LeaderChanged(Unavailable):
-    text = "etcdserver: leader changed"
-
-
 class UnhealthyCluster(Unavailable):
     text = "etcdserver: unhealthy cluster"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kvstore.errors import KVError
+from kvstore.engine.membership import MemberAdd, encode_member_command
+from kvstore.errors import Code, KVError
 from kvstore.wire import rpc_pb2 as pb
 from raft.core.confchange import ConfStepKind
 from raft.node import ChangeRefused, LearnerNotReady, TransferFailed
@@ -101,3 +102,10 @@ def test_a_learner_serves_its_status_and_serializable_reads_only(bench) -> None:
     assert isinstance(served, pb.RangeResponse)
     status = bench.begin("/etcdserverpb.Maintenance/Status", pb.StatusRequest()).result
     assert status.isLearner
+
+
+def test_an_id_in_use_is_refused(bench) -> None:
+    command = MemberAdd(bench.member.member_id, ("http://b:1",), is_learner=False, learners_max=1)
+    accepted, outcome = bench.engine.apply_change(1, 1, encode_member_command(command), True)
+    assert not accepted
+    assert (outcome.text, outcome.code) == ("etcdserver: member ID already exist", Code.FAILED_PRECONDITION)
