@@ -10,6 +10,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 # Knobs of the long runs; each prints what it used.
 PROGRAMS ?= 2000
+KINDS ?= watch
 SEED ?=
 ROUNDS ?= 3
 SECONDS ?= 3
@@ -100,8 +101,8 @@ transcripts: $(STAMP) ## etcd-io/raft's interaction scripts of DIR=<folder> agai
 faults: $(STAMP) ## every storage fault on real processes and files (needs strace); writes bench/results/faults.json
 	$(BIN)/python -m tests.storage.faults --jobs $(WORKERS) $(if $(SEED),--seed $(SEED))
 
-differential: $(STAMP) ## random programs against this store and etcd, every reply compared
-	$(BIN)/python -m tests.differential --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED))
+differential: $(STAMP) ## random programs against this store and etcd, every reply compared; KINDS="watch lease lock restart" PROGRAMS=500
+	$(BIN)/python -m tests.differential --programs $(PROGRAMS) --kinds $(KINDS) $(if $(SEED),--seed $(SEED))
 
 jepsen: $(STAMP) ## real members, real clients, faults, histories judged; JEPSEN_MINUTES=10 NODES=3 SEED=; writes bench/results/jepsen
 	$(BIN)/python -m kvstore verify rotate --minutes $(JEPSEN_MINUTES) --nodes $(NODES) --directory bench/results/jepsen $(if $(SEED),--seed $(SEED))

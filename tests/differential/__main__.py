@@ -53,7 +53,7 @@ def main() -> int:
         asyncio.run(run.go())
     total = run.add_to(options.out)
     tally = run.tally
-    print(f"{tally.programs} programs, {tally.requests} steps in {run.seconds_taken:.0f} s; in all {total}")
+    print(f"{tally.programs} programs, {tally.steps} steps in {run.seconds_taken:.0f} s; in all {total}")
     for text, count in tally.errors.most_common():
         print(f"{count:6d} x {text}")
     for name, count in tally.counts.most_common():

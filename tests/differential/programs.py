@@ -17,6 +17,9 @@ from kvstore.wire import rpc_pb2
 NOW = 1 << 40
 BASE = 1 << 44
 SYMBOL_DISTANCE_MAX = 1 << 20  # how far a symbol's distance reaches either way
+KV_WEIGHTS = {
+    "range": 28, "put": 24, "delete": 8, "txn": 32, "reading_txn": 5, "compaction": 3, "oversize": 0.6
+}  # fmt: skip
 KEYS_MAX = 200
 OPERATIONS = 30
 TXN_OPERATIONS_MAX = 128  # etcd's default of --max-txn-ops
@@ -360,12 +363,16 @@ class Generator:
     def oversize(self) -> Step:
         return Step(Put(key=self.key(), value=b"x" * REQUEST_BYTES_TOO_MANY), ("put too large",))
 
-    def program(self, operations: int = OPERATIONS, more: Sequence[Draw] = ()) -> list[Step]:
-        """Requests of KV, mixed with `more`."""
-        draws: list[Callable[[], Step]] = [
-            self.range, self.put, self.delete, self.txn, self.reading_txn, self.compaction, self.oversize
-        ]  # fmt: skip
-        weights = [28, 24, 8, 32, 5, 3, 0.6]
+    def program(
+        self, operations: int = OPERATIONS, more: Sequence[Draw] = (), only: frozenset[str] | None = None
+    ) -> list[Step]:
+        """Requests of KV (`only` those, if given), mixed with `more`."""
+        draws: list[Callable[[], Step]] = []
+        weights: list[float] = []
+        for name, weight in KV_WEIGHTS.items():
+            if only is None or name in only:
+                weights.append(weight)
+                draws.append(getattr(self, name))
         for weight, draw in more:
             weights.append(weight)
             draws.append(partial(draw, self))

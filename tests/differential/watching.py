@@ -25,6 +25,7 @@ from google.protobuf import text_format
 
 from bench import rpc
 from kvstore.wire import kv_pb2, rpc_pb2
+from tests.differential.context import NoAnswer
 from tests.differential.programs import BASE, NOW, Generator, Step, number_of
 
 STREAMS = 2
@@ -327,9 +328,35 @@ class Watching:
             await stream.send(progress_request=rpc_pb2.WatchProgressRequest())
         return self._differs(str(action), await self._answers(streams))
 
-    async def before_compaction(self, now: int) -> None:
-        """Let etcd see its watchers of the past first, and each event's earlier pair be read."""
+    async def catch_up(self, now: int) -> None:
+        """Let every watch have what is there for it: before a compaction, which would take from etcd what
+        its watchers of the past have not looked at, and the pair before each event."""
         await self._catch_up([one for one in self._pairs if one.ends is None], now)
+
+    async def resume(self, now: int) -> None:
+        """Open all streams and watches anew, each where it stood: their member was restarted."""
+        streams, self._streams = self._streams, {}
+        for old in streams.values():
+            for stream in old:
+                await stream.close()
+        control = Create(key=b"\x00", range_end=b"\x00", prev_kv=True)
+        await self._resume_one(-1, control, self._control, now + 1)
+        for pair in self._pairs:
+            if pair.ends is None:
+                await self._resume_one(pair.stream, pair.request, pair.sides, max(pair.begins, now + 1))
+
+    async def _resume_one(self, number: int, request: Create, sides: list[Watcher], start: int) -> None:
+        streams = self._stream(number)
+        again = Create.FromString(request.SerializeToString())
+        again.start_revision = start
+        for stream in streams:
+            await stream.send(create_request=again)
+        answers = await self._answers(streams)
+        for stream, side, answer in zip(streams, sides, answers, strict=True):
+            fresh = stream.watchers[answer.watch_id]
+            side.events.extend(fresh.events)
+            side.id, side.fragmented = answer.watch_id, fresh.fragmented
+            stream.watchers[answer.watch_id] = side
 
     def compacts(self, revision: int) -> None:
         """A compaction succeeded."""
@@ -375,7 +402,7 @@ class Watching:
 
     async def settle(self, now: int) -> str | None:
         """Wait for what is still to come, and compare everything."""
-        await self._catch_up([one for one in self._pairs if one.ends is None], now)
+        await self.catch_up(now)
         return self._verdict()
 
     async def close(self) -> None:
@@ -438,10 +465,6 @@ class Watching:
 
 def _have_come(sides: list[Watcher], revision: int) -> bool:
     return all(side.revision >= revision for side in sides)
-
-
-class NoAnswer(Exception):
-    """A side owes an answer."""
 
 
 def concerns(request: Create, event: Event) -> bool:
