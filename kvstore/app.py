@@ -30,6 +30,7 @@ from kvstore.engine import Engine, ImageError
 from kvstore.http import HttpListener, make_routes
 from kvstore.rpc import Method, all_methods, make_grpc_server
 from kvstore.server.auto_compaction import AutoCompaction
+from kvstore.server.backups import Backups
 from kvstore.server.cluster_changes import ClusterChanges
 from kvstore.server.config import Config
 from kvstore.server.data_directory import Opened, open_data_directory
@@ -167,6 +168,7 @@ class _Assembly:
     _lessor: Lessor | None = None
     _publication: asyncio.Task[None] | None = None
     _stop_compacting: Callable[[], None] | None = None
+    _backups: Backups | None = None
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -213,7 +215,8 @@ class _Assembly:
             learners_max=config.max_learners,
             strict=config.strict_reconfig_check,
         )
-        methods = all_methods(member, changes)
+        self._backups = Backups(lambda: node.snapshots)
+        methods = all_methods(member, changes, self._backups)
         self._server = make_grpc_server(
             methods, request_bytes_max=config.max_request_bytes, is_serving=lambda: not handle.failed
         )
@@ -254,6 +257,8 @@ class _Assembly:
             steps.push_async_callback(self._close_unstarted if self._node is None else self._node.stop)
             if self._node is not None:
                 steps.push_async_callback(self._node.transfer.hand_over)
+            if self._backups is not None:
+                steps.push_async_callback(self._backups.close)
             if self._stop_compacting is not None:
                 self._stop_compacting()
             if self._publication is not None:

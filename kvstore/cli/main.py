@@ -35,6 +35,7 @@ _HOMES = {
     "move-leader": "kvstore.cli.member_changes:move_leader",
     "put": "kvstore.cli.verbs:put",
     "server": "kvstore.cli.server:server",
+    "snapshot": "kvstore.cli.snapshots:snapshot",
     "txn": "kvstore.cli.verbs:txn",
     "verify": "kvstore.verify.commands:verify",
     "version": "kvstore.cli.verbs:version",

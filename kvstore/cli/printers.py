@@ -428,7 +428,8 @@ class TablePrinter(Printer):
     unsupported = frozenset({"put", "get", "delete", "txn", "watch", "alarms", "change"})
 
     @staticmethod
-    def _print(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def draw(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table."""
         widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
         rule = "+" + "".join("-" * (width + 2) + "+" for width in widths) + "\n"
 
@@ -445,13 +446,13 @@ class TablePrinter(Printer):
         _out(rule + line(heading) + rule + body + rule)
 
     def members(self, reply: rpc_pb2.MemberListResponse) -> None:
-        self._print(
+        self.draw(
             ("ID", "STATUS", "NAME", "PEER ADDRS", "CLIENT ADDRS", "IS LEARNER"),
             [_member_cells(member) for member in reply.members],
         )
 
     def statuses(self, found: Sequence[EndpointStatus]) -> None:
-        self._print(
+        self.draw(
             (
                 "ENDPOINT",
                 "ID",
@@ -468,10 +469,10 @@ class TablePrinter(Printer):
         )
 
     def hashes(self, found: Sequence[EndpointHash]) -> None:
-        self._print(("ENDPOINT", "HASH"), [(one.endpoint, str(one.reply.hash)) for one in found])
+        self.draw(("ENDPOINT", "HASH"), [(one.endpoint, str(one.reply.hash)) for one in found])
 
     def healths(self, found: Sequence[EndpointHealth]) -> None:
-        self._print(
+        self.draw(
             ("ENDPOINT", "HEALTH", "TOOK", "ERROR"),
             [(one.endpoint, _bool(one.healthy), one.took, one.error) for one in found],
         )

@@ -59,8 +59,19 @@ _PUT_HEAD_BYTES = PUT_HEAD.size
 _unpack_put = PUT_HEAD.unpack_from
 
 
+def unpack_state(value: bytes) -> tuple[int, int]:
+    """Revision and compact revision in the value of STATE_ROW."""
+    _, revision, compact_revision = _STATE.unpack(value)
+    return revision, compact_revision
+
+
 class ImageError(ValueError):
     """The durable image was written by a version this one does not know."""
+
+
+def pack_state(revision: int, compact_revision: int) -> bytes:
+    """The value of STATE_ROW."""
+    return _STATE.pack(IMAGE_VERSION, revision, compact_revision)
 
 
 class Engine:
@@ -337,4 +348,4 @@ class Engine:
         return False
 
     def _state_row(self) -> bytes:
-        return _STATE.pack(IMAGE_VERSION, self._store.revision, self._store.compact_revision)
+        return pack_state(self._store.revision, self._store.compact_revision)

@@ -18,15 +18,17 @@ from kvstore.rpc.leadership import LeadershipService
 from kvstore.rpc.lease import LeaseService
 from kvstore.rpc.lock import LockService
 from kvstore.rpc.maintenance import MaintenanceService
+from kvstore.rpc.snapshot import SnapshotService
 from kvstore.rpc.upkeep import UpkeepService
 from kvstore.rpc.watch import WatchService
+from kvstore.server.backups import Backups
 from kvstore.server.cluster_changes import ClusterChanges
 from kvstore.server.local_member import LocalMember
 from kvstore.server.lock_queue import LockQueues
 from kvstore.wire import rpc_pb2 as pb
 
 
-def all_methods(member: LocalMember, changes: ClusterChanges) -> tuple[Method, ...]:
+def all_methods(member: LocalMember, changes: ClusterChanges, backups: Backups) -> tuple[Method, ...]:
     """What both bindings serve."""
     headers = Headers(member)
     queues = LockQueues(member)
@@ -39,6 +41,7 @@ def all_methods(member: LocalMember, changes: ClusterChanges) -> tuple[Method, .
         *ClusterService(member, changes, headers).methods(),
         *MaintenanceService(member, headers).methods(),
         *LeadershipService(changes).methods(),
+        *SnapshotService(backups).methods(),
         *UpkeepService(member, headers).methods(),
     )
     admit = partial(refuse_on_learner, member)

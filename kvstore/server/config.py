@@ -145,6 +145,13 @@ class Config:
         Group.CLUSTERING,
         "Distinguishes clusters begun with the same members, so that they never mix.",
     )
+    force_new_cluster: bool = _setting(
+        Kind.SWITCH,
+        False,
+        Group.CLUSTERING,
+        "After the loss of a majority for ever: make this member a new cluster of one with the data it has.",
+        shown="false",
+    )
     strict_reconfig_check: bool = _setting(
         Kind.SWITCH,
         True,

@@ -1,20 +1,16 @@
-"""A member's data directory as the configuration wants it: found, founded, or joined.
-
-What a member starts from is kept in its log for ever (`Bootstrap`): the founders as consensus and as
-the state machine see them and, for one that joined later, the voters it found.
-"""
+"""A member's data directory as the configuration wants it: found, founded, joined or recovered."""
 
 from __future__ import annotations
 
-import json
 from typing import NamedTuple
 
-from kvstore.engine import Member
 from kvstore.server.config import Config
 from kvstore.server.joining import Ask, CannotJoin, Joined, join
 from kvstore.server.membership import Founding, found
-from raft.core.types import ConfState
-from raft.storage import Bootstrap, FileSystem, MemberDirectory, holds_member, open_member
+from kvstore.server.recovery import bootstrap_of, close_directory, force_new_cluster, read_bootstrap
+from raft.storage import FileSystem, MemberDirectory, holds_member, open_member
+from raft.storage.backup import finish_replacement
+from raft.storage.directory import check_owner
 
 
 class Opened(NamedTuple):
@@ -33,7 +29,10 @@ async def open_data_directory(config: Config, files: FileSystem, ask: Ask) -> Op
     Raises CannotJoin, ConfigError, and what `open_member` raises.
     """
     path = str(config.directory)
+    finish_replacement(files, path)
     fresh = not holds_member(files, path)
+    if config.force_new_cluster and not fresh:
+        await force_new_cluster(config, files)
     existing = config.initial_cluster_state == "existing"
     expected: Joined | None = None
     if fresh and existing:
@@ -47,13 +46,22 @@ async def open_data_directory(config: Config, files: FileSystem, ask: Ask) -> Op
     directory = await open_member(
         files,
         path,
-        cluster_id=expected.founding.cluster_id if expected else None,
-        member_id=expected.founding.member_id if expected else None,
+        cluster_id=expected.founding.cluster_id if expected and fresh else None,
+        member_id=expected.founding.member_id if expected and fresh else None,
         bootstrap=bootstrap_of(expected) if expected else None,
     )
+    try:
+        kept = read_bootstrap(directory.bootstrap)
+        if expected is not None and not kept.recovered:
+            check_owner(
+                path, directory.recovered.identity, expected.founding.cluster_id, expected.founding.member_id
+            )
+    except BaseException:
+        await close_directory(directory)
+        raise
     identity = directory.recovered.identity
-    members, voters = _read(directory.bootstrap)
-    return Opened(directory, Founding(identity.cluster_id, identity.member_id, members), voters)
+    founding = Founding(identity.cluster_id, identity.member_id, kept.members)
+    return Opened(directory, founding, kept.found_voters)
 
 
 async def _join(config: Config, ask: Ask) -> Joined:
@@ -62,21 +70,3 @@ async def _join(config: Config, ask: Ask) -> Joined:
     if not others:
         raise CannotJoin("initial-cluster names no other member of the existing cluster to ask")
     return await join(others, [str(url) for url in config.advertise_peer], ask)
-
-
-def bootstrap_of(joined: Joined) -> Bootstrap:
-    """What the data directory keeps: voters for consensus, the rest as JSON."""
-    founders = joined.founding.members
-    rows = [[member.id, member.name, list(member.peer_urls)] for member in founders]
-    kept: dict[str, object] = {"members": rows}
-    if joined.found_voters:
-        kept["found_voters"] = joined.found_voters
-    voters = tuple(member.id for member in founders)
-    return Bootstrap(conf=ConfState(voters=voters), blob=json.dumps(kept).encode())
-
-
-def _read(bootstrap: Bootstrap) -> tuple[tuple[Member, ...], tuple[int, ...] | None]:
-    kept = json.loads(bootstrap.blob)
-    members = tuple(Member(id=row[0], name=row[1], peer_urls=tuple(row[2])) for row in kept["members"])
-    voters = kept.get("found_voters")
-    return members, None if voters is None else tuple(voters)

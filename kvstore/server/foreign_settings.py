@@ -139,7 +139,6 @@ _REFUSED: dict[Group, tuple[tuple[str, Kind, str, str], ...]] = {
         ("peer-skip-client-san-verification", _B, "false", "There is no TLS."),
     ),
     Group.EXPERIMENTAL: (("proxy", _T, "off", "There is no proxy."),),
-    Group.UNSAFE: (("force-new-cluster", _B, "false", "A lost majority cannot be overruled."),),
 }
 
 # etcd 3.5 spells these with `experimental-` in front, 3.6 without; both are known.

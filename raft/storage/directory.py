@@ -147,7 +147,7 @@ async def _open_locked(
         _create(files, path, identity, bootstrap, segment_bytes)
         image = read_log(files, log_path)
         assert image is not None
-    _check_owner(path, image.identity, cluster_id, member_id)
+    check_owner(path, image.identity, cluster_id, member_id)
     state_path = f"{path}/{state_name(image.state_file)}"
     if not files.exists(state_path) and image.snapshot.index > 0:
         raise Damaged("the state file is missing and the log no longer begins at its first entry", state_path)
@@ -208,7 +208,8 @@ def _check_empty(files: FileSystem, path: str) -> None:
             raise DirectoryForeign(f"{path}: the directory holds {name!r}, which is no data of this program")
 
 
-def _check_owner(path: str, identity: Identity, cluster_id: int | None, member_id: int | None) -> None:
+def check_owner(path: str, identity: Identity, cluster_id: int | None, member_id: int | None) -> None:
+    """Raise DirectoryForeign when the member at `path` is not the one expected; None expects nothing."""
     if cluster_id is not None and identity.cluster_id != cluster_id:
         raise DirectoryForeign(
             f"{path}: the data directory belongs to cluster {identity.cluster_id:x}, not to {cluster_id:x}"

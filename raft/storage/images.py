@@ -140,6 +140,11 @@ class ImageStore:
         self._building = asyncio.Lock()
         """One copy is made at a time."""
 
+    @property
+    def in_use(self) -> int:
+        """Index in the name of the state file that the log names."""
+        return self._in_use
+
     # -- copies for others
 
     async def build(self, state: StateFile) -> Image:

@@ -332,22 +332,30 @@ def _new_segment(files: FileSystem, directory: str, header: SegmentHeader, start
 
 
 def create_log(
-    files: FileSystem, directory: str, identity: Identity, bootstrap: BootstrapItem, segment_bytes: int
+    files: FileSystem,
+    directory: str,
+    identity: Identity,
+    bootstrap: BootstrapItem,
+    segment_bytes: int,
+    *,
+    base: SnapshotMeta | None = None,
 ) -> None:
     """Make a log that holds nothing but its identity and the bootstrap record. Durable on return.
+
+    With `base` it begins after that, and names the state file that begins there.
 
     The rename of its first segment is the moment the member comes into being. Raises OSError.
     """
     assert segment_bytes >= SEGMENT_BYTES_MIN
     header = SegmentHeader(records.FORMAT_VERSION, segment_bytes, 1, identity)
-    start, _ = _start_frame(
-        header,
-        records.segment_start_item(0, 0, cut=False, admitted=False),
-        [
-            records.bootstrap_item(bootstrap.conf, bootstrap.blob),
-            records.snapshot_item(SnapshotMeta(0, 0, bootstrap.conf)),
-        ],
-    )
+    items = [
+        records.bootstrap_item(bootstrap.conf, bootstrap.blob),
+        records.snapshot_item(base or SnapshotMeta(0, 0, bootstrap.conf)),
+    ]
+    if base is not None:
+        items.append(records.state_file_item(base.index))
+    start_item = records.segment_start_item(0, 0, cut=False, admitted=False)
+    start, _ = _start_frame(header, start_item, items)
     if SECTOR_BYTES + len(start) > segment_bytes // 2:
         raise EntryTooLarge(f"{directory}: a bootstrap record of {len(start)} bytes is too large")
     _new_segment(files, directory, header, start).close()

@@ -13,6 +13,7 @@ from kvstore.engine import Engine, Member
 from kvstore.errors import KVError
 from kvstore.rpc import all_methods
 from kvstore.rpc.call import Call, Inbound, Method, answer
+from kvstore.server.backups import Backups
 from kvstore.server.cluster_changes import ClusterChanges
 from kvstore.server.local_member import Limits, LocalMember
 from raft.core.confchange import ConfChange
@@ -201,7 +202,9 @@ class Bench:
             learners_max=1,
             strict=True,
         )
-        self.methods: dict[str, Method] = {row.path: row for row in all_methods(self.member, self.changes)}
+        self.backups = Backups(lambda: self.node.snapshots)
+        rows = all_methods(self.member, self.changes, self.backups)
+        self.methods: dict[str, Method] = {row.path: row for row in rows}
 
     def begin(self, path: str, request: Message, metadata: dict[str, str] | None = None) -> RecordingCall:
         """Make a call; its result is None while it waits."""

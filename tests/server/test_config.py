@@ -24,6 +24,7 @@ SAMPLES = {
     "initial-cluster": "a=http://127.0.0.1:2390",
     "initial-cluster-state": "existing",
     "initial-cluster-token": "token",
+    "force-new-cluster": "true",
     "strict-reconfig-check": "false",
     "max-learners": "3",
     "advertise-client-urls": "http://127.0.0.1:2389",

@@ -1,0 +1,93 @@
+"""Backups on their way to clients: a copy of the state, made for each and deleted after it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from typing import Protocol
+
+from kvstore.errors import KVError, NoSpace, TooManyRequests, Unavailable
+from raft.storage import Image, ImageStore, StateFileFull, StorageError
+
+logger = logging.getLogger("kvstore.server")
+
+BACKUPS_MAX = 2
+"""At once: each takes as much of the disk as the state itself."""
+
+PIECE_BYTES = 256 * 1024
+"""Sent at once. etcd's are 32 KiB; fewer and larger ones cost less, and no client's limit is near."""
+
+
+class Copies(Protocol):
+    """The driver's copies of the state, as far as this room uses them (`raft.node.snapshots`)."""
+
+    images: ImageStore
+
+    async def copy_state(self) -> Image: ...
+
+
+class BackupCall(Protocol):
+    """Whoever is sent a backup."""
+
+    def send_piece(self, data: bytes, remaining_bytes: int) -> None: ...
+    async def room(self) -> None:
+        """Wait until more may be sent."""
+
+    def finish(self) -> None: ...
+    def fail(self, error: KVError) -> None: ...
+
+
+class Backups:
+    """The backups under way; one task each, kept here."""
+
+    def __init__(self, copies: Callable[[], Copies]) -> None:
+        self._copies = copies
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, call: BackupCall) -> Callable[[], None]:
+        """Send a backup of what is applied now; the way to give it up. Raises TooManyRequests."""
+        if len(self._tasks) >= BACKUPS_MAX:
+            raise TooManyRequests
+        task = asyncio.get_running_loop().create_task(self._send(call), name="backup")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+        def give_up() -> None:
+            task.cancel()
+
+        return give_up
+
+    async def close(self) -> None:
+        """The member stops: end them all."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _send(self, call: BackupCall) -> None:
+        try:
+            async for data, remaining_bytes in self._pieces():
+                await call.room()
+                call.send_piece(data, remaining_bytes)
+        except StateFileFull:
+            call.fail(NoSpace())
+        except (StorageError, OSError) as error:
+            logger.warning("a backup failed: %s", error)
+            call.fail(Unavailable("etcdserver: the state cannot be copied"))
+        else:
+            call.finish()
+
+    async def _pieces(self) -> AsyncGenerator[tuple[bytes, int], None]:
+        """The image, and its SHA-256 as the last piece, each with how much of the image is still to come."""
+        copies = self._copies()
+        image = await copies.copy_state()
+        try:
+            offset = 0
+            while offset < image.size_bytes:
+                data = await copies.images.read(image, offset, PIECE_BYTES)
+                offset += len(data)
+                yield data, image.size_bytes - offset
+            yield image.sha256, 0
+        finally:
+            await copies.images.discard(image)

@@ -1,0 +1,153 @@
+"""A cluster out of what is left of another: restoring a backup, and forcing a member to go on alone.
+
+Both make a *new* cluster, with another id, so that no member of the old one is ever heard again, and
+raise the revision far beyond anything the old one may have acknowledged. What a member starts from is
+kept in its log for ever (`Bootstrap`): the founders as consensus and as the state machine see them and,
+for one that joined later, the voters it found.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from kvstore.engine import Engine, Member
+from kvstore.engine.recovery import REVISION_BUMP, recovered_rows
+from kvstore.server.config import Config
+from kvstore.server.joining import Joined
+from kvstore.server.membership import Founding, cluster_id_of, found
+from raft.core.confchange import ConfChange
+from raft.core.types import ConfState, Entry, EntryKind
+from raft.node.envelope import decode_envelope
+from raft.storage import Bootstrap, FileSystem, Identity, MemberDirectory, RealFiles, open_member
+from raft.storage.backup import create_member_with_state, read_backup, replace_member
+
+logger = logging.getLogger("kvstore.server")
+
+
+class Kept(NamedTuple):
+    """What the data directory keeps of the beginning."""
+
+    members: tuple[Member, ...]
+    found_voters: tuple[int, ...] | None
+    """Of a member that joined later: who voted then."""
+    recovered: bool
+    """The cluster was made out of another: its ids do not follow from the configuration."""
+
+
+def bootstrap_of(joined: Joined, *, recovered: bool = False) -> Bootstrap:
+    """Voters for consensus, the rest as JSON."""
+    founders = joined.founding.members
+    rows = [[member.id, member.name, list(member.peer_urls)] for member in founders]
+    kept: dict[str, object] = {"members": rows}
+    if joined.found_voters:
+        kept["found_voters"] = joined.found_voters
+    if recovered:
+        kept["recovered"] = True
+    voters = tuple(member.id for member in founders)
+    return Bootstrap(conf=ConfState(voters=voters), blob=json.dumps(kept).encode())
+
+
+def read_bootstrap(bootstrap: Bootstrap) -> Kept:
+    """The other way."""
+    kept = json.loads(bootstrap.blob)
+    members = tuple(Member(id=row[0], name=row[1], peer_urls=tuple(row[2])) for row in kept["members"])
+    voters = kept.get("found_voters")
+    return Kept(members, None if voters is None else tuple(voters), kept.get("recovered", False))
+
+
+async def close_directory(directory: MemberDirectory) -> None:
+    """Let go of a directory that nobody else has taken over."""
+    directory.log.close()
+    await directory.state.close()
+    directory.release()
+
+
+async def restore(
+    backup: Path,
+    data_dir: Path,
+    *,
+    name: str,
+    initial: Mapping[str, Sequence[str]],
+    token: str,
+    check_digest: bool = True,
+    revision_bump: int = REVISION_BUMP,
+    mark_compacted: bool = True,
+) -> Founding:
+    """Make the member `name` of a new cluster of `initial` (peer URLs by name) with the state of a backup.
+
+    Every member is restored by itself from the same file, and all compute the same ids, which follow
+    from the token, the URLs and the content. Raises StorageError, OSError, ImageError, or ValueError
+    for members with equal URLs.
+    """
+    held = read_backup(str(backup), f"{data_dir}.restoring", check_digest=check_digest)
+    engine = Engine()
+    engine.load(sorted(held.rows.items()))
+    engine.load_done()
+    content = f"{held.mark.index} {held.mark.term} {engine.revision} {engine.hash_kv():x}"
+    founding = found(initial, name, f"{token} restored {content}")
+    rows = recovered_rows(
+        engine,
+        held.rows,
+        members=founding.members,
+        revision_bump=revision_bump,
+        mark_compacted=mark_compacted,
+    )
+    identity = Identity(
+        cluster_id=founding.cluster_id, member_id=founding.member_id, disk_id=secrets.randbits(64)
+    )
+    bootstrap = bootstrap_of(Joined(founding, ()), recovered=True)
+    await create_member_with_state(RealFiles(), str(data_dir), identity, bootstrap, rows)
+    return founding
+
+
+async def force_new_cluster(config: Config, files: FileSystem) -> None:
+    """Make the member in the data directory the only one of a new cluster, with all that its log holds.
+
+    Entries whose fate it does not know are kept: with its majority gone, nobody can tell any more what
+    was acknowledged. Does nothing when the member is alone already. Raises what `open_member` raises.
+    """
+    directory = await open_member(files, str(config.directory))
+    try:
+        recovered = directory.recovered
+        kept = read_bootstrap(directory.bootstrap)
+        engine = Engine(members=kept.members)
+        rows: dict[bytes, bytes] = {}
+        async for chunk in directory.state.scan(b"", None):
+            rows.update(chunk)
+        engine.load(sorted(rows.items()))
+        engine.load_done()
+        applied = (await directory.state.mark()).index
+        for entry in recovered.entries[applied - recovered.snapshot.index :]:
+            _replay(engine, entry)
+        if kept.recovered and len(engine.members()) == 1:
+            logger.warning("this member is a cluster by itself already: force-new-cluster does nothing")
+            return
+        known = engine.member(recovered.identity.member_id)
+        urls = tuple(map(str, config.advertise_peer))
+        member = Member(recovered.identity.member_id, known.name if known else config.name, urls)
+        cluster_id = cluster_id_of((member.id, secrets.randbits(64)))
+        bootstrap = bootstrap_of(Joined(Founding(cluster_id, member.id, (member,)), ()), recovered=True)
+        identity = Identity(cluster_id=cluster_id, member_id=member.id, disk_id=secrets.randbits(64))
+        new_rows = recovered_rows(engine, rows, members=(member,))
+        state_file = directory.images.in_use
+        await replace_member(
+            files, str(config.directory), identity, bootstrap, new_rows, state_file=state_file
+        )
+        logger.warning("forced this member to be cluster %x, with %d rows", cluster_id, len(new_rows))
+    finally:
+        await close_directory(directory)
+
+
+def _replay(engine: Engine, entry: Entry) -> None:
+    if not entry.data:
+        return
+    if entry.kind is EntryKind.NORMAL:
+        engine.apply(entry.index, entry.term, decode_envelope(entry.data).commands, False)
+    elif context := ConfChange.decode(entry.data).context:
+        (command,) = decode_envelope(context).commands
+        engine.apply_change(entry.index, entry.term, command, True)

@@ -1,0 +1,204 @@
+"""Backups: a whole state in one file, and members that begin with one.
+
+A backup is an image of a state file, sums of its rows and its mark included, followed by the SHA-256
+of all that. SQLite's pages make it a multiple of 512 bytes plus 32, which is what etcd's tools demand
+of a snapshot.
+
+A member that begins with a state has a log whose base is not at 0: the state *is* that prefix, so
+whoever joins later cannot be given it as entries and is brought an image. Everything is durable before
+the first segment of the log gets its name, which is the moment the member exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from raft.core.types import SnapshotMeta
+from raft.storage.directory import LOCK_NAME, LOG_NAME, Bootstrap
+from raft.storage.errors import Damaged, DirectoryForeign
+from raft.storage.files import FileSystem
+from raft.storage.images import state_name
+from raft.storage.protocol import Identity, StateMark
+from raft.storage.records import BootstrapItem
+from raft.storage.state_check import READ_MARK, check_rows, decode_mark, inspect
+from raft.storage.statefile import open_sqlite_state
+from raft.storage.wal import SEGMENT_BYTES_DEFAULT, create_log
+
+DIGEST_BYTES = 32
+"""SHA-256, at the end of a backup."""
+
+COPY_BYTES = 1 << 20
+"""Read at once."""
+
+FIRST_TERM = 1
+"""Of the base of a log that begins with a state: that of no entry."""
+
+_NEW_LOG_NAME = "wal.new"
+_OLD_LOG_NAME = "wal.old"
+
+
+class Backup(NamedTuple):
+    """What a backup holds."""
+
+    mark: StateMark
+    rows: dict[bytes, bytes]
+    size_bytes: int
+    """Of the file, its digest included."""
+
+
+def read_backup(path: str, scratch: str, *, check_digest: bool = True) -> Backup:
+    """Read and verify a backup. `scratch` names a file to be made and deleted beside it.
+
+    Without `check_digest` a bare image, such as a copied state file, will do; its rows are verified all
+    the same. Raises Damaged, FormatUnknown or OSError.
+    """
+    size = os.path.getsize(path)
+    digest_bytes = DIGEST_BYTES if size % 512 == DIGEST_BYTES else 0
+    if check_digest and not digest_bytes:
+        raise Damaged("snapshot file carries no hash; it may be a bare copy (--skip-hash-check)", path)
+    try:
+        found, stated = _copy(path, scratch, size - digest_bytes)
+        if check_digest and found != stated:
+            raise Damaged("snapshot file is not what was saved: its hash does not match", path)
+        try:
+            inspect(scratch)
+            return Backup(*_read(scratch), size)
+        except sqlite3.Error as error:
+            raise Damaged(f"snapshot file cannot be read ({error})", path) from error
+    finally:
+        for name in (scratch, f"{scratch}-wal", f"{scratch}-shm"):
+            if os.path.exists(name):
+                os.unlink(name)
+
+
+def _copy(path: str, scratch: str, size: int) -> tuple[bytes, bytes]:
+    """Copy the first `size` bytes; their digest, and what follows them."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as source, open(scratch, "xb") as target:
+        while size:
+            data = source.read(min(size, COPY_BYTES))
+            if not data:
+                raise Damaged("snapshot file became shorter while it was read", path)
+            digest.update(data)
+            target.write(data)
+            size -= len(data)
+        return digest.digest(), source.read()
+
+
+def _read(path: str) -> tuple[StateMark, dict[bytes, bytes]]:
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        mark = decode_mark(path, connection.execute(READ_MARK).fetchone()).mark
+        return mark, dict(_rows(connection, path))
+    finally:
+        connection.close()
+
+
+def _rows(connection: sqlite3.Connection, path: str) -> Iterator[tuple[bytes, bytes]]:
+    cursor = connection.execute("SELECT key, value, sum FROM rows ORDER BY key")
+    while chunk := cursor.fetchmany(2048):
+        yield from check_rows(path, chunk)
+
+
+async def create_member_with_state(
+    files: FileSystem,
+    path: str,
+    identity: Identity,
+    bootstrap: Bootstrap,
+    rows: Mapping[bytes, bytes],
+    *,
+    segment_bytes: int = SEGMENT_BYTES_DEFAULT,
+) -> None:
+    """Make a member at `path` whose state is `rows`. Blocks on the disk.
+
+    Raises DirectoryForeign when anything lies there already, DirectoryLocked, StateFileFull,
+    StateFileFailed or OSError.
+    """
+    files.make_directory(path)
+    if [name for name in files.list(path) if name not in (LOCK_NAME, "lost+found")]:
+        raise DirectoryForeign(f'data-dir "{path}" not empty or could not be read')
+    lock = files.lock(f"{path}/{LOCK_NAME}")
+    try:
+        base = SnapshotMeta(1, FIRST_TERM, bootstrap.conf)
+        await _write_state(files, path, identity, base, rows)
+        _write_log(files, path, LOG_NAME, identity, bootstrap, base, segment_bytes)
+        files.sync_directory(os.path.dirname(path) or ".")
+    finally:
+        lock.release()
+
+
+async def replace_member(
+    files: FileSystem,
+    path: str,
+    identity: Identity,
+    bootstrap: Bootstrap,
+    rows: Mapping[bytes, bytes],
+    *,
+    state_file: int,
+    segment_bytes: int = SEGMENT_BYTES_DEFAULT,
+) -> None:
+    """Give the member at `path`, whose lock the caller holds, another identity and `rows` as its state.
+
+    `state_file` is the index in the name of the present state file (`ImageStore.in_use`).
+    After a crash the directory holds either the old member or the new one, or `finish_replacement`
+    completes it. Raises StateFileFull, StateFileFailed or OSError.
+    """
+    _discard(files, f"{path}/{_NEW_LOG_NAME}")
+    base = SnapshotMeta(state_file + 1, FIRST_TERM, bootstrap.conf)
+    await _write_state(files, path, identity, base, rows)
+    _write_log(files, path, _NEW_LOG_NAME, identity, bootstrap, base, segment_bytes)
+    files.rename(f"{path}/{LOG_NAME}", f"{path}/{_OLD_LOG_NAME}")
+    files.sync_directory(path)
+    finish_replacement(files, path)
+
+
+def finish_replacement(files: FileSystem, path: str) -> None:
+    """Complete a replacement that a crash cut short; harmless where there was none."""
+    old, new = f"{path}/{_OLD_LOG_NAME}", f"{path}/{_NEW_LOG_NAME}"
+    if not files.exists(path):
+        return
+    if files.exists(old) and files.exists(new):
+        files.rename(new, f"{path}/{LOG_NAME}")
+        files.sync_directory(path)
+    _discard(files, old)
+    _discard(files, new)
+
+
+def _discard(files: FileSystem, directory: str) -> None:
+    if files.exists(directory):
+        for name in files.list(directory):
+            files.unlink(f"{directory}/{name}")
+        os.rmdir(directory)
+
+
+async def _write_state(
+    files: FileSystem, path: str, identity: Identity, base: SnapshotMeta, rows: Mapping[bytes, bytes]
+) -> None:
+    name = f"{path}/{state_name(base.index)}"
+    for stale in (name, f"{name}-wal", f"{name}-shm"):
+        if files.exists(stale):
+            files.unlink(stale)
+    state = await open_sqlite_state(name, identity)
+    try:
+        await state.commit(StateMark(base.index, base.term, base.conf), list(rows.items()))
+    finally:
+        await state.close()
+
+
+def _write_log(
+    files: FileSystem,
+    path: str,
+    name: str,
+    identity: Identity,
+    bootstrap: Bootstrap,
+    base: SnapshotMeta,
+    segment_bytes: int,
+) -> None:
+    files.make_directory(f"{path}/{name}")
+    files.sync_directory(path)
+    item = BootstrapItem(bootstrap.conf, bootstrap.blob)
+    create_log(files, f"{path}/{name}", identity, item, segment_bytes, base=base)

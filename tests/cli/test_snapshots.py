@@ -1,0 +1,64 @@
+"""snapshot save, status and restore, and the real etcdctl saving from us."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def home(make_member, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    with make_member(folder / "data").run(log=folder / "log") as member:
+        yield member
+
+
+def test_a_saved_state_is_shown_and_restored(ours, home, make_member, tmp_path):
+    endpoint = f"--endpoints={home.endpoint}"
+    assert ours(["put", "a", "1", endpoint]).code == 0
+    path = str(tmp_path / "backup")
+    saved = ours(["snapshot", "save", path, endpoint])
+    assert (saved.code, saved.out) == (0, f"Snapshot saved at {path}\n".encode())
+    shown = json.loads(ours(["snapshot", "status", path, "-w", "json"]).out)
+    assert shown["revision"] == 2
+    assert shown["totalSize"] % 512 == 32
+    assert ours(["snapshot", "status", path]).out.startswith(b"%x, 2, " % shown["hash"])
+    assert b"TOTAL SIZE" in ours(["snapshot", "status", path, "-w", "table"]).out
+    assert ours(["snapshot", "status", path, "-w", "protobuf"]).code == 4
+
+    again = make_member(tmp_path / "restored")
+    peer = f"http://127.0.0.1:{again.peer_port}"
+    restore = [
+        *("snapshot", "restore", path, "--name=a", f"--data-dir={again.data_dir}"),
+        *(f"--initial-cluster=a={peer}", f"--initial-advertise-peer-urls={peer}"),
+    ]
+    done = ours(restore)
+    assert done.code == 0, done.err
+    refused = f'Error: data-dir "{again.data_dir}" not empty or could not be read\n'
+    assert ours(restore).err == refused.encode()
+    with again.run(log=tmp_path / "log"):
+        got = json.loads(ours(["get", "a", "-w", "json", f"--endpoints={again.endpoint}"]).out)
+    assert got["header"]["revision"] == 10**9 + 2
+    assert got["kvs"][0]["mod_revision"] == 2
+
+
+def test_what_is_no_backup_is_refused_in_one_line(ours, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1024))
+    for args in (["status"], ["restore", f"--data-dir={tmp_path / 'new'}"]):
+        refused = ours(["snapshot", args[0], str(path), *args[1:]])
+        assert refused.code == 1
+        assert refused.err.count(b"\n") == 1, refused.err
+        assert not (tmp_path / "new").exists()
+    assert ours(["snapshot", "status", str(tmp_path / "none")]).code == 1
+    assert ours(["snapshot", "save"]).code == 128
+    assert ours(["snapshot", "save", str(path), "--endpoints=127.0.0.1:1,127.0.0.1:2"]).code == 128
+    gone = ours(["snapshot", "save", str(path), "--endpoints=127.0.0.1:1", "--command-timeout=300ms"])
+    assert gone.code == 1
+    assert path.read_bytes() == bytes(1024), "what was there stays when saving fails"
+
+
+def test_etcdctl_saves_what_we_send(etcdctl, ours, home, tmp_path):
+    path = str(tmp_path / "backup")
+    saved = etcdctl(["snapshot", "save", path, f"--endpoints={home.endpoint}"])
+    assert (saved.code, saved.out) == (0, f"Snapshot saved at {path}\n".encode())
+    assert ours(["snapshot", "status", path]).code == 0
