@@ -26,7 +26,7 @@ JEPSEN_MINUTES ?= 10
 NODES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: bench-catchup help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential jepsen jepsen-long lock clean
+.PHONY: bench-catchup help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential jepsen jepsen-long jepsen-planted lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -109,6 +109,9 @@ jepsen: $(STAMP) ## real members, real clients, faults, histories judged; JEPSEN
 
 jepsen-long: ## the same with seven members, for an hour
 	$(MAKE) jepsen JEPSEN_MINUTES=60 NODES=7
+
+jepsen-planted: $(STAMP) ## hunt bugs planted in real members; writes tests/jepsen/planted.json; SEED=
+	$(BIN)/python -m tests.jepsen.planted $(if $(SEED),--seed $(SEED))
 
 lock: $(STAMP) ## resolve the development dependencies anew
 	$(BIN)/python tools/lock.py

@@ -82,7 +82,7 @@ def run(workload: str, nemesis: str, directory: str, seed: int | None, **numbers
 @verify.command()
 @click.option("--minutes", type=click.FloatRange(min=0.5), default=10.0, show_default=True)
 @click.option("--nodes", type=int, default=3, show_default=True, help="Members: 3, 5 or 7.")
-@click.option("--rate", type=float, default=600.0, show_default=True, help="Operations a second aimed at.")
+@click.option("--rate", type=float, default=800.0, show_default=True, help="Operations a second aimed at.")
 @click.option("--seed", type=int, default=None, help="Everything is drawn from it.  [default: a new one]")
 @click.option("--directory", type=click.Path(), default="jepsen", show_default=True)
 def rotate(minutes: float, directory: str, seed: int | None, **numbers: float) -> None:

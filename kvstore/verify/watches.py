@@ -22,6 +22,7 @@ An event is [mod type key value create version prev], `prev` being [value mod] o
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -139,8 +140,10 @@ def _missing(
     name: str,
 ) -> Iterator[str]:
     """Known events between two revisions that the watch asked for and did not see."""
-    for revision, key in log.order:
-        if first <= revision <= last and key.startswith(asked["prefix"]) and (revision, key) not in seen:
+    for revision, key in log.order[
+        bisect_left(log.order, (first, "")) : bisect_left(log.order, (last + 1, ""))
+    ]:
+        if key.startswith(asked["prefix"]) and (revision, key) not in seen:
             kind = log.entries[revision, key][0]
             if not asked["no_put" if kind == "put" else "no_delete"]:
                 yield f"{which}: {kind} of {key!r} at revision {revision} is missing in {name}"
@@ -164,7 +167,8 @@ def _event(event: WatchEvent, asked: dict[str, Any], log: _Log, name: str) -> It
         yield f"filter: {event!r} tells a previous value nobody asked for in {name}"
     if log.entries.get((mod, event.key), ("put", value)) != ("put", value):
         yield f"prev-value: {event!r}, but then was {log.entries[mod, event.key]!r} in {name}"
-    if any(mod < revision < event.mod for revision in log.of_key.get(event.key, ())):
+    changes = log.of_key.get(event.key, ())
+    if bisect_left(changes, event.mod) > bisect_right(changes, mod):
         yield f"prev-value: {event!r} skips a change in {name}"
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 import grpc
 import grpc.aio
 
+from kvstore.verify.run.cluster import Wrapping
 from kvstore.verify.run.faults import FaultMissedError, Field
 from kvstore.wire import rpc_pb2
 
@@ -16,6 +18,15 @@ COMPACT_EVERY_S = 0.2
 
 COMPACT_BEHIND_MAX = 50
 """Revisions left when compacting: some watchers and readers are always caught."""
+
+SNAPSHOT_ENTRIES = 100
+CATCHUP_ENTRIES = 20
+AWAY_ENTRIES = 4 * SNAPSHOT_ENTRIES
+"""By which the log grows while a member is away: it is compacted in steps, behind the state file."""
+
+AWAY_TIMEOUT_S = 15.0
+INSTALL_TIMEOUT_S = 10.0
+METRICS_BYTES_MAX = 1 << 20
 
 TRANSFER_TIMEOUT_S = 5.0
 
@@ -62,6 +73,69 @@ class Compaction:
         if not self._done:
             raise FaultMissedError("no compaction was accepted")
         return f"{self._done} compactions"
+
+
+class Snapshots:
+    """Logs keep a hundred entries only, and a member is away until it must be brought the whole state."""
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+        self.nodes: tuple[int, ...] = ()
+        self._before = 0.0
+
+    def prepare(self) -> None:
+        flags = {"snapshot-count": str(SNAPSHOT_ENTRIES), "snapshot-catchup-entries": str(CATCHUP_ENTRIES)}
+        for number in self.field.cluster.numbers:
+            self.field.cluster.wrappings.setdefault(number, Wrapping()).flags |= flags
+
+    async def begin(self) -> str:
+        cluster, rng = self.field.cluster, self.field.rng
+        leader = await cluster.leader()
+        number = rng.choice([one for one in cluster.alive if one != leader] or cluster.alive)
+        self.nodes = (number,)
+        self._before = await self._installed(number)
+        others = [one for one in cluster.numbers if one != number]
+        cluster.partition_state.set_links(
+            pair for other in others for pair in ((number, other), (other, number))
+        )
+        await self._wait_entries(AWAY_ENTRIES, time.monotonic() + AWAY_TIMEOUT_S)
+        return f"node{number} away while the log is compacted every {SNAPSHOT_ENTRIES} entries"
+
+    async def _wait_entries(self, count: int, deadline: float) -> None:
+        """Wait until the log has grown by so many entries."""
+        first = max(status.raft_index for status in await self.field.cluster.statuses())
+        while time.monotonic() < deadline:
+            now = max(status.raft_index for status in await self.field.cluster.statuses())
+            if now >= first + count:
+                return
+            await asyncio.sleep(0.3)
+
+    async def end(self) -> str:
+        cluster = self.field.cluster
+        cluster.heal()
+        (number,) = self.nodes or (0,)
+        deadline = time.monotonic() + INSTALL_TIMEOUT_S
+        while number and time.monotonic() < deadline:
+            count = await self._installed(number) - self._before
+            if count > 0:
+                return f"node{number} installed {count:.0f} images"
+            await asyncio.sleep(0.2)
+        raise FaultMissedError("no image was installed")
+
+    async def _installed(self, number: int) -> float:
+        """How many images the member has installed since its start, from its metrics."""
+        port = self.field.cluster.plan.node(number).metrics_port
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            text = await asyncio.wait_for(reader.read(METRICS_BYTES_MAX), 5)
+            while more := await asyncio.wait_for(reader.read(METRICS_BYTES_MAX), 5):
+                text += more
+            writer.close()
+        except (OSError, TimeoutError):
+            return self._before
+        found = re.search(rb"^etcd_network_snapshot_receive_success\S* (\S+)", text, re.MULTILINE)
+        return float(found.group(1)) if found else 0.0
 
 
 class Transfer:

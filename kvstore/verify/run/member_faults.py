@@ -50,7 +50,7 @@ async def join_anew(cluster: ClusterUnderTest, number: int) -> None:
     if data.exists():
         data.rename(data.with_name(f"data.left-{time.monotonic_ns()}"))
     wrapping = cluster.wrappings.setdefault(number, Wrapping())
-    wrapping.flags = {"initial-cluster": initial, "initial-cluster-state": "existing"}
+    wrapping.flags |= {"initial-cluster": initial, "initial-cluster-state": "existing"}
     await cluster.restart(number)
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from kvstore.verify.run import api_faults, disk_faults, member_faults, network_faults, process_faults
+from kvstore.verify.run import (
+    api_faults,
+    clock_faults,
+    disk_faults,
+    member_faults,
+    network_faults,
+    process_faults,
+)
 from kvstore.verify.run.faults import Field, Nemesis
 
 NEMESES: dict[str, Callable[[Field], Nemesis]] = {
@@ -18,9 +25,12 @@ NEMESES: dict[str, Callable[[Field], Nemesis]] = {
     },
     "partition-flapping": network_faults.Flapping,
     "slow-links": network_faults.SlowLinks,
+    "slow-election": network_faults.SlowElection,
     "cut-links": network_faults.CutLinks,
     "compaction": api_faults.Compaction,
     "transfer": api_faults.Transfer,
+    "snapshots": api_faults.Snapshots,
+    "clock": clock_faults.Clock,
     "power-cut": disk_faults.PowerCut,
     "sync-error": disk_faults.SyncError,
     "disk-full": disk_faults.DiskFull,

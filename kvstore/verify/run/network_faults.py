@@ -18,6 +18,9 @@ FLAP_S = (0.1, 3.0)
 DELAY_S = (0.02, 0.3)
 """One way; above half an election timeout nothing could work."""
 
+SLOW_ELECTION_S = (0.1, 0.3)
+"""One way, longer than the slots in which survivors stand after one another."""
+
 BREAK_EVERY_S = 0.4
 
 
@@ -163,6 +166,36 @@ class SlowLinks:
         if not open_links:
             raise FaultMissedError("there was no connection to slow down")
         return f"{open_links} connections were open"
+
+
+class SlowElection:
+    """The leader is killed while every link is slow: candidates stand before they hear of each other."""
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+        self.nodes: tuple[int, ...] = ()
+
+    def prepare(self) -> None:
+        """Nothing to prepare."""
+
+    async def begin(self) -> str:
+        cluster, rng = self.field.cluster, self.field.rng
+        leader = await self.field.leader_or_any()
+        self.nodes = (leader,)
+        links = permutations(cluster.numbers, 2)
+        cluster.partition_state.set_delays({link: rng.uniform(*SLOW_ELECTION_S) for link in links})
+        await cluster.kill(leader)
+        return f"killed node{leader} while all links were slow"
+
+    async def end(self) -> str:
+        cluster = self.field.cluster
+        cluster.heal()
+        dead = [number for number in self.nodes if number not in cluster.alive]
+        for number in dead:
+            await cluster.restart(number)
+        if not dead:
+            raise FaultMissedError("nobody was dead")
+        return f"node{dead[0]} was gone"
 
 
 class CutLinks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,13 @@ class Settings:
         return {**asdict(self), "directory": str(self.directory)}
 
     def save(self) -> None:
-        """Write `config.json`."""
+        """Make the directory anew, an earlier run's included, and write `config.json`.
+
+        Raises ValueError for a directory that holds something else.
+        """
+        if self.directory.exists() and any(self.directory.iterdir()):
+            if not (self.directory / "config.json").exists():
+                raise ValueError(f"{self.directory} holds something that is no run")
+            shutil.rmtree(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "config.json").write_text(json.dumps(self.as_json(), indent=2) + "\n")
