@@ -1,7 +1,8 @@
 """`make watch-torture`: across killed leaders and restarts, watchers miss, repeat and reorder nothing.
 
 Writers change keys in transactions of several; three watchers follow, each through another member
-first; leaders are killed with SIGKILL and members restarted meanwhile. In the end each watcher must
+first; leaders are killed with SIGKILL, members restarted, and others stand still until they must be brought
+an image of the state. In the end each watcher must
 have been told exactly the events that a fresh watch reads from the history of each member, and a
 sample of revisions is compared with reads of the past.
 """
@@ -12,6 +13,7 @@ import argparse
 import asyncio
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -28,10 +30,17 @@ WRITERS = 8
 KEYS = 400
 CHANGES_PER_TXN = 10
 CALL_SECONDS_MAX = 10.0
+WRITE_SECONDS_MAX = 2.0  # then another member is asked: one that stands still answers nobody
 PROGRESS_SECONDS_MAX = 60.0  # without one more event: the cluster or a watcher is stuck
 CALM_EVENTS = 300  # written between two faults at the least
 SAMPLES = 100  # revisions compared with a read of the past
+PAUSE_EVENTS = 2000  # written while a member stands still: more than the log keeps for it
 POLL_SECONDS = 0.02
+INSTALLED = "the state is now the image at index"
+"""A member's log line when an image replaced its state."""
+
+FLAGS = ("--snapshot-count=50", "--snapshot-catchup-entries=20")
+"""A log so short that who was away for a while is brought an image of the state."""
 
 
 class Seen(NamedTuple):
@@ -96,7 +105,8 @@ def _seen(event: kv_pb2.Event) -> Seen:
 
 async def _write(endpoints: list[str], rng: random.Random) -> None:
     """One writer, until cancelled. What is unknown may have happened; the history tells."""
-    async with Connection(parse_endpoints(",".join(endpoints)), timeout_s=CALL_SECONDS_MAX) as connection:
+    connection = Connection(parse_endpoints(",".join(endpoints)), timeout_s=WRITE_SECONDS_MAX)
+    async with connection:
         while True:
             operations = []
             for number in rng.sample(range(KEYS), CHANGES_PER_TXN):
@@ -110,6 +120,7 @@ async def _write(endpoints: list[str], rng: random.Random) -> None:
             try:
                 await connection.call(TXN, rpc_pb2.TxnRequest(success=operations))
             except KVError:
+                connection.avoid()
                 await asyncio.sleep(POLL_SECONDS)
 
 
@@ -135,6 +146,10 @@ class _Run:
         """Events that all watchers were told."""
         return min(len(follower.events) for follower in self.followers)
 
+    def newest(self) -> int:
+        """Events that some watcher was told."""
+        return max(len(follower.events) for follower in self.followers)
+
     async def more(self, count: int) -> None:
         goal = self.told() + count
         await _until(lambda: self.told() >= goal, self.told, f"{count} more events")
@@ -153,7 +168,19 @@ class _Run:
         member.start()
         await asyncio.to_thread(self.cluster.wait_ready)
 
-    async def main(self, kills: int, restarts: int, events: int) -> dict[str, Any]:
+    async def pause_one(self) -> None:
+        """A member stands still until the log is behind it: it is brought an image while it is watched."""
+        leader = await asyncio.to_thread(self.cluster.leader)
+        member = self.rng.choice([one for one in self.cluster.members if one is not leader])
+        member.signal(signal.SIGSTOP)
+        try:
+            goal = self.newest() + PAUSE_EVENTS
+            await _until(lambda: self.newest() >= goal, self.newest, "events past a paused member")
+        finally:
+            member.signal(signal.SIGCONT)
+        await asyncio.to_thread(self.cluster.wait_ready)
+
+    async def main(self, kills: int, restarts: int, pauses: int, events: int) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         watching = [loop.create_task(follower.run()) for follower in self.followers]
         endpoints = self.cluster.endpoints
@@ -161,7 +188,7 @@ class _Run:
             loop.create_task(_write(endpoints, random.Random(self.rng.getrandbits(64))))
             for _ in range(WRITERS)
         ]
-        faults = [self.kill_leader] * kills + [self.restart_one] * restarts
+        faults = [self.kill_leader] * kills + [self.restart_one] * restarts + [self.pause_one] * pauses
         self.rng.shuffle(faults)
         for number, fault in enumerate(faults):
             await self.more(CALM_EVENTS)
@@ -178,6 +205,8 @@ class _Run:
         return {
             "kills": kills,
             "restarts": restarts,
+            "pauses": pauses,
+            "images": sum(member.log.read_text().count(INSTALLED) for member in self.cluster.members),
             "events": self.told(),
             "reconnects": [follower.reconnects for follower in self.followers],
             "complaints": complaints[:20],
@@ -242,28 +271,33 @@ async def _sample(connection: Connection, history: list[Seen], rng: random.Rando
 
 
 def torture(
-    cluster: clusters.Cluster, rng: random.Random, *, kills: int, restarts: int, events: int
+    cluster: clusters.Cluster, rng: random.Random, *, kills: int, restarts: int, pauses: int, events: int
 ) -> dict[str, Any]:
     """The cluster runs already. Raises ClusterError if it does not come back."""
-    return asyncio.run(_Run(cluster, rng).main(kills, restarts, events))
+    return asyncio.run(_Run(cluster, rng).main(kills, restarts, pauses, events))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make watch-torture", description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--restarts", type=int, default=5)
+    parser.add_argument("--pauses", type=int, default=5)
     parser.add_argument("--events", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
     parser.add_argument("--out", type=Path, default=Path("bench/results/watch-torture.json"))
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="watch-") as name, clusters.ours(Path(name)) as cluster:
+    with (
+        tempfile.TemporaryDirectory(prefix="watch-") as name,
+        clusters.ours(Path(name), flags=FLAGS) as cluster,
+    ):
         began = time.monotonic()
         result = torture(
             cluster,
             random.Random(options.seed),
             kills=options.kills,
             restarts=options.restarts,
+            pauses=options.pauses,
             events=options.events,
         )
         result = {"seed": options.seed, "seconds": round(time.monotonic() - began), **result}

@@ -10,7 +10,7 @@ import pytest
 
 from bench import clusters, watch, watch_torture
 
-KILLS, RESTARTS, EVENTS = 2, 1, 3000
+KILLS, RESTARTS, PAUSES, EVENTS = 2, 1, 1, 3000
 
 
 @pytest.mark.slow
@@ -18,12 +18,13 @@ KILLS, RESTARTS, EVENTS = 2, 1, 3000
 def test_watchers_across_killed_leaders_and_a_restart(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**9)
     print(f"seed {seed}")
-    with clusters.ours(tmp_path) as cluster:
+    with clusters.ours(tmp_path, flags=watch_torture.FLAGS) as cluster:
         result = watch_torture.torture(
-            cluster, random.Random(seed), kills=KILLS, restarts=RESTARTS, events=EVENTS
+            cluster, random.Random(seed), kills=KILLS, restarts=RESTARTS, pauses=PAUSES, events=EVENTS
         )
     assert result["complaints"] == []
     assert result["events"] >= EVENTS
+    assert result["images"] >= PAUSES, "who stood still was not brought an image: the pause proves nothing"
     assert sum(result["reconnects"]) >= KILLS, "nobody watched through a member that died"
 
 
