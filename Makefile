@@ -11,6 +11,7 @@ PYTEST_ARGS ?=
 # Knobs of the long runs; each prints what it used.
 PROGRAMS ?= 2000
 KINDS ?= watch
+MIRROR_KEYS ?= 10000
 SEED ?=
 ROUNDS ?= 3
 SECONDS ?= 3
@@ -26,7 +27,7 @@ JEPSEN_MINUTES ?= 10
 NODES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: bench-catchup help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential jepsen jepsen-long jepsen-planted lock clean
+.PHONY: bench-catchup help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential mirror jepsen jepsen-long jepsen-planted lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +104,9 @@ faults: $(STAMP) ## every storage fault on real processes and files (needs strac
 
 differential: $(STAMP) ## random programs against this store and etcd, every reply compared; KINDS="watch lease lock restart" PROGRAMS=500
 	$(BIN)/python -m tests.differential --programs $(PROGRAMS) --kinds $(KINDS) $(if $(SEED),--seed $(SEED))
+
+mirror: $(STAMP) ## make-mirror from here to etcd and back, compared; MIRROR_KEYS=100000; writes bench/results/mirror.json
+	$(BIN)/python -m bench.mirror --keys $(MIRROR_KEYS)
 
 jepsen: $(STAMP) ## real members, real clients, faults, histories judged; JEPSEN_MINUTES=10 NODES=3 SEED=; writes bench/results/jepsen
 	$(BIN)/python -m kvstore verify rotate --minutes $(JEPSEN_MINUTES) --nodes $(NODES) --directory bench/results/jepsen $(if $(SEED),--seed $(SEED))

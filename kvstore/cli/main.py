@@ -31,6 +31,7 @@ _HOMES = {
     "get": "kvstore.cli.verbs:get",
     "lease": "kvstore.cli.leases:lease",
     "lock": "kvstore.cli.locks:lock",
+    "make-mirror": "kvstore.cli.mirroring:make_mirror",
     "member": "kvstore.cli.member_changes:member",
     "move-leader": "kvstore.cli.member_changes:move_leader",
     "put": "kvstore.cli.verbs:put",

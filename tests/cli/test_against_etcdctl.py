@@ -151,6 +151,8 @@ STEPS = [
     "defrag",
     "defrag --cluster",
     "defrag -w json",
+    "make-mirror",
+    "make-mirror a b",
     "member list",
     "member list -w json",
     "member list -w table",
