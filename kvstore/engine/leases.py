@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from struct import Struct
 from typing import NamedTuple
+from zlib import crc32
 
 from kvstore.errors import LeaseExists, LeaseNotFound
 
@@ -135,6 +136,15 @@ class Leases:
         changed = list(self._changed)
         self._changed.clear()
         return changed
+
+    def checksum(self) -> int:
+        """CRC-32 over all leases and their keys; equal on all members at one log index. Visits each."""
+        checksum = 0
+        for lease_id in sorted(self._rows):
+            checksum = crc32(_ROW_KEY.pack(LEASE_PREFIX, lease_id) + self._rows[lease_id], checksum)
+            for key in self.keys_of(lease_id):
+                checksum = crc32(key, checksum)
+        return checksum
 
     def _set(self, lease_id: int, row: bytes) -> None:
         self._rows[lease_id] = row

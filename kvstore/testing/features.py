@@ -8,7 +8,7 @@ is what a planted bug is recorded under.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ class Feature(Protocol):
 
     def judge(self) -> None:
         """The run is over: tell the cluster's judge what its history shows to be wrong."""
+
+    def revisions(self) -> Iterable[int]:
+        """Revisions of the store that its clients made, which the history of the others lacks."""
 
     def operations(self) -> Mapping[str, int]:
         """What its clients asked, by kind and outcome, as `watch ok`."""

@@ -24,6 +24,10 @@ SEARCH_BUDGET_S = 1.0
 SEARCH_OPERATIONS_MAX = 400
 """Histories of one key longer than this are left to the revisions."""
 
+FOREIGN_KEY = "foreign"
+FOREIGN_PROCESS = 1 << 40
+"""Key and first process of writes that are known by their revision alone. Clients number theirs from 1."""
+
 LINEARIZABLE = "the history is linearizable"
 
 
@@ -49,6 +53,21 @@ def judge_history(events: Sequence[Event], keys: Sequence[str]) -> tuple[bool, i
             raise Broken(LINEARIZABLE, "; ".join(found.explanation[:3]))
         searched += found.kind is VerdictKind.VALID
     return decided, searched
+
+
+def with_foreign_revisions(events: Sequence[Event], revisions: Sequence[int]) -> list[Event]:
+    """A history with writes at these revisions to a key that nobody reads, some time during the run."""
+    count = len(revisions)
+    begun = [
+        Event(place + 1, FOREIGN_PROCESS + place, "invoke", "put", [FOREIGN_KEY, f"{revision}"])
+        for place, revision in enumerate(revisions)
+    ]
+    told = [event._replace(line=event.line + count) for event in events]
+    done = [
+        Event(count + len(events) + place + 1, FOREIGN_PROCESS + place, "ok", "put", {"revision": revision})
+        for place, revision in enumerate(revisions)
+    ]
+    return begun + told + done
 
 
 def _as_register(operations: Sequence[Operation], key: str) -> list[Operation]:

@@ -46,8 +46,8 @@ class Judge:
         """Command to the index at which it was applied; every command of a run is unique."""
         self._refused: set[bytes] = set()
         """Commands whose client was told that they never will be applied."""
-        self._states: dict[int, tuple[int, int]] = {}
-        """Index to (revision, hash) of the state after it."""
+        self._states: dict[int, tuple[int, int, int]] = {}
+        """Index to (revision, hash of the keys, of the leases) of the state after it."""
         self._history = History()
         self._turns = 0
         self.digest = 0
@@ -102,7 +102,7 @@ class Judge:
 
     def state(self, member_id: int, index: int, engine: Engine) -> None:
         """Compare a member's whole state with that of any other at the same index."""
-        state = (engine.revision, engine.hash_kv())
+        state = (engine.revision, engine.hash_kv(), engine.leases.checksum())
         first = self._states.setdefault(index, state)
         if first != state:
             self.violate("equal index means equal state", f"member {member_id} at {index}: {state}, {first}")

@@ -19,10 +19,11 @@ from typing import Any
 from kvstore.engine import Engine
 from kvstore.testing.clients import Clients
 from kvstore.testing.features import FEATURES, Feature
-from kvstore.testing.history import judge_history
+from kvstore.testing.history import judge_history, with_foreign_revisions
 from kvstore.testing.judge import Broken, Judge, WitnessedEngine
 from kvstore.testing.nemesis import NEVER_S, FaultyCluster, Nemesis
 from kvstore.testing.plan import LENGTH_S, Plan, generate
+from kvstore.testing.served import Served
 from kvstore.testing.simulation import CLUSTER_ID, POLL_S, SimulatedNode
 from kvstore.testing.virtual_loop import run_virtual
 from raft.core import RaftCore
@@ -102,6 +103,8 @@ class Simulation(FaultyCluster):
     """A cluster with the product's engine, watched by the judge. Implements what `Clients` asks for."""
 
     features: Sequence[Feature] = ()
+    served: Served | None = None
+    """What serves the clients of each member; made by the first feature that needs it."""
 
     def make_machine(self, member_id: int) -> WitnessedEngine:
         return WitnessedEngine(member_id, self.judge, Engine())
@@ -202,7 +205,9 @@ class Run:
             report.acknowledged = self.clients.acknowledged
             report.busy_s = busy_s(self.clients.called_s, self.nemesis.spans_s, report.virtual_s)
             report.applied = self.judge.applied_batches
-        decided, report.searched = judge_history(self.clients.events, self.clients.keys)
+        foreign = {revision for feature in cluster.features for revision in feature.revisions()}
+        events = with_foreign_revisions(self.clients.events, sorted(foreign))
+        decided, report.searched = judge_history(events, self.clients.keys)
         report.undecided = int(not decided)
         for feature in cluster.features:
             feature.judge()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
-from tests.simulation.mutants import core, disk, driver, engine, waiting
+from tests.simulation.mutants import core, disk, driver, engine, leases, waiting
 
-MUTANTS = tuple(sorted((*core.MUTANTS, *disk.MUTANTS, *driver.MUTANTS, *engine.MUTANTS, *waiting.MUTANTS)))
+MUTANTS = tuple(
+    sorted(
+        (*core.MUTANTS, *disk.MUTANTS, *driver.MUTANTS, *engine.MUTANTS, *leases.MUTANTS, *waiting.MUTANTS)
+    )
+)

@@ -6,7 +6,6 @@ from tests.simulation.mutants.mutant import Mutant
 
 _SNAPSHOTS = "members send each other no snapshots"
 _WATCHES = "watches are not simulated"
-_LEASES = "leases are not simulated"
 
 MUTANTS = (
     Mutant(20, "snapshot renamed before its data is synced", None, _SNAPSHOTS),
@@ -14,7 +13,4 @@ MUTANTS = (
     Mutant(53, "watch restarted at revision+1 loses same-revision events", None, _WATCHES),
     Mutant(54, "compaction drops a version still due to a synced watcher", None, _WATCHES),
     Mutant(55, "progress notification ahead of events", None, _WATCHES),
-    Mutant(56, "lease expiry by a follower's clock; not extended on a new leader", None, _LEASES),
-    Mutant(57, "lock granted with an expired lease", None, _LEASES),
-    Mutant(63, "keepalive acknowledged without a quorum round", None, _LEASES),
 )
