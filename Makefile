@@ -27,7 +27,7 @@ JEPSEN_MINUTES ?= 10
 NODES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: bench-catchup help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential mirror jepsen jepsen-long jepsen-planted lock clean
+.PHONY: bench-catchup help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential mirror jepsen jepsen-long jepsen-planted lock bench-locks bench-leases clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,12 @@ watch-torture: $(STAMP) ## watchers across killed leaders and restarts miss noth
 
 bench-watch: $(STAMP) ## what ten thousand watchers of other keys cost a put; writes bench/results/watch.json
 	$(BIN)/python -m bench.watch
+
+bench-locks: $(STAMP) ## a contended lock with foreign clients, beside etcd; writes bench/results/locks.json
+	$(BIN)/python -m bench.locks --rounds $(ROUNDS) --seconds $(SECONDS)
+
+bench-leases: $(STAMP) ## a hundred thousand leases that end together: how long it takes, how late the loop gets; writes bench/results/leases.json
+	$(BIN)/python -m bench.leases
 
 scale: $(STAMP) ## a million keys in three members: memory, restart, stalls, rolling restart; writes bench/results/scale.json
 	$(BIN)/python -m bench.scale --keys $(KEYS)

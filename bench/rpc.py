@@ -37,6 +37,9 @@ class Store:
         self.delete = self._unary("KV/DeleteRange", rpc_pb2.DeleteRangeRequest, rpc_pb2.DeleteRangeResponse)
         self.txn = self._unary("KV/Txn", rpc_pb2.TxnRequest, rpc_pb2.TxnResponse)
         self.compact = self._unary("KV/Compact", rpc_pb2.CompactionRequest, rpc_pb2.CompactionResponse)
+        self.lease_grant = self._unary(
+            "Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest, rpc_pb2.LeaseGrantResponse
+        )
         self.status = self._unary("Maintenance/Status", rpc_pb2.StatusRequest, rpc_pb2.StatusResponse)
 
     def _unary(

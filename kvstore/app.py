@@ -203,6 +203,7 @@ class _Assembly:
             loop=self._loop,
             rng=random.Random(self._boot_id),  # noqa: S311  names leases, guards no secret
             election_timeout_ms=config.election_timeout,
+            checkpoints=config.enable_lease_checkpoint or config.experimental_enable_lease_checkpoint,
         )
         node.subscribe(lambda event: member.leader_loss.seen(event.leader))
         node.on_applied = member.watches.applied

@@ -8,8 +8,8 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from kvstore.errors import KVError
-from kvstore.rpc.call import Call, Method, reply_with
+from kvstore.errors import KVError, NoLeader
+from kvstore.rpc.call import HAS_LEADER_KEY, Call, Method, reply_with
 from kvstore.rpc.headers import Headers
 from kvstore.server.lessor import TimeLeft
 from kvstore.server.local_member import LocalMember
@@ -134,6 +134,9 @@ class KeepAliveStream:
         self._half_closed = False
         self._held = False
         """The caller's stream is stopped."""
+        if call.metadata(HAS_LEADER_KEY) == "true":
+            member.leader_loss.add(self._leader_lost)
+            call.on_gone(lambda: member.leader_loss.remove(self._leader_lost))
 
     def receive(self, request: pb.LeaseKeepAliveRequest) -> None:
         """Renew one lease. A lease that is gone has a TTL of 0."""
@@ -148,6 +151,9 @@ class KeepAliveStream:
         """Answer what is open, then end."""
         self._half_closed = True
         self._flush()
+
+    def _leader_lost(self) -> None:
+        self._call.fail(NoLeader())
 
     def _renewed(self, renewal: _Renewal, outcome: TimeLeft | KVError) -> None:
         renewal.outcome = outcome

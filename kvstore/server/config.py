@@ -197,6 +197,21 @@ class Config:
         Group.EXPERIMENTAL,
         "etcd 3.5's spelling of watch-progress-notify-interval; 0s leaves it to that one.",
     )
+    enable_lease_checkpoint: bool = _setting(
+        Kind.SWITCH,
+        False,
+        Group.EXPERIMENTAL,
+        "Have a new leader start leases that last over five minutes with about what they had left, instead of"
+        " their whole time.",
+        shown="false",
+    )
+    experimental_enable_lease_checkpoint: bool = _setting(
+        Kind.SWITCH,
+        False,
+        Group.EXPERIMENTAL,
+        "etcd 3.5's spelling of enable-lease-checkpoint; either switches it on.",
+        shown="false",
+    )
     snapshot_catchup_entries: int = _setting(
         Kind.COUNT,
         5000,

@@ -1,7 +1,7 @@
 """How long the leases of the cluster have left, on the clock of the member that leads.
 
 Only durations are replicated, so the deadlines here begin anew with each leadership: every lease gets
-its whole time again. Plain arithmetic over the time handed in; whoever
+its whole time again, or what a checkpoint left it. Plain arithmetic over the time handed in; whoever
 calls reads the clock, a monotonic one.
 """
 
@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from math import ceil
 from typing import NamedTuple
 
-from kvstore.engine import Leases
+from kvstore.engine import Checkpoint, Leases
 
 STALE_ENTRIES_MIN = 1024
 """Heap entries of ended leases that are tolerated before the heap is built anew; also tolerated are as
 many as there are leases, so that the rebuilding stays cheap per ended lease."""
+
+
+CHECKPOINT_INTERVAL_S = 300.0
+"""Between two checkpoints of a lease, and what it must have left for one: as etcd."""
 
 
 class Due(NamedTuple):
@@ -31,6 +36,11 @@ class LeaseClock:
     def __init__(self, leases: Callable[[], Leases]) -> None:
         self._leases = leases
         """The replicated table, which a snapshot may replace."""
+        self.checkpoints = False
+        """Whether a new leader starts a lease with what its checkpoint says; set before anything else."""
+        self.checkpointed: dict[int, None] = {}
+        """Leases for which a checkpoint was proposed in this term: the next leader may start them with
+        less than all, so a renewal must first undo that."""
         self.term = 0
         """The term this member leads; 0 while it does not."""
         self._deadlines: dict[int, tuple[float, int]] = {}
@@ -52,7 +62,10 @@ class LeaseClock:
         for lease_id in leases.ids():
             lease = leases.find(lease_id)
             assert lease is not None
-            self._deadlines[lease_id] = (now_s + lease.ttl_seconds, lease.granted_at)
+            seconds = lease.ttl_seconds
+            if self.checkpoints and lease.remaining_seconds:
+                seconds = lease.remaining_seconds
+            self._deadlines[lease_id] = (now_s + seconds, lease.granted_at)
         self._rebuild()
 
     def demote(self) -> None:
@@ -64,6 +77,7 @@ class LeaseClock:
         self._deadlines.clear()
         self._heap.clear()
         self.expiring.clear()
+        self.checkpointed.clear()
 
     def sync(self, now_s: float) -> None:
         """Take up the leases granted and ended since the last call."""
@@ -76,6 +90,7 @@ class LeaseClock:
             if lease is None:
                 self._deadlines.pop(lease_id, None)
                 self.expiring.pop(lease_id, None)
+                self.checkpointed.pop(lease_id, None)
             elif known is None or known[1] != lease.granted_at:
                 self.expiring.pop(lease_id, None)
                 self._enter(lease_id, now_s + lease.ttl_seconds, lease.granted_at)
@@ -103,6 +118,21 @@ class LeaseClock:
     def by_deadline(self) -> list[int]:
         """Leases in the order in which they end."""
         return sorted(self._deadlines, key=lambda lease_id: self._deadlines[lease_id][0])
+
+    def shortened(self, lease_id: int) -> bool:
+        """Whether the next leader may start the lease with less than its full time."""
+        if lease_id in self.checkpointed:
+            return True
+        lease = self._leases().find(lease_id)
+        return lease is not None and lease.remaining_seconds != 0
+
+    def long_lived(self, now_s: float) -> list[Checkpoint]:
+        """What is left of the leases worth a checkpoint, rounded up: a key must not end early."""
+        return [
+            Checkpoint(lease_id, granted_at, ceil(deadline_s - now_s))
+            for lease_id, (deadline_s, granted_at) in self._deadlines.items()
+            if deadline_s - now_s > CHECKPOINT_INTERVAL_S
+        ]
 
     def due(self, now_s: float, limit: int) -> list[Due]:
         """Up to `limit` leases whose time is up, soonest first; they are `expiring` from now on."""

@@ -6,6 +6,8 @@ The rules, from which "whoever counts from the moment of sending cannot outlive 
   time again, from a moment after it was elected.
 * A renewal is acknowledged only after a read round that began after it arrived on the leader: then no
   other leader had been elected before it arrived, so whoever counts next began to count later.
+* With checkpoints, a new leader starts a long lease with what the last one left it; so a renewal is
+  acknowledged only after the checkpoint is undone.
 * The end of a lease is a command that names term and grant. While one is on its way, a renewal waits for
   its outcome.
 
@@ -27,10 +29,18 @@ from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kvstore.engine import LeaseExpire, LeaseGrant, LeaseResult, LeaseRevoke
+from kvstore.engine import (
+    LEASE_CHECKPOINTS_MAX,
+    Checkpoint,
+    LeaseCheckpoint,
+    LeaseExpire,
+    LeaseGrant,
+    LeaseResult,
+    LeaseRevoke,
+)
 from kvstore.errors import KVError, LeaseTtlTooLarge, TooManyRequests
 from kvstore.server.faults import as_kv_error
-from kvstore.server.lease_clock import Due, LeaseClock
+from kvstore.server.lease_clock import CHECKPOINT_INTERVAL_S, Due, LeaseClock
 from raft.node import NodeError, NodeEvent
 
 if TYPE_CHECKING:
@@ -51,7 +61,7 @@ look costs the loop some milliseconds."""
 EXPIRIES_IN_FLIGHT_MAX = 1000
 """Ends proposed and not decided; with a slow log the rate falls to its own."""
 
-ASKED_TOGETHER_MAX = 1024
+ASKED_TOGETHER_MAX = LEASE_CHECKPOINTS_MAX
 """Leases in one question: a few kilobytes, some milliseconds of the leader's loop."""
 
 HELD_PER_LEASE_MAX = 16
@@ -111,6 +121,10 @@ class Lessor:
         """Lease whose end is on its way to the renewals (and the place in them) that wait for it."""
         self._retries: deque[Due] = deque()
         """Ends whose proposal failed; proposed again, for they may or may not take effect."""
+        self._checkpoints: deque[Checkpoint] = deque()
+        """What is to be proposed next, a command's worth in each look."""
+        self._checkpoints_at_s = 0.0
+        """When they are taken again; only while this member leads."""
         self._in_flight = 0
         """Ends proposed and not settled. At most EXPIRIES_IN_FLIGHT_MAX."""
         self._scan_timer: asyncio.TimerHandle | None = None
@@ -118,8 +132,16 @@ class Lessor:
         self.renewed = 0
         """Leases renewed by this member as the leader, since start."""
 
-    def start(self, *, loop: asyncio.AbstractEventLoop, rng: random.Random, election_timeout_ms: int) -> None:
+    def start(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        rng: random.Random,
+        election_timeout_ms: int,
+        checkpoints: bool = False,
+    ) -> None:
         """Listen to who leads, and answer the other members. Before the driver starts."""
+        self._clock.checkpoints = checkpoints
         self._loop = loop
         self._rng = rng
         # etcd: three halves of the election timeout, rounded up to whole seconds.
@@ -222,6 +244,10 @@ class Lessor:
             confirmed(term, lease_ids, reply)
 
     def _renew(self, term: int, lease_ids: list[int], reply: Callable[[bytes], None]) -> None:
+        shortened = [lease_id for lease_id in dict.fromkeys(lease_ids) if self._clock.shortened(lease_id)]
+        if shortened:
+            self._undo_checkpoints(term, shortened, partial(self._renew, term, lease_ids, reply))
+            return
         renewal = _Renewal(term, len(lease_ids), reply)
         for place, lease_id in enumerate(lease_ids):
             if lease_id in self._clock.expiring:
@@ -238,6 +264,32 @@ class Lessor:
         granted_seconds = self._clock.renew(lease_id, self._loop.time())
         self.renewed += granted_seconds > 0
         renewal.answers[place] = TimeLeft(granted_seconds, granted_seconds * 1000)
+
+    def _undo_checkpoints(self, term: int, lease_ids: list[int], then: Callable[[], None]) -> None:
+        """Have the next leader start these with their full time, then go on; no answer if that fails."""
+        found = [lease for each in lease_ids if (lease := self._member.engine.leases.find(each)) is not None]
+        command = LeaseCheckpoint(term, tuple(Checkpoint(each.id, each.granted_at, 0) for each in found))
+
+        def undone(outcome: Any) -> None:
+            if not isinstance(outcome, KVError) and self._leads(term):
+                for lease_id in lease_ids:
+                    self._clock.checkpointed.pop(lease_id, None)
+                self._clock.sync(self._loop.time())
+                then()
+
+        self._member.propose(command, undone)
+
+    def _take_checkpoints(self, now_s: float) -> None:
+        """Tell the members what long leases have left, for whoever leads next."""
+        if now_s >= self._checkpoints_at_s:
+            self._checkpoints_at_s = now_s + CHECKPOINT_INTERVAL_S
+            self._checkpoints = deque(self._clock.long_lived(now_s))
+        if not self._checkpoints:
+            return
+        count = min(len(self._checkpoints), LEASE_CHECKPOINTS_MAX)
+        taken = tuple(self._checkpoints.popleft() for _ in range(count))
+        self._clock.checkpointed.update(dict.fromkeys(each.id for each in taken))
+        self._member.propose(LeaseCheckpoint(self._clock.term, taken), lambda _: None)
 
     def _look_up(self, _term: int, lease_ids: list[int], reply: Callable[[bytes], None]) -> None:
         now_s = self._loop.time()
@@ -259,6 +311,8 @@ class Lessor:
         self._retries.clear()
         if leading:
             self._clock.promote(event.term, self._loop.time())
+            self._checkpoints.clear()
+            self._checkpoints_at_s = self._loop.time() + CHECKPOINT_INTERVAL_S
             self._scan_timer = self._loop.call_later(EXPIRY_SCAN_S, self._scan)
         elif self._clock.term:
             self._clock.demote()
@@ -266,6 +320,8 @@ class Lessor:
     def _scan(self) -> None:
         now_s = self._loop.time()
         self._clock.sync(now_s)
+        if self._clock.checkpoints:
+            self._take_checkpoints(now_s)
         room = min(EXPIRIES_PER_SCAN_MAX, EXPIRIES_IN_FLIGHT_MAX - self._in_flight)
         due: list[Due] = []
         while self._retries and len(due) < room:

@@ -103,6 +103,7 @@ class MemberCollector(Collector):
         yield from self._store()
         yield from self._snapshots()
         yield from self._watches()
+        yield from self._leases()
         yield from self._rpcs()
         yield from self._peers()
         yield _histogram(
@@ -211,6 +212,20 @@ class MemberCollector(Collector):
         yield _counter(
             "kvstore_watch_touched", "Times a change was given to a watcher of its key.", hub.touched
         )
+
+    def _leases(self) -> Iterator[Metric]:
+        leases = self._member.engine.leases
+        yield _counter("etcd_debugging_lease_granted", "Leases granted, as applied here.", leases.granted)
+        yield _counter("etcd_debugging_lease_revoked", "Leases ended, as applied here.", leases.revoked)
+        yield _counter(
+            "etcd_debugging_lease_renewed", "Renewals given by this member.", self._member.lessor.renewed
+        )
+        yield _counter(
+            "etcd_debugging_server_lease_expired",
+            "Leases that ran out, as applied here.",
+            leases.expired,
+        )
+        yield _gauge("kvstore_leases", "Leases.", len(leases))
 
     def _rpcs(self) -> Iterator[Metric]:
         labels = ["grpc_type", "grpc_service", "grpc_method"]

@@ -41,8 +41,8 @@ LOOK_S = 0.02
 ANSWER_S = 9.0
 """After this no answer comes any more: the process that was asked is gone."""
 
-HOLD_S = 0.3
-"""The longest that a lock is held."""
+HOLD_S = (0.3, 3.5)
+"""The longest that a lock is held: mostly, and by some, who outlast the lease of a waiter that sleeps."""
 
 ENDED_WITHIN_S = 15.0
 """In the calm, whatever nobody renews is gone by then: the longest time to live, and an election or two."""
@@ -150,9 +150,10 @@ class Leases:
 
     async def _use(self, session: Session) -> None:
         waiting = None
-        if self._rng.random() < 0.6:
-            waiting = self._loop.create_task(self._contend(session))
-        for _ in range(self._rng.randrange(12)):
+        asleep = self._rng.random() < 0.3
+        if asleep or self._rng.random() < 0.5:
+            waiting = self._loop.create_task(self._contend(session, asleep=asleep))
+        for _ in range(0 if asleep else self._rng.randrange(12)):
             await asyncio.sleep(self._rng.uniform(*RENEW_S))
             if self._stopping or session.abandoned or not await self._renew(session):
                 break
@@ -204,8 +205,8 @@ class Leases:
         session.safe_until_s = max(session.safe_until_s, sent_s + left.granted_seconds)
         return True
 
-    async def _contend(self, session: Session) -> None:
-        """Queue for the lock, perhaps give up, hold it a while, release it."""
+    async def _contend(self, session: Session, *, asleep: bool) -> None:
+        """Queue for the lock, perhaps give up, hold it a while, release it. Who is asleep gives up late."""
         member_id = self._somewhere(session)
         if member_id is None:
             return
@@ -218,7 +219,7 @@ class Leases:
                 self._told(session, member, outcome)
 
         place = self._queues[member_id].enter(LOCK, session.lease, settle)
-        patience_s = self._rng.choice((1.0, 4.0))
+        patience_s = ANSWER_S if asleep else self._rng.choice((1.0, 4.0))
         try:
             outcome = await asyncio.wait_for(asyncio.shield(answered), patience_s)
         except TimeoutError:
@@ -229,7 +230,7 @@ class Leases:
             return
         self._outcomes["lock ok" if isinstance(outcome, Held) else "lock refused"] += 1
         if isinstance(outcome, Held):
-            await asyncio.sleep(self._rng.uniform(0, HOLD_S))
+            await asyncio.sleep(self._rng.uniform(0, self._rng.choice(HOLD_S)))
             if self._holder is session:
                 self._holder = None
             release = DeleteRange(outcome.key)

@@ -33,6 +33,8 @@ SAMPLES = {
     "listen-metrics-urls": "http://127.0.0.1:2388",
     "watch-progress-notify-interval": "5s",
     "experimental-watch-progress-notify-interval": "300ms",
+    "enable-lease-checkpoint": "true",
+    "experimental-enable-lease-checkpoint": "true",
     "snapshot-count": "2000",
     "snapshot-catchup-entries": "300",
     "experimental-snapshot-catchup-entries": "400",

@@ -253,6 +253,52 @@ async def _time_left_counts_down(made: Scene) -> None:
     assert made.lessor.leases() == [4, 3], "by what is left"
 
 
+async def _checkpoint_shortens_the_next_leaders_start_until_a_renewal(made: Scene) -> None:
+    made.lessor._clock.checkpoints = True
+    made.apply(LeaseGrant(7, 1000), LeaseGrant(8, 200))
+    await asyncio.sleep(301)
+    lease = made.engine.leases.find(7)
+    assert lease is not None
+    assert lease.remaining_seconds == 701, "rounded up"
+    made.driver.becomes(2, 2)
+    made.driver.becomes(3, 1)
+    made.lessor.time_left(7, made.told.append)
+    await asyncio.sleep(0.001)
+    made.driver.confirm()
+    (left,) = made.told
+    assert isinstance(left, TimeLeft)
+    assert 700_900 <= left.remaining_ms <= 701_000
+    made.driver.hold = True
+    await made.keep_alive(7)
+    made.driver.confirm()
+    assert len(made.told) == 1, "the next leader would still start with less"
+    made.driver.commit()
+    assert made.told[1:] == [TimeLeft(1000, 1_000_000)]
+    lease = made.engine.leases.find(7)
+    assert lease is not None
+    assert lease.remaining_seconds == 0
+
+
+async def _checkpoint_on_its_way_is_undone_as_well(made: Scene) -> None:
+    made.lessor._clock.checkpoints = True
+    made.apply(LeaseGrant(7, 1000))
+    made.driver.hold = True
+    await asyncio.sleep(300.3)
+    assert len(made.driver.proposed) == 1
+    await made.keep_alive(7)
+    made.driver.confirm()
+    assert made.told == []
+    made.driver.commit()
+    assert made.told == [TimeLeft(1000, 1_000_000)]
+    lease = made.engine.leases.find(7)
+    assert lease is not None
+    assert lease.remaining_seconds == 0
+
+
+test_a_checkpoint_shortens_the_next_start_until_a_renewal = scene(
+    _checkpoint_shortens_the_next_leaders_start_until_a_renewal
+)
+test_a_checkpoint_on_its_way_is_undone_as_well = scene(_checkpoint_on_its_way_is_undone_as_well)
 test_a_renewal_waits_for_a_round = scene(_renewal_waits_for_a_round)
 test_waiting_renewals_share_a_question = scene(_waiting_renewals_share_a_question)
 test_a_deposed_leader_acknowledges_nothing = scene(_deposed_leader_acknowledges_nothing)

@@ -92,6 +92,8 @@ def test_everything_a_scrape_shows() -> None:
     assert seen["etcd_debugging_mvcc_watcher_total", ()] == 0
     assert seen["etcd_debugging_mvcc_slow_watcher_total", ()] == 0
     assert seen["kvstore_watch_touched_total", ()] == 0
+    assert seen["etcd_debugging_lease_granted_total", ()] == 0
+    assert seen["etcd_debugging_server_lease_expired_total", ()] == 0
     assert seen["etcd_server_leader_changes_seen_total", ()] == 4
     assert seen["etcd_network_snapshot_send_success_total", ()] == 1
     assert seen["etcd_network_snapshot_send_failures_total", ()] == 3
