@@ -269,6 +269,7 @@ class _Assembly:
     async def _close_clients(self) -> None:
         if self._server is not None:
             await self._server.stop(REPLY_GRACE_SECONDS)
+            self._member.leader_loss.close()
 
     async def _close_unstarted(self) -> None:
         if self._transport is not None:

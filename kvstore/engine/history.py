@@ -13,7 +13,7 @@ from kvstore.engine.results import Change, RevisionChanges
 from kvstore.engine.store import Store
 from kvstore.errors import Compacted
 
-SLICE_VISITS_MAX = 2000
+SLICE_VISITS_MAX = 500
 """Records and log entries looked at in one slice: about 1 ms of work."""
 
 SLICE_REVISIONS_MAX = 1000

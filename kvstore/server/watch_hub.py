@@ -34,7 +34,7 @@ OWNER_PENDING_BYTES_MAX = 8 << 20
 EVENT_OVERHEAD_BYTES = 300
 """What a waiting event costs beside its keys and values: the objects that hold it."""
 
-CATCH_UP_VISITS_MAX = 4000
+CATCH_UP_VISITS_MAX = 1000
 """History looked at in one turn of the loop, for all watchers together: about 2 ms."""
 
 CATCH_UP_WATCHER_VISITS = 50
