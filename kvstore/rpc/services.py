@@ -45,7 +45,9 @@ def all_methods(member: LocalMember, changes: ClusterChanges, backups: Backups) 
         *UpkeepService(member, headers).methods(),
     )
     admit = partial(refuse_on_learner, member)
-    return (*(replace(row, admit=admit) for row in rows), *HealthService().methods())
+    every = (*(replace(row, admit=admit) for row in rows), *HealthService().methods())
+    # Whoever asks for a leader is refused without one whatever the call is, as in etcd.
+    return tuple(replace(row, needs_leader=member.has_leader) for row in every)
 
 
 def refuse_on_learner(member: LocalMember, request: Message | None) -> None:

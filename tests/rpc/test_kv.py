@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvstore import errors
+from kvstore.wire import health_pb2
 from kvstore.wire import rpc_pb2 as pb
 from raft.node import errors as node_errors
 
@@ -197,6 +198,22 @@ def test_hasleader_is_refused_without_a_leader(bench) -> None:
     bench.call(KV + "Range", request)
     bench.node.leader = 5
     bench.call(KV + "Range", request, {"hasleader": "true"})
+
+
+def test_every_method_can_be_asked_for_a_leader(bench) -> None:
+    assert [path for path, row in bench.methods.items() if row.needs_leader is None] == []
+    bench.node.leader = 0
+    with pytest.raises(errors.NoLeader):
+        bench.call("/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest(), {"hasleader": "true"})
+
+
+def test_space_is_asked_for_before_anything_is_checked(make_bench) -> None:
+    bench = make_bench(quota_bytes=100)
+    with pytest.raises(errors.NoSpace):
+        put(bench, b"")
+    twice = [pb.RequestOp(request_put=pb.PutRequest(key=b"k"))] * 2
+    with pytest.raises(errors.NoSpace):
+        bench.call(KV + "Txn", pb.TxnRequest(success=twice))
 
 
 def test_quota_raises_one_alarm_and_frees_after_disarming(make_bench) -> None:
