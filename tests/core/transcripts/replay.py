@@ -162,7 +162,7 @@ class Cluster:
             item()
         elif item.type is MessageType.PROPOSE:
             entry = item.entries[0]
-            self._propose(node, entry.kind, entry.data)
+            self._propose(node, entry.kind, entry.data, origin=item.from_)
         else:
             node.step(item)
 
@@ -236,7 +236,7 @@ class Cluster:
 
     # ------------------------------------------------------------------ proposals
 
-    def _propose(self, node: Node, kind: EntryKind, data: bytes) -> list[str]:
+    def _propose(self, node: Node, kind: EntryKind, data: bytes, origin: int = 0) -> list[str]:
         """Propose at any member; a follower passes it on in a message, as etcd's core does."""
         try:
             if kind is EntryKind.NORMAL:
@@ -246,7 +246,7 @@ class Cluster:
         except ProposalDropped as dropped:
             if dropped.reason is not DropReason.NOT_LEADER or not dropped.leader:
                 return [DROPPED]
-            message = Message(MessageType.PROPOSE, dropped.leader, node.id)
+            message = Message(MessageType.PROPOSE, dropped.leader, origin or node.id)
             message.entries = [Entry(0, 0, kind, data)]
             node.gathered.messages.append(message)
         return []
