@@ -44,7 +44,7 @@ def inject(report: Report, jobs: int, every: int) -> None:
     with ThreadPoolExecutor(jobs) as pool:
         for plan, outcome in zip(plans, pool.map(injection.execute, plans), strict=True):
             met = outcome.hits or outcome.end == "killed"
-            ends[f"{plan.fault}: {outcome.end if met else 'met no call'}"] += 1
+            ends[f"{plan.part}, {plan.fault}: {outcome.end if met else 'met no call'}"] += 1
             if outcome.wrong:
                 broken.append(f"{plan}: {outcome.wrong} {outcome.lines[-2:]} {outcome.hits[:1]}")
     report.add("calls of real processes", len(plans), ends, broken)

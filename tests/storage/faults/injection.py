@@ -25,6 +25,7 @@ from tests.storage.faults.worker import BUG_CODE, FATAL_CODE, open_directory
 
 ROOT = Path(__file__).resolve().parents[3]
 CALLS = ("pwrite64", "fdatasync", "fsync", "fallocate", "ftruncate", "openat", "unlink", "rename", "mkdir")
+PARTS = ("log", "state")
 FAULTS = ("EIO", "ENOSPC", "EIO for ever", "ENOSPC for ever", "kill")
 RUN_TIMEOUT_S = 60.0
 SEGMENTS = 8
@@ -36,8 +37,9 @@ _INJECTED = re.compile(r"\(INJECTED\)")
 
 @dataclass(frozen=True)
 class Plan:
-    """One fault at the `number`th of one system call, from 1."""
+    """One fault at the `number`th of one system call, from 1, on one part of the directory."""
 
+    part: str
     call: str
     number: int
     fault: str
@@ -50,7 +52,7 @@ class Plan:
         return f"inject={self.call}:error={code}:when={self.number}{'+' if lasting else ''}"
 
     def __str__(self) -> str:
-        return f"{self.fault} at {self.call} number {self.number}"
+        return f"{self.fault} at {self.call} number {self.number} of the {self.part}"
 
 
 @dataclass
@@ -96,17 +98,21 @@ def scratch() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  # a file system, not a file
 
 
-def run(folder: Path, extra: list[str], *, traced: tuple[str, ...] = CALLS) -> tuple[list[str], int, str]:
-    """One life under strace: its lines, its exit code, and the trace."""
-    data = folder / "member"
-    wal = data / "wal"
-    paths = [data, data / "lock", wal, wal / "next.tmp"]
-    paths += [wal / f"{sequence:016x}.wal" for sequence in range(1, SEGMENTS)]
+def paths(data: Path, part: str) -> list[Path]:
+    """The files of a part, by all the names they will have: strace wants them beforehand."""
+    if part == "log":
+        wal = data / "wal"
+        segments = [wal / f"{sequence:016x}.wal" for sequence in range(1, SEGMENTS)]
+        return [data, data / "lock", wal, wal / "next.tmp", *segments]
     names = (STATE_NAME, state_name(INSTALLED.index))
-    paths += [data / (name + suffix) for name in names for suffix in ("", "-wal", "-shm", "-journal")]
-    trace = folder / "trace"
-    command = ["strace", "-f", "-y", "-o", str(trace), "-e", "trace=" + ",".join(traced), *extra]
-    for path in paths:
+    return [data / (name + suffix) for name in names for suffix in ("", "-wal", "-shm", "-journal")]
+
+
+def run(folder: Path, part: str, extra: list[str]) -> tuple[list[str], int, str]:
+    """One life under strace, which sees one part of the directory: its lines, its exit code, the trace."""
+    data, trace = folder / "member", folder / "trace"
+    command = ["strace", "-f", "-y", "-o", str(trace), "-e", "trace=" + ",".join(CALLS), *extra]
+    for path in paths(data, part):
         command += ["-P", str(path)]
     worker = [sys.executable, "-m", "tests.storage.faults.worker", str(data)]
     done = subprocess.run(
@@ -116,23 +122,27 @@ def run(folder: Path, extra: list[str], *, traced: tuple[str, ...] = CALLS) -> t
 
 
 def plans() -> list[Plan]:
-    """Every fault at every call of an undisturbed life."""
-    with tempfile.TemporaryDirectory(dir=scratch()) as name:
-        lines, code, trace = run(Path(name), [])
-        assert lines[-1:] == ["done"], (code, lines)
-    counts: Counter[tuple[str, str]] = Counter()
-    for line in trace.splitlines():
-        if match := _TRACED.match(line):
-            counts[match[1], match[2]] += 1
-    most = {call: max([n for (_, c), n in counts.items() if c == call], default=0) for call in CALLS}
-    return [Plan(call, n, fault) for call in CALLS for n in range(1, most[call] + 1) for fault in FAULTS]
+    """Every fault at every call of an undisturbed life; a count is per thread, so parts go separately."""
+    found = []
+    for part in PARTS:
+        with tempfile.TemporaryDirectory(dir=scratch()) as name:
+            lines, code, trace = run(Path(name), part, [])
+            assert lines[-1:] == ["done"], (code, lines)
+        counts: Counter[tuple[str, str]] = Counter()
+        for line in trace.splitlines():
+            if match := _TRACED.match(line):
+                counts[match[1], match[2]] += 1
+        for call in CALLS:
+            most = max([n for (_, c), n in counts.items() if c == call], default=0)
+            found += [Plan(part, call, n, fault) for n in range(1, most + 1) for fault in FAULTS]
+    return found
 
 
 def execute(plan: Plan) -> Outcome:
     """Run the life with the fault, restart, and judge."""
     with tempfile.TemporaryDirectory(dir=scratch()) as name:
         folder = Path(name)
-        lines, code, trace = run(folder, ["-e", plan.injection, "-e", "signal=none"])
+        lines, code, trace = run(folder, plan.part, ["-e", plan.injection, "-e", "signal=none"])
         hits = [line for line in trace.splitlines() if _INJECTED.search(line)]
         outcome = Outcome(lines, code, hits)
         outcome.wrong = judge_words(plan, outcome) or asyncio.run(judge_disk(folder / "member", outcome))
