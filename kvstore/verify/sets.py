@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from kvstore.verify.history import Operation, Outcome, Verdict, VerdictKind
@@ -55,6 +56,8 @@ def _set_findings(operations: Sequence[Operation], finals: Mapping[str, Collecti
         for _, element in by_time[: bisect_left(by_time, (read.call, ""))]:
             if element.startswith(read.invoked) and element not in held:
                 yield f"{element!r} is lost: {sure[element][1]}, but not in {read.describe()[:120]}"
+        yield from _hidden(read, held, adds, sure)
+    yield from _incomparable(reads)
     for name, elements in finals.items():
         held = frozenset(elements)
         for _, element in by_time:
@@ -62,6 +65,32 @@ def _set_findings(operations: Sequence[Operation], finals: Mapping[str, Collecti
                 yield f"{element!r} is lost at the end on {name}: {sure[element][1]}"
         for element in held:
             yield from _impossible(element, adds.get(element), f"the end on {name}", None)
+
+
+def _hidden(
+    read: Operation,
+    held: Collection[str],
+    adds: Mapping[str, Operation],
+    sure: Mapping[str, tuple[int, str]],
+) -> Iterator[str]:
+    """A read that shows an element shows everything that was there before that one was asked for."""
+    latest = max((adds[element].call for element in held if element in adds), default=-1)
+    for element, (since, why) in sure.items():
+        if since < latest and since > read.call and element.startswith(read.invoked) and element not in held:
+            yield f"{element!r} is missing beside later ones: {why}, but not in {read.describe()[:120]}"
+
+
+def _incomparable(reads: Sequence[Operation]) -> Iterator[str]:
+    """Of two reads of one prefix, one shows all that the other does."""
+    by_prefix: dict[str, list[Operation]] = {}
+    for read in reads:
+        by_prefix.setdefault(read.invoked, []).append(read)
+    for mine in by_prefix.values():
+        mine.sort(key=lambda read: len(read.completed))
+        for smaller, larger in pairwise(mine):
+            if not frozenset(smaller.completed) <= frozenset(larger.completed):
+                one, other = smaller.describe()[:150], larger.describe()[:150]
+                yield f"neither shows all of the other: {one} and {other}"
 
 
 def _impossible(element: str, add: Operation | None, where: str, ret: int | None) -> Iterator[str]:
@@ -89,29 +118,47 @@ def check_counter(operations: Sequence[Operation], finals: Mapping[str, Mapping[
 def _counter_findings(
     key: Any, operations: Sequence[Operation], finals: Mapping[str, Mapping[str, int]]
 ) -> Iterator[str]:
-    low = high = seen = 0
-    edges: list[tuple[int, int, Operation]] = []
-    for operation in operations:
-        edges.append((operation.call, 0, operation))
-        if operation.ret is not None:
-            edges.append((operation.ret, 1, operation))
-    floors: dict[int, int] = {}
-    """Floor of each read in progress, by its call."""
-    for _, is_return, operation in sorted(edges, key=lambda edge: edge[:2]):
-        amount = operation.invoked[1]
-        if operation.f == "add":
-            if operation.outcome is Outcome.FAIL:
-                continue
-            low += amount if is_return else 0
-            high += 0 if is_return else amount
-        elif not is_return:
-            floors[operation.call] = max(low, seen)
-        elif operation.outcome is Outcome.OK:
-            count = operation.completed[1]
-            floor = floors.pop(operation.call)
-            if not floor <= count <= high:
-                yield f"between {floor} and {high} expected: {operation.describe()}"
-            seen = max(seen, count)
+    adds = [op for op in operations if op.f == "add" and op.outcome is not Outcome.FAIL]
+    reads = [op for op in operations if op.f == "read" and op.outcome is Outcome.OK and op.ret is not None]
+    reads.sort(key=lambda read: read.ret or 0)
+    for place, read in enumerate(reads):
+        low, high = _bounds(adds, reads[:place], read.call, read.ret)
+        if not low <= read.completed[1] <= high:
+            yield f"between {low} and {high} expected: {read.describe()}"
+    low, high = _bounds(adds, reads, None, None)
     for name, counts in finals.items():
-        if not max(low, seen) <= counts.get(key, 0) <= high:
-            yield f"at the end {name} counts {counts.get(key, 0)} of {key!r}, not {max(low, seen)} to {high}"
+        if not low <= counts.get(key, 0) <= high:
+            yield f"at the end {name} counts {counts.get(key, 0)} of {key!r}, not {low} to {high}"
+
+
+def _bounds(
+    adds: Sequence[Operation], reads: Sequence[Operation], call: int | None, ret: int | None
+) -> tuple[int, int]:
+    """Least and most that may be counted between two moments (None: after everything), given the reads that
+    had ended before: each is a count of its own from which to go on."""
+    low, high = _sums(adds, None, None, call, ret)
+    for read in reads:
+        if call is None or (read.ret or 0) < call:
+            least, most = _sums(adds, read.call, read.ret, call, ret)
+            low, high = max(low, read.completed[1] + least), min(high, read.completed[1] + most)
+    return low, high
+
+
+def _sums(
+    adds: Sequence[Operation],
+    since_call: int | None,
+    since_ret: int | None,
+    call: int | None,
+    ret: int | None,
+) -> tuple[int, int]:
+    """What was certainly, and what was possibly, added after one read and before another."""
+    least = most = 0
+    for add in adds:
+        amount = add.invoked[1]
+        ended_before = add.ret is not None and (call is None or add.ret < call)
+        if ended_before and (since_ret is None or add.call > since_ret):
+            least += amount
+        begun_before = ret is None or add.call < ret
+        if begun_before and (since_call is None or add.ret is None or add.ret > since_call):
+            most += amount
+    return least, most

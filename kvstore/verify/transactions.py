@@ -16,8 +16,11 @@ from kvstore.verify.sets import conclude
 from kvstore.verify.witness import Placed, duplicate_revisions, gaps, real_time
 
 
-def check_transactions(operations: Sequence[Operation]) -> Verdict:
-    """Judge a history of transactions. Raises ValueError for an operation of another form."""
+def check_transactions(operations: Sequence[Operation], *, begins_at: int | None = None) -> Verdict:
+    """Judge a history of transactions. Raises ValueError for an operation of another form.
+
+    `begins_at` is the store's revision before the history, where that is known (1 for an empty store).
+    """
     sure = [
         Placed(op.completed["revision"], not _writes(op), op.call, op)
         for op in operations
@@ -26,7 +29,7 @@ def check_transactions(operations: Sequence[Operation]) -> Verdict:
     unknown = [op for op in operations if op.outcome is Outcome.INFO and _writes(op)]
     order = [*sure, *_shown(sure, unknown)]
     order.sort(key=lambda placed: placed[:3])
-    return conclude(len(operations), _findings(order, unknown))
+    return conclude(len(operations), _findings(order, unknown, begins_at))
 
 
 def as_multi_register(operations: Sequence[Operation]) -> list[Operation]:
@@ -37,9 +40,9 @@ def as_multi_register(operations: Sequence[Operation]) -> list[Operation]:
     ]
 
 
-def _findings(order: Sequence[Placed], unknown: Sequence[Operation]) -> Iterator[str]:
+def _findings(order: Sequence[Placed], unknown: Sequence[Operation], begins_at: int | None) -> Iterator[str]:
     yield from duplicate_revisions(order)
-    yield from gaps(order, unknown)
+    yield from gaps(order, unknown, begins_at)
     yield from real_time(order)
     held: dict[str, tuple[Any, int]] = {}
     for placed in order:

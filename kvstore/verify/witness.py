@@ -45,19 +45,22 @@ class Placed(NamedTuple):
     operation: Operation
 
 
-def check_revisions(operations: Sequence[Operation]) -> Verdict:
-    """Judge a history of revisioned operations. Raises ValueError for an unknown kind of operation."""
+def check_revisions(operations: Sequence[Operation], *, begins_at: int | None = None) -> Verdict:
+    """Judge a history of revisioned operations. Raises ValueError for an unknown kind of operation.
+
+    `begins_at` is the store's revision before the history, where that is known (1 for an empty store).
+    """
     findings: list[str] = []
     sure = [_place(operation) for operation in operations if operation.outcome is Outcome.OK]
-    unknown = [op for op in operations if op.outcome is Outcome.INFO and op.f != "get"]
+    unknown = list(_possible(operations))
     stale_allowed = [placed for placed in sure if _is_serializable(placed.operation)]
     order = [placed for placed in sure if not _is_serializable(placed.operation)]
     order += _place_unknown(sure, unknown)
     order.sort(key=lambda placed: placed[:3])
     findings += duplicate_revisions(order)
-    findings += gaps(order, unknown)
+    findings += gaps(order, unknown, begins_at)
     findings += real_time(order)
-    replay = _Replay(order, unknown)
+    replay = _Replay(order, unknown, begins_at)
     for finding in _replies(order, stale_allowed, replay):
         if replay.guessed and not findings:
             return Verdict(VerdictKind.UNKNOWN, len(operations), (GUESS, finding))
@@ -65,6 +68,23 @@ def check_revisions(operations: Sequence[Operation]) -> Verdict:
     if findings:
         return Verdict(VerdictKind.INVALID, len(operations), findings[:FINDINGS_SHOWN_MAX])
     return Verdict(VerdictKind.VALID, len(operations))
+
+
+def _possible(operations: Sequence[Operation]) -> Iterator[Operation]:
+    """Writes of unknown outcome that could have changed something: there was ever what they expect."""
+    written = {
+        (op.invoked[0], _written(op))
+        for op in operations
+        if op.f in ("put", "cas") and op.outcome is not Outcome.FAIL
+    }
+    keys = {key for key, _ in written}
+    for operation in operations:
+        if operation.outcome is not Outcome.INFO or operation.f == "get":
+            continue
+        key = operation.invoked[0]
+        expected = operation.invoked[1] if operation.f == "cas" else None
+        if (key, expected) in written if expected is not None else operation.f != "delete" or key in keys:
+            yield operation
 
 
 def _is_serializable(operation: Operation) -> bool:
@@ -120,7 +140,9 @@ def duplicate_revisions(order: Sequence[Placed]) -> Iterator[str]:
             yield f"two writes claim revision {revision}: {rival.describe()} and {operation.describe()}"
 
 
-def gaps(order: Sequence[Placed], unknown: Sequence[Operation]) -> Iterator[str]:
+def gaps(
+    order: Sequence[Placed], unknown: Sequence[Operation], begins_at: int | None = None
+) -> Iterator[str]:
     """Every revision between the first and the last write belongs to somebody.
 
     A revision nobody claims needs an unknown write of its own, called before any reply showed a
@@ -131,7 +153,7 @@ def gaps(order: Sequence[Placed], unknown: Sequence[Operation]) -> Iterator[str]
         (placed.operation.ret, placed.revision) for placed in order if placed.operation.ret is not None
     )
     position = latest = 0
-    for revision in _unclaimed(order):
+    for revision in _unclaimed(order, begins_at):
         while position < len(first_shown) and latest < revision:
             latest = max(latest, first_shown[position][1])
             position += 1
@@ -142,10 +164,12 @@ def gaps(order: Sequence[Placed], unknown: Sequence[Operation]) -> Iterator[str]
             free.pop(0)
 
 
-def _unclaimed(order: Sequence[Placed]) -> list[int]:
-    """Revisions after the first write that no placed write has."""
+def _unclaimed(order: Sequence[Placed], begins_at: int | None) -> list[int]:
+    """Revisions after the first write, or after the known beginning, that no placed write has."""
     claimed = {placed.revision for placed in order if not placed.is_read}
-    if not claimed:
+    if begins_at is not None:
+        claimed.add(begins_at)
+    if not claimed or not order:
         return []
     last = max(placed.revision for placed in order)
     return [revision for revision in range(min(claimed), last + 1) if revision not in claimed]
@@ -159,7 +183,7 @@ def _unplaced(order: Sequence[Placed], unknown: Sequence[Operation]) -> list[Ope
 class _Replay:
     """The proposed order on a plain map, with unknown writes placed only where a reply needs one."""
 
-    def __init__(self, order: Sequence[Placed], unknown: Sequence[Operation]) -> None:
+    def __init__(self, order: Sequence[Placed], unknown: Sequence[Operation], begins_at: int | None) -> None:
         self._held: dict[str, tuple[Any, int]] = {}
         idle = _unplaced(order, unknown)
         self._idle: dict[str, list[Operation]] = {}
@@ -167,7 +191,8 @@ class _Replay:
         for operation in idle:
             self._idle.setdefault(operation.invoked[0], []).append(operation)
         first = min((placed.revision for placed in order if not placed.is_read), default=len(idle))
-        self._free = [*range(first - len(idle), first), *_unclaimed(order)]
+        earlier = range(first - len(idle), first) if begins_at is None else ()
+        self._free = [*earlier, *_unclaimed(order, begins_at)]
         """Revisions that an unknown write may still take, ascending; the first ones come before
         every write that was answered."""
         self.guessed = False

@@ -241,7 +241,7 @@ class Run:
 
     def _conclude(self) -> None:
         result = self.result
-        kinds = [check.kind for check in result.checks]
+        kinds = judge.deciding(result.checks)
         total = sum(result.counts.values())
         voids = [reason for reason in result.reasons if reason.startswith("void: ")]
         voids += [
