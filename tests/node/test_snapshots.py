@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
 from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
 from kvstore.testing.simulation import CLUSTER_ID, SimulatedNode
+from raft.core.confchange import ConfChange, ConfStep, ConfStepKind
+from raft.core.messages import Message, MessageType
+from raft.core.types import SnapshotMeta
 from raft.node import NodeConfig, OutcomeUnknown
-from raft.storage.images import IMAGE_PREFIX
+from raft.storage.images import IMAGE_PREFIX, state_name
 from raft.transport import images
+from raft.transport.protocol import ImageOffer, ImageRefused
 
 Scenario = Callable[[SimulatedCluster], Awaitable[None]]
 
@@ -231,3 +237,109 @@ def test_commands_that_an_image_jumps_over_are_unknown_and_the_next_ones_go_thro
         await caught_up(cluster, apart)
 
     run(scenario, seed=5)
+
+
+def test_a_member_that_joins_after_the_log_was_compacted_begins_with_an_image() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = await cluster.wait_for_leader()
+        for n in range(WRITES):
+            await cluster.propose(leader.member_id, b"write %d" % n)
+        await cluster.wait_until(
+            lambda: min(node.status().first_index for node in cluster.running) > 2, IN_TIME_S, "compaction"
+        )
+        step = ConfStep(ConfStepKind.ADD_LEARNER, 4)
+        await cluster.change(leader.member_id, ConfChange((step,)), b"learner 4")
+        cluster.add(4)
+        node = await cluster.start(4)
+        await cluster.wait_until(lambda: installed(node) > 0, IN_TIME_S, "the image")
+        await cluster.propose(4, b"from the learner")
+        await caught_up(cluster, 4)
+        assert node.status().conf.learners == (4,), "the configuration came with the image"
+        cluster.crash(4)
+        await cluster.start(4)
+        await cluster.propose(4, b"after a restart")
+        await caught_up(cluster, 4)
+
+    run(scenario, seed=6)
+
+
+def test_a_full_disk_refuses_the_image_and_takes_it_later() -> None:
+    """What an image needs is not the log's: the member goes on as it was, and the next attempt is whole."""
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        down = await left_behind(cluster)
+        node = await cluster.start(down)
+        files = cluster.members[down].files
+
+        def full(call: int, operation: str, path: str) -> OSError | None:
+            is_image = path.rpartition("/")[2].startswith("state-")
+            return OSError(errno.ENOSPC, "full") if is_image and operation in ("open", "pwrite") else None
+
+        files.fault = full
+        await cluster.wait_until(
+            lambda: node.status().images.receive_failures > 0, IN_TIME_S, "a failed attempt"
+        )
+        assert not node.failed
+        assert not installed(node)
+        files.fault = None
+        await caught_up(cluster, down)
+        assert installed(node) == 1
+
+    run(scenario, seed=7)
+
+
+def test_of_two_images_on_their_way_the_newer_wins() -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = await cluster.wait_for_leader()
+        here = next(node for node in cluster.running if node is not leader)
+        hello = cluster.members[leader.member_id].transport.hello  # type: ignore[union-attr]  # it runs
+        conf = here.status().conf
+
+        def offer(index: int, *, sender: int = leader.member_id, term: int = leader.term) -> ImageOffer:
+            meta = SnapshotMeta(index, leader.term, conf)
+            message = Message(MessageType.SNAPSHOT, here.member_id, sender, term, snapshot=meta)
+            return ImageOffer(message, 3 * CHUNK, b"%d" % index)
+
+        take = here.snapshots.on_image
+        first = take(hello, offer(1000))
+        assert await first.open() == 0
+        await first.write(bytes(CHUNK))
+        again = take(hello, offer(1000))
+        assert await again.open() == CHUNK, "another attempt goes on"
+        with pytest.raises(ImageRefused, match="took the place"):
+            await first.write(bytes(CHUNK))
+        newer = take(hello, offer(2000))
+        assert await newer.open() == 0
+        with pytest.raises(ImageRefused, match="took the place"):
+            await again.write(bytes(CHUNK))
+        for older in (offer(1000), offer(1999)):
+            with pytest.raises(ImageRefused, match="newer image"):
+                take(hello, older)
+        await cluster.wait_until(
+            lambda: files_of(cluster, here.member_id) == [state_name(2000), "state.db"], IN_TIME_S, "one file"
+        )
+        later_term = take(hello, offer(1500, term=leader.term + 1))
+        assert await later_term.open() == 0, "the leader of a later term knows better"
+        for wrong, words in (
+            (offer(3000, sender=9), "not meant"),
+            (offer(3000, term=0), "is over"),
+        ):
+            with pytest.raises(ImageRefused, match=words):
+                take(hello, wrong)
+        with pytest.raises(ImageRefused, match="not known as this process"):
+            take(replace(hello, boot_id=1), offer(3000))
+        # One that lies about its sum never gets near the state.
+        for _ in range(3):
+            await later_term.write(bytes(CHUNK))
+        with pytest.raises(ImageRefused, match="not the one that was sent"):
+            await later_term.finish()
+        assert not installed(here)
+        # And one whose sender never comes back is forgotten.
+        left = take(hello, offer(4000))
+        await left.open()
+        left.release()
+        await cluster.wait_until(
+            lambda: files_of(cluster, here.member_id) == ["state.db"], 2 * IN_TIME_S, "it to be forgotten"
+        )
+
+    run(scenario, seed=8)
