@@ -42,7 +42,8 @@ class Kept(NamedTuple):
 
 
 KEPT: tuple[Kept, ...] = ()
-"""Where this store answers otherwise than etcd 3.5.1, on purpose: the later 3.5 releases are followed."""
+"""Where this store answers otherwise than etcd 3.5.1, on purpose: the later 3.5 releases are followed.
+Each has a row of its name in docs/compatibility.md."""
 
 
 def _sort_key(pair: kv_pb2.KeyValue, target: int) -> int | bytes:

@@ -29,6 +29,7 @@ from tests.differential.programs import (
     without_inner_revisions,
 )
 from tests.differential.runner import Run, Tally
+from tests.differential.watching import LOST_TOMBSTONE
 
 SECONDS = 60
 SECONDS_WITH_LEASES = 20  # with start and stop both runs take 90 s
@@ -115,6 +116,13 @@ def test_the_judge_bites(
     shrunk = run.tally.differences[0]["shrunk_to"]
     assert isinstance(shrunk, list)
     assert len(shrunk) <= steps_max + 3, shrunk  # a few puts may be needed before the altered reply
+
+
+def test_what_is_kept_on_purpose_is_told() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
+    told = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    kept = [LOST_TOMBSTONE, *(one.name for one in judge.KEPT)]
+    assert [name for name in kept if name not in told] == []
 
 
 def test_a_seed_is_a_program() -> None:

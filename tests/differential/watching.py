@@ -36,7 +36,7 @@ EVENTS_SECONDS_MAX = 3.0
 ETCD_LOOP_SECONDS = 0.25
 """etcd's pace with watchers that start in the past is 0.1 s; twice that, and some."""
 
-LOST_TOMBSTONE = "deletion at the compacted revision"
+LOST_TOMBSTONE = "a watch that starts at the compacted revision"
 """etcd 3.5.1 forgets it; later ones show it to a watch that starts there, as this store does."""
 
 Create = rpc_pb2.WatchCreateRequest

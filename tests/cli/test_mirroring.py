@@ -1,0 +1,67 @@
+"""make-mirror without a cluster: how changes are cut into transactions, what is refused, what is told."""
+
+import asyncio
+import sys
+
+import pytest
+
+from kvstore.cli import mirroring
+from kvstore.wire import kv_pb2, rpc_pb2
+
+
+def put(size=0):
+    return rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=b"k", value=b"v" * size))
+
+
+def test_transactions_are_cut_by_count_and_by_size():
+    parts = mirroring._parts([put()] * 7, 3)
+    assert [len(part) for part in parts] == [3, 3, 1]
+    large = mirroring.TXN_BYTES * 2 // 5
+    parts = mirroring._parts([put(large)] * 5, 128)
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert [len(part) for part in mirroring._parts([put(mirroring.TXN_BYTES)] * 2, 128)] == [1, 1]
+    assert list(mirroring._parts([], 3)) == []
+
+
+def test_revisions_are_kept_apart():
+    events = [kv_pb2.Event(kv=kv_pb2.KeyValue(mod_revision=revision)) for revision in (3, 3, 4, 6, 6)]
+    assert [len(part) for part in mirroring._by_revision(events)] == [2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("make-mirror", 128, b"make-mirror takes one destination argument"),
+        ("make-mirror a --dest-prefix x --no-dest-prefix", 128, b"cannot be set at the same time"),
+        ("make-mirror a:1 --dest-user root", 4, b"--dest-user is not supported"),
+        ("make-mirror a:1 --max-txn-ops 0", 128, b"--max-txn-ops must be at least 1"),
+        ("make-mirror 127.0.0.1:1 --endpoints=127.0.0.1:1 --command-timeout=200ms", 1, b"deadline exceeded"),
+    ],
+)
+def test_refusals(ours, line, code, said):
+    found = ours(line.split())
+    assert found.code == code
+    assert said in found.err
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("terminal", [True, False])
+async def test_progress(monkeypatch, capsys, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(mirroring, "PROGRESS_SECONDS", 0.001)
+    monkeypatch.setattr(mirroring, "REPORT_SECONDS", 0.001)
+    progress = mirroring._Progress()
+    progress.copied = 12345
+    telling = asyncio.ensure_future(progress.run())
+    out = err = ""
+    async with asyncio.timeout(5):
+        while not (out or err):  # noqa: ASYNC110  what is printed has no event
+            await asyncio.sleep(0.002)
+            out, err = capsys.readouterr()
+    telling.cancel()
+    if terminal:
+        assert err.startswith("\r12,345 changes copied, ")
+        assert out == ""
+    else:
+        assert out.startswith("12345\n")
+        assert err == ""
