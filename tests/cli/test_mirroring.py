@@ -55,7 +55,7 @@ async def test_progress(monkeypatch, capsys, terminal):
     telling = asyncio.ensure_future(progress.run())
     out = err = ""
     async with asyncio.timeout(5):
-        while not (out or err):  # noqa: ASYNC110  what is printed has no event
+        while not (out or err):
             await asyncio.sleep(0.002)
             out, err = capsys.readouterr()
     telling.cancel()
