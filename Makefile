@@ -27,7 +27,7 @@ JEPSEN_MINUTES ?= 10
 NODES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: bench-catchup help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential mirror jepsen jepsen-long jepsen-planted lock bench-locks bench-leases clean
+.PHONY: bench-catchup help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential mirror jepsen jepsen-long jepsen-planted bench-verify lock bench-locks bench-leases clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -122,6 +122,9 @@ jepsen-long: ## the same with seven members, for an hour
 
 jepsen-planted: $(STAMP) ## hunt bugs planted in real members; writes tests/jepsen/planted.json; SEED=
 	$(BIN)/python -m tests.jepsen.planted $(if $(SEED),--seed $(SEED))
+
+bench-verify: $(STAMP) ## how long the checkers take over 100,000 operations; writes bench/results/verify.json
+	$(BIN)/python -m bench.verify
 
 lock: $(STAMP) ## resolve the development dependencies anew
 	$(BIN)/python tools/lock.py

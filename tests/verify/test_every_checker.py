@@ -1,4 +1,4 @@
-"""Every checker of a stateful object, against an exhaustive search over all orders of at most eight operations.
+"""Every checker of a stateful object against an exhaustive search over all orders of up to eight operations.
 
 Histories come from a correct object whose operations take effect at a random instant while open. They are
 valid, and no checker may say otherwise. Then they are edited; where the exhaustive search says that no order
