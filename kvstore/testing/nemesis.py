@@ -12,6 +12,7 @@ from kvstore.testing.disks import FaultyDisk, SlowLogWriter, flip, io_error, no_
 from kvstore.testing.faults import Fault
 from kvstore.testing.judge import Judge
 from kvstore.testing.simulation import SimulatedCluster, SimulatedNode
+from raft.node.membership import REMOVED_REASON
 from raft.storage import Damaged, MemoryFiles
 from raft.storage.records import SECTOR_BYTES
 from raft.storage.wal import Log
@@ -55,7 +56,16 @@ class FaultyCluster(SimulatedCluster):
         """Members whose power is going: their process ends with it."""
         self.processes: Counter[str] = Counter()
         """How processes ended."""
+        self.founders = tuple(self.members)
+        """The members the cluster began with; faults are drawn for them."""
+        self.may_leave: set[int] = set()
+        """Members whose removal was asked for: they may find themselves removed."""
         self._supervisor = self.loop.create_task(self._supervise(), name="supervisor")
+
+    def enlist(self, member_id: int) -> None:
+        """Have another member, which is started soon. It must be asked for (`change`) to take part."""
+        self.add(member_id)
+        self.sync_s[member_id] = self.hung_until_s[member_id] = self.start_at_s[member_id] = 0.0
 
     def make_writer(
         self, member_id: int, log: Log, fatal: Callable[[str], None], on_space: Callable[[bool], None]
@@ -79,6 +89,11 @@ class FaultyCluster(SimulatedCluster):
     def on_failure(self, member_id: int, reason: str) -> None:
         super().on_failure(member_id, reason)
         if reason == "killed":
+            return
+        if reason == REMOVED_REASON and member_id in self.may_leave:
+            self.processes["removed"] += 1
+            self.start_at_s[member_id] = NEVER_S
+            self.loop.call_soon(self._bury, member_id, self.lives[member_id])
             return
         disk = self.disks.get(member_id)
         if disk is None or not disk.struck:
@@ -110,10 +125,20 @@ class FaultyCluster(SimulatedCluster):
         self.wiped.add(member_id)
 
     def plant(self, member_id: int, disk: FaultyDisk) -> None:
+        self._cut_for_good(member_id)
+        if self.members[member_id].node is None:
+            return
         self.disks[member_id] = disk
         self.members[member_id].files.fault = disk
 
+    def _cut_for_good(self, member_id: int) -> None:
+        """A process whose power went in a callback of its own, which the loop caught, is no less dead."""
+        disk = self.disks.get(member_id)
+        if disk is not None and disk.struck and member_id in self.cutting:
+            self.kill(member_id, RESTART_S, power=True)
+
     def mend(self, member_id: int) -> None:
+        self._cut_for_good(member_id)
         self.disks.pop(member_id, None)
         self.members[member_id].files.fault = None
 
@@ -136,7 +161,7 @@ class FaultyCluster(SimulatedCluster):
 
     async def _supervise(self) -> None:
         while True:
-            for member_id, member in self.members.items():
+            for member_id, member in list(self.members.items()):
                 if member.node is None and self.loop.time() >= self.start_at_s[member_id]:
                     await self._try(member_id)
             await asyncio.sleep(SUPERVISE_S)

@@ -141,7 +141,12 @@ class Simulation(FaultyCluster):
         return machine
 
     def usable(self) -> list[int]:
-        return [node.member_id for node in self.running if not node.failed]
+        return [node.member_id for node in self.running if not node.failed and self._belongs(node)]
+
+    def _belongs(self, node: SimulatedNode) -> bool:
+        """Whether clients would ask this member: not one that has yet to join, or was removed."""
+        conf = node.membership.conf
+        return node.member_id in self.founders or node.member_id in (*conf.voters, *conf.learners)
 
     def paused(self, member_id: int) -> bool:
         node = self.members[member_id].node
@@ -296,13 +301,13 @@ class Run:
         for member_id in cluster.members:
             cluster.hung_until_s[member_id] = cluster.sync_s[member_id] = 0.0
             cluster.mend(member_id)
-        sound = [m for m in cluster.members if m not in cluster.wiped and m not in cluster.rotten]
+        sound = [m for m in cluster.founders if m not in cluster.wiped and m not in cluster.rotten]
         core = sorted(rng.sample(sound, rng.randint(self.plan.size // 2 + 1, len(sound))))
-        back_s = max(cluster.start_at_s.values()) - cluster.loop.time()
+        back_s = max(at_s for at_s in cluster.start_at_s.values() if at_s != NEVER_S) - cluster.loop.time()
         await asyncio.sleep(max(0.0, back_s) + SETTLE_S if self.plan.faults else 0.0)
         if not self._can_elect(core):
             core = sound
-        for other in cluster.members:
+        for other in cluster.founders:
             if other in core or not self.plan.noise:
                 continue
             noise = rng.choice(("dead", "deaf", "mute", "there"))

@@ -14,12 +14,14 @@ from typing import Any
 from kvstore.testing.faults import Draw, Fault
 from kvstore.testing.features import FEATURES
 from kvstore.testing.leases import Leases
+from kvstore.testing.members import Members
 from raft.sim.kernel import stream
 from raft.storage.wal import SEGMENT_BYTES_MIN
 
 FORMAT_VERSION = 1
 
 FEATURES["leases"] = Leases
+FEATURES["members"] = Members
 
 LENGTH_S = 30.0
 """Virtual time under faults: dozens of elections' worth, and about a second of real time."""

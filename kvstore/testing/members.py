@@ -1,0 +1,223 @@
+"""The feature `members`: others come, are promoted, lead and go while the founders live through the faults.
+
+Founders stay, so that the run's demands on a healed majority of them hold with any guests: those are
+healed with it. Faults strike founders only, but leaders, cut links and lost power know no difference:
+a guest may lead, and be removed while it does. The oracle: what was acknowledged came true and stays
+so, whoever was removed never speaks again, and all agree on who belongs to the cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from kvstore.engine import (
+    MemberAdd,
+    MemberCommand,
+    MemberPromote,
+    MemberRemove,
+    MembersResult,
+    encode_member_command,
+)
+from raft.core.confchange import ConfChange, ConfStep, ConfStepKind, members_of
+from raft.core.types import ConfState
+from raft.node import LearnerNotReady, NodeError, NotApplied
+
+if TYPE_CHECKING:
+    from kvstore.testing.nodes import Simulation
+    from kvstore.testing.simulation import SimulatedNode
+
+GUESTS_MAX = 2
+"""Guests at once: with more, a majority of the founders and all guests need not be a quorum."""
+
+THINK_S = (0.2, 1.5)
+"""Between two changes."""
+
+TRANSFER_S = 3.0
+"""A transfer is ended by the member itself well before."""
+
+CONVERGE_S = 10.0
+"""After healing: until all have applied the same changes, and removed members have ended."""
+
+
+class Members:
+    """Implements `Feature`."""
+
+    def __init__(self, cluster: Simulation, rng: random.Random) -> None:
+        self._cluster = cluster
+        self._rng = rng
+        self._guests: list[int] = []
+        """Asked for and, as far as anybody was told, not removed."""
+        self._voters: set[int] = set()
+        """Guests whose vote was acknowledged. Never asked for in order: only membership in it counts."""
+        self._present: set[int] = set()
+        """Guests whose addition was acknowledged and whose removal was not yet asked for."""
+        self._removed: set[int] = set()
+        """Guests whose removal was acknowledged."""
+        self._next = max(cluster.members) + 100
+        self._stopping = False
+        self._counts: Counter[str] = Counter()
+
+    def started(self, member_id: int, node: SimulatedNode) -> None:
+        """Nothing to do: a guest is a member like any other."""
+
+    def ended(self, member_id: int) -> None:
+        """As above."""
+
+    def operations(self) -> Mapping[str, int]:
+        return self._counts
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    async def live(self) -> None:
+        """One change after the other."""
+        while not self._stopping:
+            await asyncio.sleep(self._rng.uniform(*THINK_S))
+            if self._stopping:
+                return
+            await self._step()
+
+    async def _step(self) -> None:
+        rng, draw = self._rng, self._rng.random()
+        if len(self._guests) < GUESTS_MAX and draw < 0.5:
+            await self._add()
+        elif self._guests and draw < 0.8:
+            guest = rng.choice(self._guests)
+            if guest not in self._voters:
+                await self._promote(guest)
+            elif rng.random() < 0.5:
+                await self._transfer(guest)
+            else:
+                await self._remove(guest)
+        elif self._guests and draw < 0.95:
+            await self._remove(rng.choice(self._guests))
+        elif self._guests:
+            self._cluster.kill(rng.choice(self._guests), rng.uniform(0, 1), power=True)
+
+    # -- changes
+
+    async def _add(self) -> None:
+        if self._cluster.leader() is None:
+            return  # who is to join asks a cluster that lives
+        guest, self._next = self._next, self._next + 1
+        voter = self._rng.random() < 0.3
+        self._cluster.enlist(guest)  # whatever becomes of the request: it may be added
+        self._guests.append(guest)
+        kind = ConfStepKind.ADD_VOTER if voter else ConfStepKind.ADD_LEARNER
+        command = MemberAdd(guest, (f"http://guest{guest}:1",), not voter, GUESTS_MAX)
+        if await self._change("add", kind, command):
+            self._present.add(guest)
+            if voter:
+                self._voters.add(guest)
+
+    async def _promote(self, guest: int) -> None:
+        if await self._change("promote", ConfStepKind.ADD_VOTER, MemberPromote(guest)):
+            self._voters.add(guest)
+
+    async def _remove(self, guest: int) -> None:
+        self._present.discard(guest)
+        self._voters.discard(guest)
+        self._cluster.may_leave.add(guest)
+        if await self._change("remove", ConfStepKind.REMOVE, MemberRemove(guest)):
+            self._removed.add(guest)
+            self._guests.remove(guest)
+
+    async def _change(self, name: str, kind: ConfStepKind, command: MemberCommand) -> bool:
+        """Ask any member; whether it was acknowledged."""
+        usable = self._cluster.usable()
+        if not usable:
+            return False
+        change = ConfChange((ConfStep(kind, command.id),))
+        asked = self._cluster.change(self._rng.choice(usable), change, encode_member_command(command))
+        try:
+            outcome = await asked
+        except LearnerNotReady:
+            self._counts[f"{name} too early"] += 1
+        except NotApplied:
+            self._counts[f"{name} fail"] += 1
+        except NodeError:
+            self._counts[f"{name} unknown"] += 1
+        else:
+            acknowledged = isinstance(outcome, MembersResult)
+            self._counts[f"{name} {'ok' if acknowledged else 'refused'}"] += 1
+            return acknowledged
+        return False
+
+    async def _transfer(self, to: int) -> None:
+        leader = self._cluster.leader()
+        if leader is None:
+            return
+        ended = asyncio.Event()
+        failed: list[NodeError | None] = []
+
+        def settle(error: NodeError | None) -> None:
+            failed.append(error)
+            ended.set()
+
+        began_s = self._cluster.loop.time()
+        leader.transfer.begin(to, settle)
+        await ended.wait()
+        self._counts["transfer ok" if failed == [None] else "transfer fail"] += 1
+        paused = self._cluster.paused(leader.member_id)
+        if self._cluster.loop.time() - began_s > TRANSFER_S and not paused:
+            late_s = self._cluster.loop.time() - began_s
+            if leader.is_leader:
+                self._violate("a transfer of leadership ends", f"to {to}: only after {late_s:.1f} s")
+
+    # -- the oracle
+
+    def _violate(self, invariant: str, detail: str) -> None:
+        self._cluster.judge.violate(invariant, detail)
+
+    async def settle(self, core: Sequence[int]) -> None:
+        cluster = self._cluster
+        end_s = cluster.loop.time() + CONVERGE_S
+        while len(confs := self._confs(core)) > 1 or any(self._lives(guest) for guest in self._removed):
+            if cluster.loop.time() > end_s:
+                alive = sorted(guest for guest in self._removed if self._lives(guest))
+                self._violate("membership converges", f"{confs}; removed and alive: {alive}")
+                return
+            await asyncio.sleep(0.05)  # virtual time: nobody sets an event
+        (conf,) = confs
+        if conf.voters_outgoing:
+            self._violate("membership converges", f"still joint: {conf}")
+        founders = [member for member in cluster.founders if member not in conf.voters]
+        missing = sorted(guest for guest in self._present if guest not in members_of(conf))
+        back = sorted(guest for guest in self._removed if guest in members_of(conf))
+        if founders or missing or back:
+            self._violate(
+                "an acknowledged change of the membership holds",
+                f"gone: {founders + missing}, back: {back}, in {conf}",
+            )
+        silent = sorted(guest for guest in self._voters if guest not in conf.voters)
+        if silent:
+            self._violate("who was promoted votes", f"{silent} in {conf}")
+        for member_id in core:
+            engine = cluster.witness(member_id).engine
+            listed = {member.id: member.is_learner for member in engine.members()}
+            guests = [member for member in members_of(conf) if member not in cluster.founders]
+            if listed != {guest: guest in conf.learners for guest in guests}:
+                self._violate("the list of members is the configuration", f"{listed} and {conf}")
+            known = sorted(guest for guest in self._removed if not engine.is_removed(guest))
+            if known:
+                self._violate("who was removed is remembered", f"{known} on member {member_id}")
+
+    def _confs(self, core: Sequence[int]) -> list[ConfState]:
+        """The different configurations that the members of `core` have applied."""
+        confs = [self._cluster.members[member_id].running.membership.conf for member_id in core]
+        return list(dict.fromkeys(confs))
+
+    def _lives(self, guest: int) -> bool:
+        node = self._cluster.members[guest].node
+        return node is not None and not node.failed
+
+    def revisions(self) -> Sequence[int]:
+        """Membership makes none."""
+        return ()
+
+    def judge(self) -> None:
+        """All was demanded in `settle`, while members could still be asked."""

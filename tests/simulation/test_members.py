@@ -1,0 +1,61 @@
+"""Members come, are promoted, lead and go while faults strike; and the oracle sees what it is for."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from kvstore.engine.tables import Tables
+from kvstore.testing.nodes import SimulationFailed, run_seed
+from raft.node.membership import Membership
+
+LENGTH_S = 12.0
+CLASSES = ("isolate-leader", "partition", "crash", "pause", "drop")
+
+
+def test_the_membership_changes_while_faults_strike() -> None:
+    done: Counter[str] = Counter()
+    for seed in range(3):
+        report = run_seed(seed, length_s=LENGTH_S, features=("members",), classes=CLASSES)
+        done.update(report.operations)
+    for change in ("add", "promote", "remove", "transfer"):
+        assert done[f"{change} ok"] > 0, done
+
+
+def test_a_record_cut_off_in_a_callback_of_its_own_ends_the_process() -> None:
+    """Seed 16 once went on writing behind a frame that the power had cut."""
+    run_seed(16, length_s=15.0, features=("members",), classes=("isolate-leader", "partition", "crash"))
+
+
+@pytest.mark.parametrize(
+    ("broken", "invariant"),
+    [
+        ("forgets who was removed", "membership converges"),
+        ("changes the list only", "an acknowledged change of the membership holds"),
+    ],
+)
+def test_what_goes_wrong_is_seen(broken: str, invariant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if broken == "forgets who was removed":
+
+        def remove_member(tables: Tables, member_id: int) -> None:
+            del tables._members[member_id]
+
+        monkeypatch.setattr(Tables, "remove_member", remove_member)
+    else:
+        apply = Membership.apply
+
+        def apply_to_the_list_only(self: Membership, entry: object) -> None:
+            core = self._core
+
+            class Deaf:
+                def __getattr__(self, name: str) -> object:
+                    return (lambda change: core.conf) if name == "apply_conf" else getattr(core, name)
+
+            self._core = Deaf()
+            apply(self, entry)
+            self._core = core
+
+        monkeypatch.setattr(Membership, "apply", apply_to_the_list_only)
+    with pytest.raises(SimulationFailed, match=invariant):
+        run_seed(0, length_s=LENGTH_S, features=("members",), classes=("drop",))
