@@ -40,6 +40,11 @@ class Store:
         self.lease_grant = self._unary(
             "Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest, rpc_pb2.LeaseGrantResponse
         )
+        self.snapshot = self.channel.unary_stream(
+            "/etcdserverpb.Maintenance/Snapshot",
+            request_serializer=rpc_pb2.SnapshotRequest.SerializeToString,
+            response_deserializer=rpc_pb2.SnapshotResponse.FromString,
+        )
         self.status = self._unary("Maintenance/Status", rpc_pb2.StatusRequest, rpc_pb2.StatusResponse)
 
     def _unary(

@@ -32,6 +32,7 @@ VALUE_BYTES = 256
 TRANSACTION_PUTS = 100  # below the servers' limit of operations per transaction
 TRANSACTIONS_IN_FLIGHT = 8  # keeps the log busy; more would only queue
 REQUEST_SECONDS_MAX = 30.0
+BACKUP_SECONDS_MAX = 120.0
 STEADY_RATE = 200.0  # writes and as many reads a second: half of what two cores bear, so that a stall is ours
 COMPACT_SECONDS = 5.0  # a compaction this often during the steady phase
 COMPACT_KEEPS = 1000  # revisions
@@ -113,13 +114,14 @@ class Scale:
 
     def steady(self, seconds: float) -> dict[str, Any]:
         before = [self.stalls(port) for port in self.metrics_ports]
-        latencies, errors = asyncio.run(self._steady(seconds))
+        latencies, errors, backup_s = asyncio.run(self._steady(seconds))
         after = [self.stalls(port) for port in self.metrics_ports]
         ordered = sorted(latencies)
         return {
             "seconds": seconds,
             "operations": len(ordered),
             "errors": errors[:5],
+            "backup_s": round(backup_s, 1),
             "p50_ms": round(percentile(ordered, 0.5) * 1000, 1),
             "p99_ms": round(percentile(ordered, 0.99) * 1000, 1),
             "worst_ms": round(ordered[-1] * 1000, 1),
@@ -127,13 +129,14 @@ class Scale:
             "rss_mib": self.rss_mib(),
         }
 
-    async def _steady(self, seconds: float) -> tuple[list[float], list[str]]:
+    async def _steady(self, seconds: float) -> tuple[list[float], list[str], float]:
         stores = [rpc.Store(endpoint) for endpoint in self.cluster.endpoints]
         latencies: list[float] = []
         errors: list[str] = []
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._compactor(stores[0], began + seconds))
+            backup = group.create_task(self._backup(stores[-1]))
             number = 0
             while (now := time.monotonic()) < began + seconds:
                 while number < (now - began) * 2 * STEADY_RATE:
@@ -142,7 +145,7 @@ class Scale:
                 await asyncio.sleep(1 / STEADY_RATE)
         for store in stores:
             await store.close()
-        return latencies, errors
+        return latencies, errors, backup.result()
 
     async def _operation(
         self, stores: list[rpc.Store], number: int, latencies: list[float], errors: list[str]
@@ -167,6 +170,14 @@ class Scale:
             revision = head.header.revision - COMPACT_KEEPS
             if revision > 0:
                 await store.compact(rpc_pb2.CompactionRequest(revision=revision), timeout=REQUEST_SECONDS_MAX)
+
+    async def _backup(self, store: rpc.Store) -> float:
+        """Take a backup from one member while the load goes on; the seconds it took."""
+        began, received = time.monotonic(), 0
+        async for piece in store.snapshot(rpc_pb2.SnapshotRequest(), timeout=BACKUP_SECONDS_MAX):
+            received += len(piece.blob)
+        assert received > self.keys * VALUE_BYTES, f"a backup of {received} bytes cannot hold the keys"
+        return time.monotonic() - began
 
     def stalls(self, port: int) -> int:
         """Samples of the event loop that came later than the bound, since the process began."""
