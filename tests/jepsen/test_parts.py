@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from kvstore.verify.history import Operation, Outcome, VerdictKind
 from kvstore.verify.load.workloads import WORKLOADS
 from kvstore.verify.run import report
 from kvstore.verify.run.execute import Run, RunResult
-from kvstore.verify.run.faults import Fault
+from kvstore.verify.run.faults import Driver, Fault, FaultMissedError, Field
 from kvstore.verify.run.judge import Check, Finals, as_register, judge
 from kvstore.verify.run.nemeses import NEMESES
 from kvstore.verify.run.network_faults import SHAPES, Links
@@ -141,6 +142,58 @@ def test_the_page_stands_alone_and_names_what_cannot_be_placed(tmp_path: Path) -
     assert [row[5].split(":")[0] for row in named] == ["line 5"]
     assert [row[7] for row in data["operations"]] == [0, -1], "the put is the longest legal order"
     assert data["faults"][0]["name"] == "kill"
+
+
+class Elusive:
+    """A nemesis whose fault takes hold at the third attempt only."""
+
+    nodes: tuple[int, ...] = ()
+
+    def __init__(self) -> None:
+        self.attempts = 0
+
+    def prepare(self) -> None:
+        """Nothing to prepare."""
+
+    async def begin(self) -> str:
+        self.attempts += 1
+        return "tried"
+
+    async def end(self) -> str:
+        if self.attempts < 3:
+            raise FaultMissedError("not this time")
+        return "took hold"
+
+
+class NoCluster:
+    """A cluster that is always well."""
+
+    numbers: tuple[int, ...] = ()
+
+    def note_ends(self) -> None:
+        """Nobody ends."""
+
+    async def statuses(self) -> list[Any]:
+        return []
+
+
+@pytest.mark.asyncio
+async def test_a_run_goes_on_until_each_fault_took_hold_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvstore.verify.run.faults.QUIET_S", (0.0, 0.01))
+    monkeypatch.setattr("kvstore.verify.run.faults.HOLD_S", (0.0, 0.01))
+    field = Field(
+        cluster=NoCluster(),  # type: ignore[arg-type]  # all the driver asks of it is here
+        settings=settings(tmp_path),
+        rng=random.Random(1),
+        directory=tmp_path,
+        client_pids=[],
+    )
+    driver = Driver(field, {"kill": Elusive()})
+    await driver.run(deadline=time.monotonic())
+    assert [bool(fault.evidence) for fault in driver.faults] == [False, False, True]
+    assert [fault.missed for fault in driver.faults] == ["not this time", "not this time", ""]
 
 
 def test_too_few_successes_are_void(tmp_path: Path) -> None:

@@ -43,3 +43,23 @@ def test_a_run_with_faults_is_valid_and_leaves_its_directory(tmp_path: Path) -> 
         "timeline.html",
         "cluster",
     } <= left
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_members_with_a_planted_bug_are_found_out(tmp_path: Path) -> None:
+    """The judge of all other runs: a member that grants locks to leases that have ended."""
+    server = Path(__file__).parent / "planted" / "server.py"
+    settings = Settings(
+        workload="lock-fenced",
+        nemeses=(),
+        directory=tmp_path,
+        seed=11,
+        seconds=SECONDS,
+        rate=200,
+        slots=8,
+        program=(str(server), "dead-lease", "server"),
+    )
+    result = asyncio.run(execute(settings))
+    assert result.verdict == "invalid", result.reasons
+    assert any("one token twice" in line or "revoked" in line for line in result.reasons), result.reasons

@@ -174,7 +174,10 @@ class Run:
         if self.settings.workload == "lease" and EXIT_NOT_SERVED not in codes:
             await asyncio.sleep(LEASES_END_S)
         if not self.result.reasons:
-            self.finals = await self._read_all()
+            try:
+                self.finals = await self._read_all()
+            except grpc.aio.AioRpcError as error:
+                self.result.reasons.append(f"the members cannot be read at the end: {error.details()}")
 
     def _note_clients(self, codes: Sequence[int | None]) -> None:
         assert self.load is not None

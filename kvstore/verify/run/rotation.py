@@ -77,7 +77,7 @@ def rotate(
         )
         try:
             result = asyncio.run(execute(settings))
-        except ClusterError as error:
+        except (ClusterError, OSError) as error:
             result = RunResult(settings=settings, verdict="unknown", reasons=[str(error)])
         results.append(result)
         for line in report.summary(result):
