@@ -62,6 +62,7 @@ _LENGTH = Struct(">I")
 
 _PREV_KV, _IGNORE_VALUE, _IGNORE_LEASE = 1, 2, 4
 _KEYS_ONLY, _COUNT_ONLY, _SERIALIZABLE, _OPTIONS = 1, 2, 4, 8
+_PHYSICAL, _RESUME = 1, 2
 _NO_OPTIONS = (0, 0, 0, 0, 0, 0, 0, 0)
 _NUMBER, _BYTES = 0, 1
 
@@ -104,7 +105,9 @@ def _encode_body(command: Command | Operation) -> tuple[int, bytes]:
         head = _DELETE_BODY.pack(command.prev_kv, len(command.key))
         return KIND_DELETE_RANGE, head + command.key + command.range_end
     if isinstance(command, Compact):
-        return KIND_COMPACT, _COMPACT_BODY.pack(command.revision, command.physical)
+        return KIND_COMPACT, _COMPACT_BODY.pack(
+            command.revision, _PHYSICAL * command.physical | _RESUME * command.resume
+        )
     if isinstance(command, SetMemberAttributes):
         return KIND_SET_MEMBER_ATTRIBUTES, _encode_member(command)
     if isinstance(command, Alarm):
@@ -252,8 +255,8 @@ def _decode_compare(data: bytes, offset: int, end: int) -> Compare:
 
 
 def _decode_compact(data: bytes, offset: int, end: int) -> Compact:
-    revision, physical = _COMPACT_BODY.unpack(data[offset:end])
-    return Compact(revision, physical != 0)
+    revision, flags = _COMPACT_BODY.unpack(data[offset:end])
+    return Compact(revision, bool(flags & _PHYSICAL), bool(flags & _RESUME))
 
 
 def _encode_member(request: SetMemberAttributes) -> bytes:

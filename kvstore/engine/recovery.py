@@ -7,12 +7,12 @@ later can come again: no client takes a new revision, or a fencing token, for an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from kvstore.engine.commands import encode
 from kvstore.engine.machine import STATE_ROW, Engine, pack_state
 from kvstore.engine.requests import Compact
-from kvstore.engine.results import Member
+from kvstore.engine.results import CompactResult, Member, Outcome
 from kvstore.engine.tables import MEMBER_PREFIX, REMOVED_PREFIX, Tables
 
 REVISION_BUMP = 10**9
@@ -33,7 +33,9 @@ def recovered_rows(
     taken over. Both are used up.
     """
     if mark_compacted:
-        engine.apply(0, 0, [encode(Compact(engine.revision, physical=True))], False)
+        step = Compact(engine.revision, physical=True)
+        while _is_sweeping(engine.apply(0, 0, [encode(step)], True)):
+            step = step._replace(resume=True)
     for row, value in engine.drain_changes():
         if value is None:
             rows.pop(row, None)
@@ -45,3 +47,8 @@ def recovered_rows(
     revision = engine.revision + revision_bump
     rows[STATE_ROW] = pack_state(revision, revision if mark_compacted else engine.compact_revision)
     return rows
+
+
+def _is_sweeping(outcomes: Sequence[Outcome]) -> bool:
+    (outcome,) = outcomes
+    return isinstance(outcome, CompactResult) and outcome.sweeping

@@ -137,10 +137,13 @@ Operation = Range | Put | DeleteRange | Txn
 
 
 class Compact(NamedTuple):
-    """Give up history below `revision`. `physical`: answer only when the space is reclaimed."""
+    """Give up history below `revision`."""
 
     revision: int
     physical: bool = False
+    """Drop a first part of what was given up at once, instead of leaving all to the commands to come."""
+    resume: bool = False
+    """Give up nothing more, only drop a further part; `revision` means nothing then."""
 
 
 class SetMemberAttributes(NamedTuple):

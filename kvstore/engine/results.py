@@ -52,6 +52,8 @@ class TxnResult(NamedTuple):
 
 class CompactResult(NamedTuple):
     revision: int
+    sweeping: bool
+    """Some of what was given up is still stored."""
 
 
 class AlarmMember(NamedTuple):

@@ -12,7 +12,6 @@ from typing import Any
 from google.protobuf.message import Message
 
 from kvstore.engine import (
-    Compact,
     Range,
     Txn,
     check_delete,
@@ -27,6 +26,7 @@ from kvstore.rpc import convert
 from kvstore.rpc.call import Call, Method, reply_with
 from kvstore.rpc.headers import Headers
 from kvstore.rpc.range_stream import Pieces
+from kvstore.server.compacting import compact
 from kvstore.server.local_member import LocalMember
 from kvstore.wire import rpc_pb2 as pb
 
@@ -145,8 +145,8 @@ class KVService:
 
     def compact(self, request: pb.CompactionRequest, call: Call) -> None:
         """Forget history up to a revision."""
-        wanted = Compact(revision=request.revision, physical=request.physical)
-        self._member.propose(wanted, partial(self._settle, call, convert.compact_response))
+        settle = partial(self._settle, call, convert.compact_response)
+        compact(self._member, request.revision, physical=request.physical, settle=settle)
 
     def _settle(self, call: Call, convert_result: ConvertResult, outcome: Any) -> None:
         """Answer a proposed call with its outcome; the header tells the revision after it."""

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from kvstore.engine import Compact
 from kvstore.errors import Compacted, KVError
+from kvstore.server.compacting import compact
 from kvstore.server.local_member import LocalMember
 from kvstore.server.retention import make_policy
 
@@ -47,7 +47,7 @@ class AutoCompaction:
         at = self._policy.due(self._loop.time(), member.engine.revision, leading)
         if at:
             logger.info("starting auto %s compaction at revision %d", self._mode, at)
-            member.propose(Compact(revision=at), partial(self._settled, at))
+            compact(member, at, physical=False, settle=partial(self._settled, at))
 
     def _settled(self, at: int, outcome: Any) -> None:
         if isinstance(outcome, KVError) and not isinstance(outcome, Compacted):

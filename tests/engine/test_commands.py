@@ -53,7 +53,7 @@ operations = st.recursive(
 )
 txns = make(Txn, several(compares), several(operations), several(operations))
 others = (
-    make(Compact, int64, flag)
+    make(Compact, int64, flag, flag)
     | make(SetMemberAttributes, uint64, st.text(max_size=9), several(st.text(max_size=9)))
     | make(Alarm, int32, uint64, int32)
     | make(LeaseGrant, int64, int64)
@@ -97,6 +97,7 @@ def test_the_bytes_are_pinned() -> None:
     assert encode(Put(b"k", b"v", 5, True)).hex() == "0101" + "01" + "0000000000000005" + "00000001" + "6b76"
     assert encode(DeleteRange(b"k", b"l")).hex() == "0102" + "00" + "00000001" + "6b6c"
     assert encode(Compact(7, True)).hex() == "0104" + "0000000000000007" + "01"
+    assert encode(Compact(7, True, resume=True)).hex() == "0104" + "0000000000000007" + "03"
     compare = "0000001b0000000300000001010000000000000000000000016b0000000076"
     put = "01" + "0000000f" + "00" + "0000000000000000" + "00000001" + "6b76"
     txn = "0103" + "00000001" + "00000001" + "00000000" + compare + put

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvstore.engine import Alarm, AlarmAction, AlarmType, DeleteRange, Put, encode, machine
+from kvstore.engine import Alarm, AlarmAction, AlarmType, Compact, DeleteRange, Put, encode, machine
 from kvstore.engine.machine import SWEEP_PER_BATCH
 from kvstore.errors import Compacted, FutureRevision
 
@@ -154,6 +154,24 @@ def test_all_is_dropped_at_once_when_asked_for_or_when_space_is_short(shell, phy
         shell.run(Alarm(AlarmAction.ACTIVATE, 1, AlarmType.NOSPACE))
     shell.compact(shell.engine.revision, physical=physical)
     assert shell.engine.logical_bytes == shell.engine.logical_bytes_in_use
+
+
+def test_much_is_dropped_in_steps_that_are_asked_for(shell, monkeypatch) -> None:
+    monkeypatch.setattr(machine, "SWEEP_PER_STEP", SWEEP_PER_BATCH)
+    fill(shell, 6 * SWEEP_PER_BATCH)
+    revision = shell.engine.revision
+    outcome = shell.compact(revision, physical=True)
+    steps = 0
+    while outcome.sweeping:
+        shell.reload()
+        outcome = shell.run(Compact(revision, physical=True, resume=True))
+        steps += 1
+    assert steps == 3  # each command drops as much again behind itself
+    assert shell.engine.logical_bytes == shell.engine.logical_bytes_in_use
+    assert shell.engine.compact_revision == revision
+    assert shell.run(Compact(1, physical=True, resume=True)) == (revision, False)
+    with pytest.raises(Compacted):
+        shell.compact(revision, physical=True)
 
 
 def test_a_large_deletion_is_given_back_by_compacting_at_it(shell) -> None:

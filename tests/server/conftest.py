@@ -22,6 +22,7 @@ REPLIES = {
     "KV/Put": pb.PutResponse,
     "KV/DeleteRange": pb.DeleteRangeResponse,
     "KV/Txn": pb.TxnResponse,
+    "KV/Compact": pb.CompactionResponse,
     "Watch/Watch": pb.WatchResponse,
     "Cluster/MemberList": pb.MemberListResponse,
     "Cluster/MemberAdd": pb.MemberAddResponse,
