@@ -12,12 +12,15 @@ from collections.abc import Callable
 from math import ceil
 from typing import NamedTuple
 
-from kvstore.engine import Checkpoint, Leases
+from kvstore.engine import Checkpoint, Lease, Leases
 
 STALE_ENTRIES_MIN = 1024
 """Heap entries of ended leases that are tolerated before the heap is built anew; also tolerated are as
 many as there are leases, so that the rebuilding stays cheap per ended lease."""
 
+
+READ_PER_CALL_MAX = 2000
+"""Leases whose deadline a new leader notes in one call: about 5 ms."""
 
 CHECKPOINT_INTERVAL_S = 300.0
 """Between two checkpoints of a lease, and what it must have left for one: as etcd."""
@@ -45,7 +48,12 @@ class LeaseClock:
         """The term this member leads; 0 while it does not."""
         self._deadlines: dict[int, tuple[float, int]] = {}
         """Lease to (seconds on the caller's clock, log index of the grant). While leading it holds the
-        leases of the table, as of the last call."""
+        leases of the table as of the last `sync`, but for those `_unread`."""
+        self._unread: list[int] = []
+        """Leases found at the promotion whose deadlines are still to be noted: a hundred thousand at once
+        would hold up the loop."""
+        self._promoted_s = 0.0
+        """When this leadership began; only while it lasts."""
         self._heap: list[tuple[float, int]] = []
         """(deadline when entered, lease). A renewal leaves its entry behind: one that comes up early is
         entered again. Every lease that is not `expiring` has an entry not later than its deadline."""
@@ -59,14 +67,8 @@ class LeaseClock:
         leases = self._leases()
         leases.observing = True
         leases.take_changed()
-        for lease_id in leases.ids():
-            lease = leases.find(lease_id)
-            assert lease is not None
-            seconds = lease.ttl_seconds
-            if self.checkpoints and lease.remaining_seconds:
-                seconds = lease.remaining_seconds
-            self._deadlines[lease_id] = (now_s + seconds, lease.granted_at)
-        self._rebuild()
+        self._promoted_s = now_s
+        self._unread = leases.ids()
 
     def demote(self) -> None:
         """Another member counts from now on, or none."""
@@ -74,6 +76,7 @@ class LeaseClock:
         leases = self._leases()
         leases.observing = False
         leases.take_changed()
+        self._unread.clear()
         self._deadlines.clear()
         self._heap.clear()
         self.expiring.clear()
@@ -94,8 +97,24 @@ class LeaseClock:
             elif known is None or known[1] != lease.granted_at:
                 self.expiring.pop(lease_id, None)
                 self._enter(lease_id, now_s + lease.ttl_seconds, lease.granted_at)
+        self._read(READ_PER_CALL_MAX)
         if len(self._heap) > 2 * len(self._deadlines) + STALE_ENTRIES_MIN:
             self._rebuild()
+
+    def _read(self, count: int) -> None:
+        """Take up that many of the leases found at the promotion, besides those taken up since."""
+        leases = self._leases()
+        for _ in range(min(count, len(self._unread))):
+            lease_id = self._unread.pop()
+            lease = leases.find(lease_id)
+            if lease is not None and lease_id not in self._deadlines:
+                self._enter(lease_id, self._promoted_s + self._first_seconds(lease), lease.granted_at)
+
+    def _first_seconds(self, lease: Lease) -> int:
+        """What a new leader starts a lease with."""
+        if self.checkpoints and lease.remaining_seconds:
+            return lease.remaining_seconds
+        return lease.ttl_seconds
 
     def renew(self, lease_id: int, now_s: float) -> int:
         """The full time again; returns it in seconds, 0 for an unknown lease. Not one that is expiring."""
@@ -113,10 +132,14 @@ class LeaseClock:
     def remaining_s(self, lease_id: int, now_s: float) -> float:
         """Of a known lease; never negative."""
         found = self._deadlines.get(lease_id)
-        return max(0.0, found[0] - now_s) if found is not None else 0.0
+        if found is not None:
+            return max(0.0, found[0] - now_s)
+        lease = self._leases().find(lease_id)
+        return 0.0 if lease is None else max(0.0, self._promoted_s + self._first_seconds(lease) - now_s)
 
     def by_deadline(self) -> list[int]:
         """Leases in the order in which they end."""
+        self._read(len(self._unread))
         return sorted(self._deadlines, key=lambda lease_id: self._deadlines[lease_id][0])
 
     def shortened(self, lease_id: int) -> bool:

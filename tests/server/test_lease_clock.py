@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvstore.engine import Engine, LeaseGrant, LeaseRevoke, encode
+from kvstore.server import lease_clock
 from kvstore.server.lease_clock import STALE_ENTRIES_MIN, Due, LeaseClock
 
 
@@ -58,6 +59,25 @@ def test_a_new_leadership_gives_everybody_the_full_time_again() -> None:
     assert one.due(124.9) == []
     one.clock.demote()
     assert one.due(999.0) == []
+
+
+def test_very_many_leases_are_taken_up_piece_by_piece(monkeypatch) -> None:
+    monkeypatch.setattr(lease_clock, "READ_PER_CALL_MAX", 3)
+    one = Clocked()
+    for lease in range(1, 11):
+        one.apply(LeaseGrant(lease, 10))
+    one.clock.promote(1, 100.0)
+    assert one.clock.remaining_s(1, 104.0) == 6.0
+    assert one.clock.renew(2, 105.0) == 10
+    one.apply(LeaseRevoke(3))
+    granted_at = one.apply(LeaseGrant(3, 10))
+    one.apply(LeaseRevoke(4))
+    one.clock.sync(106.0)
+    found = [each for now_s in (110.0, 111.0, 112.0, 113.0) for each in one.due(now_s)]
+    assert sorted(found) == [1, 5, 6, 7, 8, 9, 10]
+    assert one.due(115.0) == [2]
+    one.clock.sync(116.0)
+    assert one.clock.due(116.0, 9) == [Due(3, granted_at)]
 
 
 def test_an_id_granted_again_is_another_lease() -> None:

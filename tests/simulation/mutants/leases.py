@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from kvstore.engine import Leases
+from kvstore.engine import Lease, Leases
 from kvstore.errors import KVError
 from kvstore.server.lease_clock import LeaseClock
 from kvstore.server.lessor import KEEP_ALIVE, Lessor
@@ -16,25 +16,19 @@ from tests.simulation.mutants.patches import Patches
 
 def _counted_from_the_grant(p: Patches) -> None:
     """Every member notes when it applied a grant, and goes on from there when it comes to lead."""
-    grant, promote = Leases.grant, LeaseClock.promote
+    grant, first_seconds = Leases.grant, LeaseClock._first_seconds
     noted: dict[tuple[int, int], float] = {}
 
     def noting(self: Leases, lease_id: int, ttl_seconds: int, index: int) -> None:
         grant(self, lease_id, ttl_seconds, index)
         noted[id(self), lease_id] = asyncio.get_running_loop().time()
 
-    def going_on(self: LeaseClock, term: int, now_s: float) -> None:
-        promote(self, term, now_s)
-        leases = self._leases()
-        for lease_id, (deadline_s, granted_at) in list(self._deadlines.items()):
-            lease = leases.find(lease_id)
-            assert lease is not None
-            since_s = noted.get((id(leases), lease_id), now_s)
-            self._deadlines[lease_id] = (min(deadline_s, since_s + lease.ttl_seconds), granted_at)
-        self._rebuild()
+    def going_on(self: LeaseClock, lease: Lease) -> float:
+        since_s = noted.get((id(self._leases()), lease.id), self._promoted_s)
+        return min(0.0, since_s - self._promoted_s) + first_seconds(self, lease)
 
     p.attribute(Leases, "grant", noting)
-    p.attribute(LeaseClock, "promote", going_on)
+    p.attribute(LeaseClock, "_first_seconds", going_on)
 
 
 def _held_with_a_dead_lease(p: Patches) -> None:
