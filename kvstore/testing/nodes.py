@@ -178,6 +178,7 @@ class Run:
                 cluster_id=CLUSTER_ID,
                 compaction_entries=plan.compaction_entries,
                 catchup_entries=plan.catchup_entries,
+                batch_bytes_max=plan.segment_bytes // 2,  # an entry must fit into a segment
                 **plan.config,
             ),
         )
