@@ -22,6 +22,7 @@ from typing import Protocol
 
 from kvstore.engine import Change, Engine, Event, change_bytes, is_deletion, to_event
 from kvstore.errors import Compacted
+from kvstore.server.turns import Turns
 from kvstore.server.watch_index import WatchIndex
 
 WATCHER_PENDING_BYTES_MAX = 1 << 20
@@ -168,6 +169,7 @@ class WatchHub:
         """`call_soon` has something done in the next turn of the loop."""
         self._engine = engine
         self.call_soon = call_soon
+        self._turns = Turns(lambda callback: self.call_soon(callback))
         self.revision = engine.revision
         """Synced watchers have been told of every revision up to here."""
         self._index: WatchIndex[Watcher] = WatchIndex()
@@ -232,6 +234,10 @@ class WatchHub:
             self.unsynced -= 1
         if not self._watchers:
             self._engine.observing = False
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """For owners: have something done soon, without keeping others waiting for all of it."""
+        self._turns.soon(callback)
 
     def seek(self, watcher: Watcher) -> None:
         """The owner of an unsynced watcher has room and nothing waits: read on in history."""
@@ -344,7 +350,7 @@ class WatchHub:
     def _plan(self) -> None:
         if not self._planned:
             self._planned = True
-            self.call_soon(self._read_history)
+            self.soon(self._read_history)
 
     def _read_history(self) -> None:
         """Give those who seek a slice each, as far as one turn of the loop allows."""
@@ -407,7 +413,7 @@ class Subscription:
 
     def ready(self, watcher: Watcher) -> None:
         watcher.flagged = True
-        self._hub.call_soon(self._deliver)
+        self._hub.soon(self._deliver)
 
     def lost(self, watcher: Watcher, compact_revision: int) -> None:
         self._on_lost(compact_revision)

@@ -245,4 +245,4 @@ class WatchStream:
     def _plan(self) -> None:
         if not self._planned:
             self._planned = True
-            self._hub.call_soon(self.pump)
+            self._hub.soon(self.pump)

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from kvstore.engine import OPEN_END, Compact, DeleteRange, Engine, Event, Put, Txn, encode, history, to_event
 from kvstore.server import watch_hub, watch_stream
 from kvstore.server.watch_hub import WatchHub
-from kvstore.server.watch_stream import StreamWatcher, WatchStream
+from kvstore.server.watch_stream import NO_WATCHER, StreamWatcher, WatchStream
 
 KEYS = st.sampled_from([b"a", b"ab", b"b", b"c"])
 INTERVALS = st.sampled_from(
@@ -73,8 +73,9 @@ class Reader:
             told.compacted = compact_revision
 
     def progress(self, watch_id: int, revision: int) -> None:
-        for told in self.told.values():
-            told.header = max(told.header, revision)
+        for each, told in self.told.items():
+            if watch_id in (NO_WATCHER, each):
+                told.header = max(told.header, revision)
 
     def events(self, watcher: StreamWatcher, revision: int, events: list) -> None:
         told = self.told[watcher.tag]
