@@ -126,7 +126,7 @@ class Replay:
             files.rename(path, call.target)
         elif call.name == "unlink":
             files.unlink(path)
-        elif path in (MEMBER, f"{MEMBER}/wal"):
+        elif path in files._directories:
             files.sync_directory(path)
         elif call.name == "ftruncate":
             directory, name = files._locate(path)
