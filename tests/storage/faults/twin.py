@@ -14,6 +14,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from raft.storage import MemoryFiles, StorageError
 from raft.storage.memory import PowerCut
@@ -60,6 +61,16 @@ async def undisturbed() -> int:
     return files.calls
 
 
+def _let_the_dead_rest() -> None:
+    """A timer of a writer whose process is gone, or was cut off just there, is no error of the loop."""
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), PowerCut):
+            loop.default_exception_handler(context)
+
+    asyncio.get_running_loop().set_exception_handler(handle)
+
+
 async def fail(call: int, code: int, *, lasting: bool, rng: random.Random) -> tuple[Outcome, str]:
     """One life with one fault, then a power cut: what was said and hit, and the promise that broke."""
     files = MemoryFiles()
@@ -81,6 +92,7 @@ async def fail(call: int, code: int, *, lasting: bool, rng: random.Random) -> tu
 
     image = await make_image(PATH, MemoryFiles())
     files.fault = fault
+    _let_the_dead_rest()
     await live(PATH, make_life(), image, lines.append, files)
     outcome = Outcome(lines, 0, hits)
     outcome.wrong = _words(outcome, code, lasting=lasting)
@@ -138,8 +150,7 @@ async def cut(call: int, states_max: int) -> tuple[int, str]:
 
     image = await make_image(PATH, MemoryFiles())
     files.fault = fault
-    # What the cut meets in a callback of the loop is its end there; the life ends at its next call.
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    _let_the_dead_rest()
     with contextlib.suppress(PowerCut):
         await live(PATH, make_life(), image, lines.append, files)
     files.fault = None
