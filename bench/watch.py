@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,11 @@ def _counted(ports: list[int], metric: str) -> int:
     return int(total)
 
 
+def touched(ports: list[int]) -> int:
+    """How often a change was given to a watcher, at all members."""
+    return _counted(ports, "kvstore_watch_touched_total")
+
+
 async def measure(
     cluster: clusters.Cluster, ports: list[int], *, watchers: int, puts: int, rounds: int
 ) -> dict[str, Any]:
@@ -108,6 +114,7 @@ async def measure(
     took: dict[bool, list[float]] = {True: [], False: []}
     ratios, created_s = [], []
     leader = await asyncio.to_thread(cluster.leader)
+    before = touched(ports)
     async with rpc.Store(leader.endpoint) as store:
         await _round(store, puts, "warm")
         for number in range(rounds):
@@ -135,14 +142,14 @@ async def measure(
         "p50_ms_without": round(statistics.median(took[False]), 3),
         "p50_ms_with": round(statistics.median(took[True]), 3),
         "p50_growth_median_of_rounds": round(statistics.median(ratios) - 1, 3),
-        "touched": _counted(ports, "kvstore_watch_touched_total"),
+        "touched": touched(ports) - before,
         "seconds_to_create_all": round(statistics.median(created_s), 2),
     }
 
 
-def prepared(folder: Path) -> tuple[clusters.Cluster, list[int]]:
+def prepared(folder: Path, flags: Sequence[str] = ()) -> tuple[clusters.Cluster, list[int]]:
     """A cluster that is not started yet, and where its members will show their metrics."""
-    cluster = clusters.ours(folder)
+    cluster = clusters.ours(folder, flags=flags)
     cluster.prepare()
     ports = free_ports(len(cluster.members))
     for member, port in zip(cluster.members, ports, strict=True):
