@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from kvstore.engine import Engine
@@ -105,6 +107,14 @@ class Simulation(FaultyCluster):
     features: Sequence[Feature] = ()
     served: Served | None = None
     """What serves the clients of each member; made by the first feature that needs it."""
+
+    calm_from_s = math.inf
+    """Loop time from which features, too, strike nothing any more; known once faults begin."""
+
+    @cached_property
+    def probes(self) -> Counter[str]:
+        """Rare situations that were met."""
+        return Counter()
 
     def make_machine(self, member_id: int) -> WitnessedEngine:
         return WitnessedEngine(member_id, self.judge, Engine())
@@ -217,6 +227,7 @@ class Run:
         report.undecided = int(not decided)
         for feature in cluster.features:
             feature.judge()
+        self.report.probes = dict(cluster.probes)
         self._no_violation()
         if report.acknowledged < self.operations_min:
             report.void = f"only {report.acknowledged} operations were acknowledged"
@@ -259,7 +270,7 @@ class Run:
     async def _suffer(self, crowd: Sequence[asyncio.Task[None]], strikes: asyncio.Task[None]) -> None:
         """Let clients and faults go on for the plan's time."""
         loop = self.cluster.loop
-        end_s = loop.time() + self.plan.length_s
+        end_s = self.cluster.calm_from_s = loop.time() + self.plan.length_s
         while loop.time() < end_s:
             await asyncio.sleep(0.05)
             self._no_violation()

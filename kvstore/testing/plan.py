@@ -13,6 +13,7 @@ from typing import Any
 
 from kvstore.testing.faults import Draw, Fault
 from kvstore.testing.features import FEATURES
+from kvstore.testing.image_faults import ImageFaults
 from kvstore.testing.leases import Leases
 from kvstore.testing.members import Members
 from raft.sim.kernel import stream
@@ -22,6 +23,7 @@ FORMAT_VERSION = 1
 
 FEATURES["leases"] = Leases
 FEATURES["members"] = Members
+FEATURES["images"] = ImageFaults
 
 LENGTH_S = 30.0
 """Virtual time under faults: dozens of elections' worth, and about a second of real time."""

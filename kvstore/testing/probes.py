@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-NODE_PROBES: tuple[str, ...] = ()
+from kvstore.testing.image_faults import IMAGE_PROBES
+
+NODE_PROBES: tuple[str, ...] = (*IMAGE_PROBES,)
 
 NODE_UNREACHED: dict[str, str] = {}
 """Probes that a campaign need not reach, each with the reason."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from raft.core import RaftCore
@@ -72,6 +72,8 @@ class ReceiverCounters:
     installed: int = 0
     failed: int = 0
     received_bytes: int = 0
+    resumed: int = 0
+    superseded: int = 0
     receiving: tuple[int, int] | None = None
     """(bytes here, bytes of the image) of the one under way."""
 
@@ -116,7 +118,7 @@ class ImageReceiver:
         receiving = None
         if incoming is not None and incoming.file is not None:
             receiving = (incoming.file.offset, incoming.offer.size_bytes)
-        return ReceiverCounters(counted.installed, counted.failed, counted.received_bytes, receiving)
+        return replace(counted, receiving=receiving)
 
     # -- one attempt after another
 
@@ -151,6 +153,7 @@ class ImageReceiver:
             if not newer:
                 raise ImageRefused("a newer image is on its way")
             logger.info("the image at index %d takes the place of that at %d", meta.index, present.meta.index)
+            self._counters.superseded += 1
             self._drop(present)
         self._incoming = _Incoming(offer, meta, idle_since_s=self._loop.time())
         return self._incoming
@@ -184,6 +187,7 @@ class ImageReceiver:
                     incoming.meta.index,
                     incoming.offer.size_bytes,
                 )
+            self._counters.resumed += incoming.file.offset > 0
             return incoming.file.offset
 
     async def write(self, incoming: _Incoming, attempt: object, data: bytes) -> None:

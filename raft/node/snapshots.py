@@ -120,6 +120,8 @@ class Snapshots:
             sent_bytes=out.sent_bytes,
             sending=out.sending,
             installed=into.installed,
+            resumed=into.resumed,
+            superseded=into.superseded,
             receive_failures=into.failed,
             received_bytes=into.received_bytes,
             receiving=into.receiving,

@@ -54,6 +54,10 @@ class ImageStatistics:
     """Member to (bytes it has, bytes of the image)."""
     installed: int
     """Received and made the state of this member."""
+    resumed: int
+    """Attempts to receive that went on where one before had stopped."""
+    superseded: int
+    """Images half received whose place a newer one took."""
     receive_failures: int
     received_bytes: int
     receiving: tuple[int, int] | None

@@ -68,17 +68,22 @@ async def send_image(
     offer: ImageOffer,
     read: ReadImage,
     progress: Callable[[int], None],
+    chunk_bytes: int = 0,
 ) -> None:
-    """Bring the image to its end. `progress(offset)` is told what the receiver has. Raises ImageFailed."""
+    """Bring the image to its end. `progress(offset)` is told what the receiver has. Raises ImageFailed.
+
+    `chunk_bytes`: IMAGE_CHUNK_BYTES unless given.
+    """
+    chunk_bytes = chunk_bytes or IMAGE_CHUNK_BYTES
     try:
         async with asyncio.timeout(IMAGE_SILENCE_S):
             await pipe.write(ImageOpening(hello, offer))
         status = await _heard(pipe, progress)
         position = status.offset
         while not status.done:
-            window_end = status.offset + IMAGE_WINDOW_CHUNKS * IMAGE_CHUNK_BYTES
+            window_end = status.offset + IMAGE_WINDOW_CHUNKS * chunk_bytes
             if position < min(offer.size_bytes, window_end):
-                data = await read(position, IMAGE_CHUNK_BYTES)
+                data = await read(position, chunk_bytes)
                 if not data:
                     raise ImageFailed("the image is shorter than it was")
                 async with asyncio.timeout(IMAGE_SILENCE_S):

@@ -87,6 +87,8 @@ class Network:
         """Every stream that has not ended, oldest first."""
         self._image_connections: list[tuple[int, int, ImageConnection]] = []
         """(sender, receiver, connection) of every image under way."""
+        self.image_chunk_bytes = 0
+        """Size of an image's chunks; 0 for that of the product."""
 
     def transport(self) -> MemoryTransport:
         """Return a transport that joins this network when started, under its hello's member id."""
@@ -160,6 +162,10 @@ class Network:
         self._image_connections.append((source_id, target_id, connection))
         target.serve_image(connection)
         return connection
+
+    def images_under_way(self) -> list[tuple[int, int]]:
+        """(sender, receiver) of each."""
+        return [(source, target) for source, target, _ in self._image_connections]
 
     def disconnect_images(self, source: int, target: int) -> bool:
         """Reset the images on their way from `source` to `target`; whether there were any."""
@@ -570,7 +576,9 @@ class MemoryTransport:
         if connection is None:
             raise ImageFailed("no connection")
         try:
-            await send_image(connection.sender, self.hello, offer, read, progress)
+            await send_image(
+                connection.sender, self.hello, offer, read, progress, self.network.image_chunk_bytes
+            )
         finally:
             self.network.image_ended(connection)
 

@@ -33,6 +33,8 @@ class Status:
         sending={8: (10, 20)},
         installed=4,
         receive_failures=5,
+        resumed=6,
+        superseded=7,
         received_bytes=2000,
         receiving=None,
     )
