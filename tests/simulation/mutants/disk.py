@@ -30,10 +30,10 @@ def _entries_raise_no_term(p: Patches) -> None:
 def _log_compacted_before_the_image(p: Patches) -> None:
     consider = Compaction.consider
 
-    def hasty(self: Compaction, durable: StateMark) -> None:
+    def hasty(self: Compaction, durable: StateMark, position: int) -> None:
         core = self._core
         term = core._state.log.term_at(core.applied)
-        consider(self, StateMark(core.applied, term or 0, core.conf))
+        consider(self, StateMark(core.applied, term or 0, core.conf), position)
 
     p.attribute(Compaction, "consider", hasty)
 
