@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from kvstore.verify import pair_events, read_history
+from kvstore.verify.commands import verify
 from kvstore.verify.history import Operation, Outcome, VerdictKind
 from kvstore.verify.load.workloads import WORKLOADS
 from kvstore.verify.run import report
@@ -261,6 +263,19 @@ def test_junit_of_several_runs(tmp_path: Path) -> None:
     text = report.junit(results)
     assert "tests='3' failures='1' errors='1'" in text
     assert "a &lt; b" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--workload", "nonsense"], ["--nemesis", "kill,nonsense"], ["--nodes", "4"], ["--seconds", "0"]],
+)
+def test_what_cannot_be_run_is_said_in_one_line(tmp_path: Path, arguments: list[str]) -> None:
+    done = CliRunner().invoke(verify, ["run", "--directory", str(tmp_path / "runs"), *arguments])
+    assert done.exit_code == 3, done.output
+    assert [line for line in done.output.splitlines() if not line.startswith("seed ")][0].startswith(
+        "Error: "
+    )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_checking_a_file_loads_no_cluster() -> None:
