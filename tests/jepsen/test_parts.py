@@ -272,9 +272,8 @@ def test_junit_of_several_runs(tmp_path: Path) -> None:
 def test_what_cannot_be_run_is_said_in_one_line(tmp_path: Path, arguments: list[str]) -> None:
     done = CliRunner().invoke(verify, ["run", "--directory", str(tmp_path / "runs"), *arguments])
     assert done.exit_code == 3, done.output
-    assert [line for line in done.output.splitlines() if not line.startswith("seed ")][0].startswith(
-        "Error: "
-    )
+    said = next(line for line in done.output.splitlines() if not line.startswith("seed "))
+    assert said.startswith("Error: ")
     assert not (tmp_path / "runs").exists()
 
 
