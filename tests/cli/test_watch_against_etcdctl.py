@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-MOMENT_S = 6.0
+MOMENT_S = 10.0
 """For etcdctl to print what there is to print."""
 
 PATIENCE_S = 20.0
