@@ -7,6 +7,7 @@ from typing import Any
 from raft.node.compaction import Compaction
 from raft.node.node import Node
 from raft.storage import records, recovery
+from raft.storage.images import ImageStore, IncomingImage
 from raft.storage.memory import MemoryFile
 from raft.storage.protocol import StateMark
 from raft.storage.recovery import LogImage
@@ -36,6 +37,22 @@ def _log_compacted_before_the_image(p: Patches) -> None:
         consider(self, StateMark(core.applied, term or 0, core.conf), position)
 
     p.attribute(Compaction, "consider", hasty)
+
+
+def _image_named_before_it_is_durable(p: Patches) -> None:
+    """The log names a state file whose own name a power cut may take away."""
+
+    def finish(self: IncomingImage, sha256: bytes) -> StateMark:
+        mark = self._store._format.adopt(self._path, self._store._identity)
+        self.close()
+        return mark
+
+    def unlink(self: ImageStore, path: str) -> None:
+        if self._files.exists(path):
+            self._files.unlink(path)
+
+    p.attribute(IncomingImage, "_finish", finish)
+    p.attribute(ImageStore, "_unlink", unlink)
 
 
 def _mark_behind_its_rows(p: Patches) -> None:
@@ -92,6 +109,14 @@ MUTANTS = (
         _log_compacted_before_the_image,
         level="node",
         classes=("crash", "no-space"),
+    ),
+    Mutant(
+        20,
+        "snapshot renamed before its data is synced",
+        _image_named_before_it_is_durable,
+        level="node",
+        classes=("crash", "isolate-leader"),
+        features=("images",),
     ),
     Mutant(
         50,
