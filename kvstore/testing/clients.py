@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from kvstore.engine import (
@@ -26,6 +27,7 @@ from kvstore.engine import (
     encode,
 )
 from kvstore.testing.judge import Judge
+from kvstore.testing.probes import NodeProbes
 from kvstore.verify import Event
 from raft.node import NodeError, NotApplied
 
@@ -42,6 +44,9 @@ class Members(Protocol):
     def paused(self, member_id: int) -> bool:
         """Whether a member's process stands still: it takes requests and answers later."""
 
+    def term(self, member_id: int) -> int:
+        """The term of a running member; 0 while its process is down."""
+
     def engine(self, member_id: int) -> Engine | None:
         """The state a running member serves; None while its process is down."""
 
@@ -57,6 +62,7 @@ class Clients:
         self,
         members: Members,
         judge: Judge,
+        probes: NodeProbes,
         rng: random.Random,
         *,
         keys: int,
@@ -72,6 +78,9 @@ class Clients:
         self._members = members
         self._clock = asyncio.get_running_loop().time
         self._judge = judge
+        self._probes = probes
+        self._newest = 0
+        """The highest revision that any reply showed."""
         self._rng = rng
         self.keys = [f"k{number}" for number in range(keys)]
         self.events: list[Event] = []
@@ -84,6 +93,8 @@ class Clients:
         an unknown outcome."""
         self._seen: dict[str, str | None] = {}
         """Value last seen per key, for a compare that has a chance."""
+        self.asked: Sequence[int] = ()
+        """The only members that clients ask from now on; everyone while it is empty."""
         self._stopping = False
 
     def stop(self) -> None:
@@ -100,6 +111,8 @@ class Clients:
         member_id = 0
         while not self._stopping and self._processes < self._operations_max:
             usable = self._members.usable()
+            if self.asked:
+                usable = [member for member in usable if member in self.asked]
             if not usable:
                 await asyncio.sleep(RETRY_S)
                 continue
@@ -126,6 +139,7 @@ class Clients:
         process, outcome = answer
         assert isinstance(outcome, PutResult), outcome
         self._seen[key] = value
+        self._saw(outcome.revision)
         self._end(process, "put", "ok", {"revision": outcome.revision})
         return True
 
@@ -138,6 +152,7 @@ class Clients:
             process, outcome = answer
             assert isinstance(outcome, DeleteResult), outcome
             self._seen[key] = None
+            self._saw(outcome.revision)
             self._end(process, "delete", "ok", {"revision": outcome.revision, "deleted": outcome.deleted})
 
     async def compare_and_swap(self, member_id: int) -> None:
@@ -152,6 +167,8 @@ class Clients:
         if answer is not None:
             process, outcome = answer
             assert isinstance(outcome, TxnResult), outcome
+            self._saw(outcome.revision)
+            self._probes.hit("a comparison fails", when=not outcome.succeeded)
             if outcome.succeeded:
                 self._seen[key] = value
             self._end(process, "cas", "ok", {"revision": outcome.revision, "succeeded": outcome.succeeded})
@@ -160,21 +177,28 @@ class Clients:
         """Read a key; whether that was answered."""
         key = key or self._rng.choice(self.keys)
         process = self._begin("get", [key, "serializable"] if serializable else [key])
-        engine = self._members.engine(member_id)
+        engine, term = self._members.engine(member_id), self._members.term(member_id)
         assert engine is not None, "only a running member is asked"
         if not serializable:
             try:
                 await self._members.read_barrier(member_id)
             except NodeError:
+                self._probes.hit("a read is refused")
                 self._end(process, "get", "fail")
                 return False
         if self._members.engine(member_id) is not engine:
             self._end(process, "get", "fail")  # that process is gone
             return False
+        later = not serializable and self._members.term(member_id) > term
+        self._probes.hit("a read is answered after a change of leader", when=later)
         result = engine.range(Range(key.encode()))
+        old = serializable and result.revision < self._newest
+        self._probes.hit("a serializable read is older than the newest write", when=old)
         found = result.kvs[0] if result.kvs else None
         shown = None if found is None else found.value.decode()
-        self._seen[key] = shown
+        if not serializable:
+            self._seen[key] = shown
+        self._saw(result.revision)
         reply = {"revision": result.revision, "value": shown, "mod": found.mod_revision if found else 0}
         self._end(process, "get", "ok", reply)
         return True
@@ -187,17 +211,26 @@ class Clients:
         """Propose and wait; None when the end has been recorded already: not applied, or unknown."""
         process = self._begin(f, invoked)
         self._judge.issued(command)
+        term = self._members.term(member_id)
         try:
             outcome = await self._members.propose(member_id, command)
         except NotApplied:
             self._judge.refused(command)
+            self._probes.hit("a write is known lost")
             self._end(process, f, "fail")
             return None
         except NodeError:
+            self._judge.unknown(command)
+            self._probes.hit("a write's fate is unknown")
             self._end(process, f, "info")
             return None
         self._judge.acknowledged(command)
+        later = self._members.term(member_id) > term
+        self._probes.hit("a write is answered after a change of leader", when=later)
         return process, outcome
+
+    def _saw(self, revision: int) -> None:
+        self._newest = max(self._newest, revision)
 
     def _value(self) -> str:
         return f"v{self._processes}" + "." * self._rng.randint(0, self._padding)

@@ -42,6 +42,13 @@ class SlowLogWriter(InlineLogWriter):
         self._written = False
         """The bytes of `_syncing` are on the disk already."""
         self._began_s = 0.0
+        self.gathered = 0
+        """Most pieces of work that shared one sync."""
+
+    @property
+    def busy(self) -> bool:
+        """A sync is in progress."""
+        return self._syncing is not None
 
     def stalled_seconds(self) -> float:
         """See LogWriter; by the loop's clock."""
@@ -63,6 +70,7 @@ class SlowLogWriter(InlineLogWriter):
     def _begin(self) -> None:
         duration_s = self._duration_s()
         group, self._queue = self._queue, []
+        self.gathered = max(self.gathered, len(group))
         if duration_s <= 0.0:
             if self._write(group):
                 self._loop.call_soon(self._deliver, group)

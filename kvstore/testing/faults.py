@@ -125,6 +125,10 @@ class Draw:
         how = self._rng.choice(("kill", "power", "power", "in-commit", "in-commit"))
         return Fault(at_s, "crash", self._rng.choice((0.0, 0.1, 1.0, 3.0)), members, detail=how)
 
+    def comeback(self, at_s: float) -> Fault:
+        detail = (self._rng.randrange(1, 40), self._rng.random() < 0.7)
+        return Fault(at_s, "comeback", self._rng.uniform(1, 5), self._one(), detail=detail)
+
     def stop(self, at_s: float) -> Fault:
         return Fault(at_s, "stop", self._rng.uniform(0, 1), self._one())
 
@@ -173,6 +177,7 @@ CLASSES: dict[str, Callable[[Draw, float], Fault]] = {
     "bridge": Draw.bridge,
     "flapping": Draw.flapping,
     "crash": Draw.crash,
+    "comeback": Draw.comeback,
     "stop": Draw.stop,
     "pause": Draw.pause,
     "slow-disk": Draw.slow_disk,

@@ -11,6 +11,8 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from kvstore.testing.watches import Watches
+
 if TYPE_CHECKING:
     from kvstore.testing.nodes import Simulation
     from kvstore.testing.simulation import SimulatedNode
@@ -46,5 +48,5 @@ class Feature(Protocol):
 
 MakeFeature = Callable[["Simulation", random.Random], Feature]
 
-FEATURES: dict[str, MakeFeature] = {}
+FEATURES: dict[str, MakeFeature] = {"watch": Watches}
 """Every feature by the name it has in a plan."""

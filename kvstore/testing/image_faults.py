@@ -82,7 +82,7 @@ class ImageFaults:
             victim = target if how == "receiver" else source
             if cluster.members[victim].node is None or victim in cluster.disks:
                 return
-            cluster.probes[RECEIVER_DIES if how == "receiver" else SENDER_DIES] += 1
+            cluster.probes.counts[RECEIVER_DIES if how == "receiver" else SENDER_DIES] += 1
             cluster.kill(victim, self._rng.uniform(0, DOWN_S), power=self._rng.random() < 0.5)
         self._strikes += 1
 
@@ -104,7 +104,7 @@ class ImageFaults:
         return {}
 
     def _count(self, counted: ImageStatistics) -> None:
-        probes: Counter[str] = self._cluster.probes
+        probes: Counter[str] = self._cluster.probes.counts
         probes[INSTALLED] += counted.installed
         probes[RESUMED] += counted.resumed
         probes[SUPERSEDED] += counted.superseded

@@ -7,13 +7,15 @@ are found in the middle of a member's turn, which would take an exception for it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from zlib import crc32
 
 from kvstore.engine import Engine
+from kvstore.testing.probes import NodeProbes
 from raft.core.invariants import History, InvariantViolated, check_state
 from raft.core.machine import RaftCore
 from raft.storage.protocol import Row
+from raft.storage.records import SECTOR_BYTES
 
 HASH_EVERY = 64
 """Indexes between two comparisons of the whole state, which visits every revision ever written."""
@@ -34,6 +36,7 @@ class Judge:
     """The oracles of one run."""
 
     def __init__(self) -> None:
+        self.probes = NodeProbes()
         self.violations: list[Broken] = []
         """In the order in which they were seen; the first one counts."""
         self._issued: set[bytes] = set()
@@ -46,6 +49,9 @@ class Judge:
         """Command to the index at which it was applied; every command of a run is unique."""
         self._refused: set[bytes] = set()
         """Commands whose client was told that they never will be applied."""
+        self._unknown: list[bytes] = []
+        self.on_applied: list[Callable[[Engine], None]] = []
+        """Who looks at a member's state after each batch it applies."""
         self._states: dict[int, tuple[int, int, int]] = {}
         """Index to (revision, hash of the keys, of the leases) of the state after it."""
         self._history = History()
@@ -80,6 +86,8 @@ class Judge:
     def applying(self, member_id: int, last: int, index: int, term: int, commands: Sequence[bytes]) -> None:
         """A member applies a batch; the one before was at `last`."""
         batch = (term, tuple(commands))
+        self.probes.hit("an entry carries several commands", when=len(commands) > 1)
+        self.probes.hit("an entry is larger than a sector", when=sum(map(len, commands)) > SECTOR_BYTES)
         known = self._batches.setdefault(index, batch)
         if known != batch:
             self.violate("one batch per index", f"member {member_id} at {index}: {batch} not {known}")
@@ -97,6 +105,8 @@ class Judge:
 
     def applied(self, member_id: int, index: int, engine: Engine) -> None:
         """A member has applied the batch at `index`."""
+        for look in self.on_applied:
+            look(engine)
         if index % HASH_EVERY == 0:
             self.state(member_id, index, engine)
 
@@ -111,6 +121,14 @@ class Judge:
         """A client was told that its command is applied."""
         if command not in self._commands:
             self.violate("an acknowledged command is applied", f"nowhere: {command!r}")
+
+    def unknown(self, command: bytes) -> None:
+        """A client was not told what became of its command."""
+        self._unknown.append(command)
+
+    def unknown_applied(self) -> int:
+        """How many commands of unknown fate were applied after all."""
+        return sum(command in self._commands for command in self._unknown)
 
     def refused(self, command: bytes) -> None:
         """A client was told that its command is not applied and never will be."""

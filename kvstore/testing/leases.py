@@ -20,7 +20,6 @@ from kvstore.engine import DeleteRange, Put, Range
 from kvstore.errors import KVError, LeaseNotFound
 from kvstore.server.lessor import TimeLeft
 from kvstore.server.lock_queue import Held, LockQueues
-from kvstore.testing.served import served
 
 if TYPE_CHECKING:
     from kvstore.server.local_member import LocalMember
@@ -82,7 +81,7 @@ class Leases:
         self._judge = cluster.judge
         self._rng = rng
         self._loop = cluster.loop
-        self._served = served(cluster)
+        self._cluster = cluster
         self._members: dict[int, LocalMember] = {}
         self._queues: dict[int, LockQueues] = {}
         self._sessions: dict[int, Session] = {}
@@ -96,7 +95,7 @@ class Leases:
         """At which a key of these clients was written or deleted, as any member told."""
 
     def started(self, member_id: int, node: SimulatedNode) -> None:
-        self._members[member_id] = self._served.of(member_id, node)
+        self._members[member_id] = self._cluster.services[member_id].member
         self._queues[member_id] = LockQueues(self._members[member_id])
         self._members[member_id].watches.subscribe(
             KEYS, KEYS_END, 1, lambda revision, _: self._revisions.add(revision), lambda _: None
@@ -105,7 +104,6 @@ class Leases:
     def ended(self, member_id: int) -> None:
         self._members.pop(member_id, None)
         self._queues.pop(member_id, None)
-        self._served.ended(member_id)
 
     async def live(self) -> None:
         looking = self._loop.create_task(self._watch_over())

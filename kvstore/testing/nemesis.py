@@ -11,6 +11,7 @@ from dataclasses import replace
 from kvstore.testing.disks import FaultyDisk, SlowLogWriter, flip, io_error, no_space, power_cut
 from kvstore.testing.faults import Fault
 from kvstore.testing.judge import Judge
+from kvstore.testing.probes import NodeProbes
 from kvstore.testing.simulation import SimulatedCluster, SimulatedNode
 from raft.node.membership import REMOVED_REASON
 from raft.storage import Damaged, MemoryFiles
@@ -34,10 +35,14 @@ class FaultyCluster(SimulatedCluster):
     """A cluster with disks that can be slow, hung, full or failing, and a supervisor for its processes."""
 
     judge: Judge
+    probes: NodeProbes
 
     def prepare(self, judge: Judge) -> None:
         """Set what faults change. Called once, before the first start."""
         self.judge = judge
+        self.probes = judge.probes
+        self.begun_s = dict.fromkeys(self.members, 0.0)
+        """When each member's newest process began."""
         self.sync_s = dict.fromkeys(self.members, 0.0)
         """Longest sync of each member's disk; 0.0 for at once."""
         self.hung_until_s = dict.fromkeys(self.members, 0.0)
@@ -99,6 +104,7 @@ class FaultyCluster(SimulatedCluster):
         if disk is None or not disk.struck:
             self.judge.violate("no member stops by itself", f"member {member_id}: {reason}")
         self.processes["gave up"] += 1
+        self.probes.hit("a failed disk ends a process", when=disk is not None and disk.struck > 0)
         self.loop.call_soon(self._bury, member_id, self.lives[member_id])
 
     def _bury(self, member_id: int, life: int) -> None:
@@ -108,15 +114,27 @@ class FaultyCluster(SimulatedCluster):
     def kill(self, member_id: int, down_s: float, *, power: bool) -> None:
         """End a process now and let it start again after `down_s`."""
         if self.members[member_id].node is not None:
+            self._note_death(member_id, power=power)
             self.crash(member_id, power=power)
-            self.gone(member_id)
+            self.probes.down([node.member_id for node in self.running], len(self.members))
             self.processes["power" if power else "kill"] += 1
         self.disks.pop(member_id, None)
         self.cutting.discard(member_id)
         self.start_at_s[member_id] = max(self.start_at_s[member_id], self.loop.time() + down_s)
 
-    def gone(self, member_id: int) -> None:
-        """A member's process has ended; a simulation may tell others."""
+    def _note_death(self, member_id: int, *, power: bool) -> None:
+        member, disk = self.members[member_id], self.disks.get(member_id)
+        writer = member.writer
+        assert isinstance(writer, SlowLogWriter)
+        self.probes.hit("one sync covers several works", when=writer.gathered > 1)
+        self.probes.died(
+            member_id,
+            power=power,
+            leading=member.running.is_leader,
+            syncing=writer.busy,
+            amid_write=member_id in self.cutting and disk is not None and disk.struck > 0,
+            age_s=self.loop.time() - self.begun_s[member_id],
+        )
 
     def wipe(self, member_id: int, down_s: float) -> None:
         """The member's disk is replaced by an empty one."""
@@ -147,13 +165,17 @@ class FaultyCluster(SimulatedCluster):
         for hello in self.hellos.get(member_id, [])[:-1][-1:]:
             for other in self.members:
                 if other != member_id:
+                    self.probes.hit("a late hello arrives", when=self.network.listener(other) is not None)
                     self.network.late_hello(hello, other)
 
     async def begin(self, member_id: int) -> SimulatedNode:
         """Start a member's process under the judge's eyes."""
         self.judge.restarted(member_id)
         self.lives[member_id] += 1
+        self.begun_s[member_id] = self.loop.time()
         node = await self.start(member_id)
+        last_term = node.core._state.log.last_term
+        self.probes.begun(member_id, node.status(), last_term)
         transport = self.members[member_id].transport
         assert transport is not None
         self.hellos.setdefault(member_id, []).append(transport.hello)
@@ -177,6 +199,7 @@ class FaultyCluster(SimulatedCluster):
                 self.start_at_s[member_id] = NEVER_S
                 return
             self.processes["refused"] += 1
+            self.probes.hit("a damaged log is refused")
             self.wipe(member_id, RESTART_S)  # what its operator is told to do
         else:
             if rotten:
@@ -292,12 +315,37 @@ class Nemesis:
         for member_id in up:
             cluster.kill(member_id, fault.for_s * self._rng.random(), power=fault.detail != "kill")
 
+    async def _comeback(self, fault: Fault) -> None:
+        """A member misses a change of leader, comes back, and loses power in the midst of catching up."""
+        cluster, (member_id,) = self._cluster, fault.members
+        others = [other for other in cluster.members if other != member_id]
+        links = [(member_id, other) for other in others] + [(other, member_id) for other in others]
+        self.cut(links)
+        try:
+            await asyncio.sleep(fault.for_s / 2)
+            for leader in [node.member_id for node in cluster.running if node.is_leader]:
+                cluster.kill(leader, 0.0, power=False)
+            await asyncio.sleep(fault.for_s / 2)
+        finally:
+            self.mend(links)
+        if cluster.members[member_id].node is None or member_id in cluster.disks:
+            return
+        calls, at_sync = fault.detail
+        files = cluster.members[member_id].files
+        disk = FaultyDisk(power_cut(files.calls + calls, at_sync=at_sync))
+        cluster.cutting.add(member_id)
+        cluster.plant(member_id, disk)
+        await asyncio.sleep(1.0)
+        if cluster.disks.get(member_id) is disk:
+            cluster.kill(member_id, 0.0, power=True)
+
     async def _stop(self, fault: Fault) -> None:
         cluster, (member_id,) = self._cluster, fault.members
         if cluster.members[member_id].node is not None and member_id not in cluster.disks:
             cluster.start_at_s[member_id] = cluster.loop.time() + fault.for_s
+            leads = cluster.members[member_id].running.is_leader
+            cluster.probes.hit("a leader is stopped in good order", when=leads)
             await cluster.stop(member_id)
-            cluster.gone(member_id)
             cluster.processes["stopped"] += 1
 
     async def _pause(self, fault: Fault) -> None:
@@ -306,6 +354,8 @@ class Nemesis:
         paused = [node for node in nodes if node is not None and not node.paused]
         links = [(other, node.member_id) for node in paused for other in cluster.members]
         links = [(source, target) for source, target in links if source != target]
+        led = {node.member_id: node.term for node in paused if node.is_leader}
+        cluster.probes.hit("a leader is paused", when=bool(led))
         for node in paused:
             node.paused = True
         self.cut(links)  # what arrives waits in the sockets
@@ -314,6 +364,9 @@ class Nemesis:
         finally:
             self.mend(links)
             for node in paused:
+                terms = [other.term for other in cluster.running]
+                newer = max(terms, default=0) > led.get(node.member_id, 1 << 62)
+                cluster.probes.hit("a paused leader finds another", when=newer)
                 node.resume()
 
     # ---- disks
@@ -329,6 +382,8 @@ class Nemesis:
                 cluster.sync_s[member_id] = 0.0
 
     async def _hung_disk(self, fault: Fault) -> None:
+        leaders = [node.member_id for node in self._cluster.running if node.is_leader]
+        self._cluster.probes.hit("a leader's disk hangs", when=fault.members[0] in leaders)
         self._cluster.hung_until_s[fault.members[0]] = self._cluster.loop.time() + fault.for_s
 
     async def _io_error(self, fault: Fault) -> None:
@@ -396,6 +451,7 @@ _STRIKES = {
     "bridge": Nemesis._cut,
     "flapping": Nemesis._flap,
     "crash": Nemesis._crash,
+    "comeback": Nemesis._comeback,
     "stop": Nemesis._stop,
     "pause": Nemesis._pause,
     "slow-disk": Nemesis._slow_disk,

@@ -15,7 +15,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any
 
 from kvstore.engine import Engine
@@ -25,7 +24,6 @@ from kvstore.testing.history import judge_history, with_foreign_revisions
 from kvstore.testing.judge import Broken, Judge, WitnessedEngine
 from kvstore.testing.nemesis import NEVER_S, FaultyCluster, Nemesis
 from kvstore.testing.plan import LENGTH_S, Plan, generate
-from kvstore.testing.served import Served
 from kvstore.testing.simulation import CLUSTER_ID, POLL_S, SimulatedNode
 from kvstore.testing.virtual_loop import run_virtual
 from raft.core import RaftCore
@@ -49,6 +47,9 @@ LEADER_WITHIN_TIMEOUTS = 10
 SERVED_WITHIN_S = 10.0
 """With a leader, every healed member takes a write and serves a read within this time: a request timeout
 for what was begun before, and a margin."""
+
+POLL_STATUS_S = 0.05
+"""How often, in virtual time, members are asked how they are."""
 
 CALM_S = 20.0
 """Then the clients reach SERVED_MIN within this time, and then have as much again for the rest."""
@@ -105,16 +106,11 @@ class Simulation(FaultyCluster):
     """A cluster with the product's engine, watched by the judge. Implements what `Clients` asks for."""
 
     features: Sequence[Feature] = ()
-    served: Served | None = None
-    """What serves the clients of each member; made by the first feature that needs it."""
+    quiet = False
+    """Nothing is to go wrong in this run."""
 
     calm_from_s = math.inf
     """Loop time from which features, too, strike nothing any more; known once faults begin."""
-
-    @cached_property
-    def probes(self) -> Counter[str]:
-        """Rare situations that were met."""
-        return Counter()
 
     def make_machine(self, member_id: int) -> WitnessedEngine:
         return WitnessedEngine(member_id, self.judge, Engine())
@@ -132,11 +128,16 @@ class Simulation(FaultyCluster):
         return node
 
     def gone(self, member_id: int) -> None:
+        super().gone(member_id)
         for feature in self.features:
             feature.ended(member_id)
 
+    def engine_of(self, member_id: int) -> Engine:
+        return self.witness(member_id).engine
+
     def _turned(self, core: RaftCore) -> None:
         self.judge.turned(core, self.loop.time())
+        self.probes.turned(core)
 
     def _role_seen(self, member_id: int, life: int, node: SimulatedNode) -> None:
         if node.is_leader:
@@ -158,9 +159,9 @@ class Simulation(FaultyCluster):
         conf = node.membership.conf
         return node.member_id in self.founders or node.member_id in (*conf.voters, *conf.learners)
 
-    def paused(self, member_id: int) -> bool:
+    def term(self, member_id: int) -> int:
         node = self.members[member_id].node
-        return node is not None and node.paused
+        return 0 if node is None else node.term
 
     def engine(self, member_id: int) -> Engine | None:
         node = self.members[member_id].node
@@ -193,6 +194,7 @@ class Run:
             ),
         )
         cluster.prepare(self.judge)
+        cluster.quiet = not plan.noise
         cluster.segment_bytes = plan.segment_bytes
         cluster.features = [
             FEATURES[name](cluster, stream(seed, f"feature/{name}")) for name in plan.features
@@ -201,6 +203,7 @@ class Run:
         self.clients = Clients(
             cluster,
             self.judge,
+            cluster.probes,
             stream(seed, "clients"),
             keys=plan.keys,
             padding=plan.padding,
@@ -219,6 +222,7 @@ class Run:
                 operations.update(feature.operations())
             report.operations, report.torn = dict(operations), cluster.torn
             report.acknowledged = self.clients.acknowledged
+            cluster.probes.counts["a write of unknown fate is applied"] += self.judge.unknown_applied()
             report.busy_s = busy_s(self.clients.called_s, self.nemesis.spans_s, report.virtual_s)
             report.applied = self.judge.applied_batches
         foreign = {revision for feature in cluster.features for revision in feature.revisions()}
@@ -227,7 +231,7 @@ class Run:
         report.undecided = int(not decided)
         for feature in cluster.features:
             feature.judge()
-        self.report.probes = dict(cluster.probes)
+        report.probes = {name: count for name, count in cluster.probes.counts.items() if count}
         self._no_violation()
         if report.acknowledged < self.operations_min:
             report.void = f"only {report.acknowledged} operations were acknowledged"
@@ -245,6 +249,7 @@ class Run:
             await self._suffer(crowd, strikes)
             core = await self._heal() if plan.calm else []
             if core:
+                self.clients.asked = core
                 await self._demand_life(core)
                 await self._demand_operations()
             self.clients.stop()
@@ -272,8 +277,9 @@ class Run:
         loop = self.cluster.loop
         end_s = self.cluster.calm_from_s = loop.time() + self.plan.length_s
         while loop.time() < end_s:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(POLL_STATUS_S)
             self._no_violation()
+            self.cluster.probes.polled({node.member_id: node.status() for node in self.cluster.running})
             for client in crowd:
                 if client.done():
                     client.result()  # only a failure ends it so early

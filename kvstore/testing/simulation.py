@@ -13,6 +13,8 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from kvstore.engine import Engine
+from kvstore.testing.services import MemberServices, SimulatedConnection
 from raft.core import RaftCore
 from raft.core.confchange import ConfChange
 from raft.core.types import ConfState
@@ -211,6 +213,8 @@ class SimulatedCluster:
         self._config = config
         self._voters = tuple(range(1, size + 1))
         self.members = {member_id: SimulatedMember(member_id, MemoryFiles()) for member_id in self._voters}
+        self.services: dict[int, MemberServices] = {}
+        """What each running process serves; empty unless the machine is the product's engine."""
         self._found_voters: dict[int, tuple[int, ...]] = {}
         """Members that joined later, with the voters of the cluster they found."""
 
@@ -270,8 +274,42 @@ class SimulatedCluster:
             fatal=lambda reason: self.on_failure(member_id, reason),
             found_voters=self._found_voters.get(member_id),
         )
+        self.attend(member_id, node)
         await node.start()
         return node
+
+    def attend(self, member_id: int, node: SimulatedNode) -> None:
+        """A member's process is about to start, on `members[member_id].machine`: have it serve clients."""
+        engine = self.engine_of(member_id)
+        if engine is not None:
+            self.services[member_id] = MemberServices(
+                node, engine, cluster_id=CLUSTER_ID, rng=seeded(self.rng.getrandbits(64))
+            )
+
+    def gone(self, member_id: int) -> None:
+        """A member's process has ended: its clients' calls break."""
+        services = self.services.pop(member_id, None)
+        if services is not None:
+            services.stop()
+
+    def engine_of(self, member_id: int) -> Engine | None:
+        """The state machine of the product, if that is what the member's process runs."""
+        machine = self.members[member_id].machine
+        return machine if isinstance(machine, Engine) else None
+
+    def services_of(self, member_id: int) -> MemberServices | None:
+        """What a member serves; None while its process is down or has given up."""
+        node = self.members[member_id].node
+        return None if node is None or node.failed else self.services.get(member_id)
+
+    def paused(self, member_id: int) -> bool:
+        """Whether a member's process stands still: it takes requests and answers later."""
+        node = self.members[member_id].node
+        return node is not None and node.paused
+
+    def connect(self, *member_ids: int, timeout_s: float = 5.0) -> SimulatedConnection:
+        """A client's connection to these members, or to all; only with `machine=Engine`."""
+        return SimulatedConnection(self, member_ids or tuple(self.members), timeout_s=timeout_s)
 
     def make_writer(
         self, member_id: int, log: Log, fatal: Callable[[str], None], on_space: Callable[[bool], None]
@@ -292,6 +330,7 @@ class SimulatedCluster:
         member = self.members[member_id]
         node, member.node = member.running, None
         await node.stop()
+        self.gone(member_id)
         member.files.restart()
 
     def crash(
@@ -309,6 +348,7 @@ class SimulatedCluster:
         else:
             member.files.restart()
         node.fail("killed")
+        self.gone(member_id)
 
     async def stop_all(self) -> None:
         """Stop every running member; AssertionError if anything was thrown that nobody caught."""

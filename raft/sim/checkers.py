@@ -82,6 +82,8 @@ class Judge:
         self.members = members
         self.leaders: dict[int, int] = {}
         """Term -> the only member that ever led it."""
+        self.candidates: dict[int, int] = {}
+        """Term -> the first member that stood in it."""
         self.votes: dict[tuple[int, int], int] = {}
         """(member, term) -> whom it voted for, durably."""
         self.entries: dict[tuple[int, int], tuple[int, bytes]] = {}
@@ -98,6 +100,8 @@ class Judge:
         """Client data -> index it is committed at."""
         self.refuted: set[bytes] = set()
         """Client data certainly not, and never to be, committed."""
+        self.unknown: set[bytes] = set()
+        """Client data whose client was told that its fate is unknown."""
         self.proposed: set[bytes] = set()
         self.checks = 0
 
@@ -117,6 +121,7 @@ class Judge:
         if fast == seen.fast:
             return
         seen.fast = fast
+        member.cluster.probes.watch_change(s, seen)
         if s.term != seen.term or s.vote != seen.vote or s.role is not seen.role or s.leader != seen.leader:
             self._observe_term(member)
         if log.committed < seen.commit or log.applied < seen.applied or log.base_index < seen.base:
@@ -150,6 +155,8 @@ class Judge:
         stands = s.role in (Role.PRE_CANDIDATE, Role.CANDIDATE) and s.role is not seen.role
         if stands and not s.tracker.is_voter(member.id):
             raise Violation("only voters stand for election", member.id, s.tracker.conf)
+        if s.role is Role.CANDIDATE and self.candidates.setdefault(s.term, member.id) != member.id:
+            member.cluster.probes.hit("two members stand in one term")
         if s.leader and self.leaders.setdefault(s.term, s.leader) != s.leader:
             raise Violation("one leader per term", s.term, self.leaders[s.term], s.leader)
         if s.role is Role.LEADER and (seen.role is not Role.LEADER or s.term != seen.term):
@@ -168,6 +175,7 @@ class Judge:
             index -= 1
         if index > s.log.base_index and not s.log.matches(index, self.terms[index]):
             raise Violation("a leader holds all that was committed before", member.id, s.term, index)
+        member.cluster.probes.hit("a term passes without a leader", when=s.term - 1 not in self.leaders)
         member.seen.submitted = 0
         member.led_since = member.ticks
         member.cluster.nemesis.leads(member)
@@ -186,18 +194,20 @@ class Judge:
                 if self.terms[entry.index] != entry.term:
                     raise Violation("committed entries never change", member.id, entry)
             else:
-                self._record(entry, s.term)
+                self._record(member, entry)
         if s.role is Role.LEADER:
             self.check_match(member, member.id)
         if self.committed > known:
             self._check_quorum_log(member)
 
-    def _record(self, entry: Entry, term: int) -> None:
-        """An entry is committed for the first time."""
+    def _record(self, member: Member, entry: Entry) -> None:
+        """An entry is known to be committed for the first time."""
+        term, probes = member.core.term, member.cluster.probes
         if entry.term < self.terms[-1]:
             raise Violation("terms never decrease along the log", entry, self.terms[-1])
         conf = self.confs[-1]
         if entry.kind is not EntryKind.NORMAL:
+            probes.hit("a change commits that another leader proposed", when=entry.term != term)
             try:
                 conf = apply_change(conf, ConfChange.decode(entry.data))
             except ConfChangeRefused as refusal:
@@ -210,6 +220,7 @@ class Judge:
             if entry.data not in self.proposed:
                 raise Violation("what is committed was proposed", entry)
             self.written[entry.data] = entry.index
+            probes.hit("a write whose fate is unknown is committed", when=entry.data in self.unknown)
         self.terms.append(entry.term)
         self.known_in.append(term)
         self.confs.append(conf)
@@ -335,6 +346,7 @@ class Judge:
         s = member.core._state
         if s.role is not Role.LEADER:
             return
+        member.cluster.probes.watch_leader(s)
         patience = s.config.election_ticks
         now = member.ticks
         if s.transferee == 0:

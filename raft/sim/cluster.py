@@ -77,6 +77,7 @@ class Cluster:
             base_us=schedule.base_us,
             jitter_us=schedule.jitter_us,
             ordered=schedule.ordered,
+            hit=self.probes.hit,
         )
         self.digest = 0
         self.writes = {"ok": 0, "failed": 0, "unknown": 0}
@@ -99,7 +100,9 @@ class Cluster:
     def after(self, delay_us: int, action: Callable[..., None], *args: Any) -> None:
         self.kernel.at(self.kernel.now + delay_us, action, *args)
 
-    def _deliver(self, message: Message) -> None:
+    def _deliver(self, message: Message, life: int) -> None:
+        if self.members[message.from_].life != life:
+            self.probes.hit("a message comes from a process that is gone")
         self.members[message.to].receive(message)
 
     def note(self, member: Member) -> None:
@@ -118,6 +121,7 @@ class Cluster:
             self.judge.refuted.add(data)
         elif outcome == "unknown":
             self.probes.hit("a write's fate is unknown")
+            self.judge.unknown.add(data)
         elif data not in self.judge.written:
             raise Violation("an acknowledged write is committed", data)
 
@@ -132,6 +136,9 @@ class Cluster:
         """The others may learn that the process is a new one."""
         for other in self.members.values():
             if other is not member and other.up and not other.paused and other.rng.random() < 0.5:
+                progress = other.core._state.tracker.progress.get(member.id)
+                leads = other.core.role is Role.LEADER and progress is not None and progress.match > 0
+                self.probes.hit("a follower must be asked for its log again", when=leads)
                 other.do(lambda core: core.report_restarted(member.id))
 
     def leader(self) -> int:

@@ -21,6 +21,7 @@ from raft.core import (
     EntryKind,
     Message,
     MessageType,
+    ProgressState,
     ProposalDropped,
     RaftCore,
     ReadState,
@@ -30,6 +31,8 @@ from raft.core import (
 )
 from raft.sim.checkers import Seen, Violation
 from raft.sim.disk import Disk, Image
+from raft.sim.kernel import SECOND
+from raft.sim.probes import MANY
 
 if TYPE_CHECKING:
     from raft.sim.cluster import Cluster
@@ -66,6 +69,8 @@ class Member:
         """Faults that now hold this process still."""
         self.down = 0
         """Faults that now keep this process down."""
+        self.crashed_at = -SECOND
+        """When a process of it last crashed."""
         self.doomed = ""
         """What this process is to die in the midst of: sync, vote (a sync of nothing but a promise) or
         apply; empty while no such end is near."""
@@ -84,6 +89,9 @@ class Member:
             conf=image.conf,
         )
         self.life += 1
+        probes = self.cluster.probes
+        probes.hit("a process starts with entries that are not applied", when=disk.last_index > image.index)
+        probes.hit("a process starts with nothing but an image", when=image.index == disk.last_index > 0)
         self.core = RaftCore(self.config, boot, self.cluster.kernel.stream(f"core/{self.id}/{self.life}"))
         self.up = True
         self.writing: list[AppendWork] = []
@@ -123,7 +131,12 @@ class Member:
         """Lose the process, and of what was not synced a part."""
         disk, probes = self.disk, self.cluster.probes
         kept = disk.crash(self.writing, self.disk_rng)
+        now = self.cluster.kernel.now
+        probes.hit("a member crashes twice in a second", when=0 < now - self.crashed_at < SECOND)
+        self.crashed_at = now
+        probes.hit("a crash keeps a part of a write", when=bool(kept) and kept[-1] not in self.writing)
         for work in self.writing[len(kept) :]:
+            probes.hit("a crash loses a snapshot", when=work.snapshot is not None)
             probes.hit("a crash loses entries", when=bool(work.entries))
             probes.hit("a crash loses a vote", when=work.must_sync and not work.entries)
         for work in kept:
@@ -138,6 +151,8 @@ class Member:
         self.cluster.drop_reads(len(self.reads) + len(self.waiting))
         self.up = False
         self.life += 1
+        members = self.cluster.members
+        probes.hit("all voters are down", when=not any(members[v].up for v in self.conf.voters))
         self.cluster.network.disconnect(self.id)
 
     def resume(self) -> None:
@@ -158,12 +173,17 @@ class Member:
         if self.paused:
             return
         self.ticks += 1
-        role = self.core.role
+        s = self.core._state
+        role, transferee = s.role, s.transferee
         self.core.tick()
-        self.cluster.probes.hit(
-            "a leader steps down by itself", when=role is Role.LEADER and self.core.role is not role
-        )
+        given_up = transferee != NO_NODE and s.transferee == NO_NODE and s.role is Role.LEADER
+        if given_up:
+            self.cluster.probes.hit("a transfer is given up")
+        if role is Role.LEADER and s.role is not role:
+            self.cluster.probes.hit("a leader steps down by itself")
         self.cluster.judge.ticked(self)
+        if self.core.notice_due:
+            self.core.send_commit_notices()
         self.settle()
 
     def receive(self, message: Message) -> None:
@@ -249,7 +269,7 @@ class Member:
             self._send_snapshot(message)
             return
         self.cluster.judge.promised(self, message)
-        if not self.cluster.network.post(message) and self.rng.random() < 0.1:
+        if not self.cluster.network.post(message, self.life) and self.rng.random() < 0.1:
             self.cluster.after(0, self._unreachable, self.life, message.to)
 
     def _unreachable(self, life: int, member: int) -> None:
@@ -274,7 +294,8 @@ class Member:
         if count > 1 and rng.random() < 0.25:
             count = rng.randint(1, count)
         self.syncing = count
-        self.cluster.probes.hit("one sync covers several works", when=count > 1)
+        if count > 1:
+            self.cluster.probes.hit("one sync covers several works")
         delay = int(self.sync_us * (0.5 + rng.random()))
         self.cluster.after(delay, self._synced, self.life)
         promise = any(work.must_sync and not work.entries for work in self.writing)
@@ -308,13 +329,24 @@ class Member:
             self._write(work)
             if work.snapshot is not None:
                 self._install(work.snapshot)
-        self.cluster.probes.hit("a suffix is overwritten", when=self.disk.overwritten > overwritten)
+        if self.disk.overwritten != overwritten:
+            self.cluster.probes.hit("a suffix is overwritten")
+            many = self.disk.overwritten - overwritten > MANY
+            self.cluster.probes.hit("many entries are overwritten at once", when=many)
         for work in works:
             for response in work.responses:
                 self._send(response)
+            if work.entries and work.token.term != self.core.term:
+                self._note_late_completion(work)
             if one_by_one or work is works[-1]:
                 self.core.on_append_done(work.token)
         self.cluster.judge.check_match(self, self.id)
+
+    def _note_late_completion(self, work: AppendWork) -> None:
+        probes, last = self.cluster.probes, work.entries[-1]
+        probes.hit("a completion comes after its term")
+        lost = self.core._state.log.term_at(last.index) not in (None, last.term)
+        probes.hit("a completion comes after its entries were overwritten", when=lost)
 
     def _write(self, work: AppendWork) -> None:
         before = self.disk.hard
@@ -379,13 +411,16 @@ class Member:
             self._apply_soon()
 
     def _apply_conf(self, change: ConfChange) -> None:
-        leads = self.core.role is Role.LEADER
+        leads, before = self.core.role is Role.LEADER, self.conf
         self.conf = self.core.apply_conf(change)
         self.led_since = self.ticks
         probes = self.cluster.probes
         probes.hit("a joint configuration is entered", when=bool(self.conf.voters_outgoing))
         probes.hit("a joint configuration is left", when=change.leaves_joint)
-        probes.hit("a leader removes itself", when=leads and self.core.role is not Role.LEADER)
+        probes.hit("a joint configuration is left by itself", when=change.leaves_joint and before.auto_leave)
+        deposed = leads and self.core.role is not Role.LEADER
+        probes.hit("a leader removes itself", when=deposed and self.id not in self.conf.learners)
+        probes.watch_conf(before, self.conf, self.id, leads=leads)
 
     def _answer_writes(self, index: int, term: int) -> None:
         """The fate rule: an entry is committed under its id, or never."""
@@ -430,7 +465,7 @@ class Member:
         meta = SnapshotMeta(image.index, image.term, image.conf)
         sent = Message(_T.SNAPSHOT, message.to, self.id, message.term, snapshot=meta)
         under_way = 10 * self.cluster.schedule.base_us
-        if not self.cluster.network.post(sent, under_way):
+        if not self.cluster.network.post(sent, self.life, under_way):
             self.cluster.probes.hit("a snapshot is lost")
         # Whatever becomes of it, the sender hears in time: delivered, or given up.
         ok = self.rng.random() < 0.7
@@ -439,6 +474,9 @@ class Member:
 
     def _snapshot_ended(self, life: int, member: int, ok: bool) -> None:
         if life == self.life:
+            progress = self.core._state.tracker.progress.get(member)
+            waits = progress is not None and progress.state is ProgressState.SNAPSHOT
+            self.cluster.probes.hit("a snapshot fails", when=waits and not ok)
             self.do(lambda core: core.report_snapshot(member, ok=ok))
 
     # ------------------------------------------------------------------ clients
@@ -465,6 +503,8 @@ class Member:
                 raise Violation("a read is answered once", self.id, read)
             self.cluster.judge.proved(self, read, self.reads.pop(read.context))
             self.waiting.append(read)
+        deposed = self.seen.role is Role.LEADER and self.core.role is not Role.LEADER
+        self.cluster.probes.hit("a step-down drops reads", when=deposed and bool(ready.dropped_reads))
         for context in ready.dropped_reads:
             if self.reads.pop(context, None) is None:
                 raise Violation("a read is answered once", self.id, context)
@@ -473,5 +513,6 @@ class Member:
 
     def _serve_reads(self) -> None:
         held = [read for read in self.waiting if read.index > self.applied]
+        self.cluster.probes.hit("a read waits for applying", when=bool(held))
         self.cluster.serve_reads(self, len(self.waiting) - len(held))
         self.waiting = held

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raft.sim.cluster import Cluster
     from raft.sim.member import Member
 
-_LINK_FAULTS = frozenset(("drop", "slow", "tail", "duplicate", "cut", "isolate"))
+_LINK_FAULTS = frozenset(("drop", "slow", "tail", "duplicate", "cut", "isolate", "lure", "narrow"))
 
 
 class Nemesis:
@@ -71,8 +71,13 @@ class Nemesis:
             elif kind == "slow":
                 if member in (source, target):
                     link.slow = max(link.slow, args["us"])
+            elif kind == "narrow":
+                link.room = args["room"]
             elif kind == "cut":
                 link.cut = link.cut or [source, target] in args["pairs"]
+            elif kind == "lure":
+                apart = args["with"] not in (source, target)
+                link.cut = link.cut or (apart and member in (source, target))
             elif (member == target and args["way"] in ("both", "in")) or (
                 member == source and args["way"] in ("both", "out")
             ):

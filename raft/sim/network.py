@@ -11,7 +11,8 @@ from typing import Any
 from raft.core import Message
 from raft.sim.kernel import Kernel
 
-Deliver = Callable[[Message], None]
+Deliver = Callable[[Message, int], None]
+"""Takes a message and the number of the process that sent it."""
 
 TAIL_US = 5_000_000
 """How late a late message may be: several elections after it was sent. Most are much less late."""
@@ -20,7 +21,18 @@ TAIL_US = 5_000_000
 class Link:
     """One direction between two members."""
 
-    __slots__ = ("cut", "drop", "duplicate", "generation", "last_at", "rng", "slow", "tail")
+    __slots__ = (
+        "cut",
+        "drop",
+        "duplicate",
+        "generation",
+        "last_at",
+        "rng",
+        "room",
+        "slow",
+        "tail",
+        "under_way",
+    )
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -28,6 +40,8 @@ class Link:
         """Streams: the connection's number; what was sent on an earlier one is lost."""
         self.last_at = 0
         """Streams: when the newest message arrives; later ones arrive no earlier."""
+        self.under_way = 0
+        """Messages sent and not yet arrived."""
         self.calm()
 
     def calm(self) -> None:
@@ -36,6 +50,8 @@ class Link:
         self.duplicate = 0.0
         self.tail = 0.0
         """Share of messages that come very late."""
+        self.room = 0
+        """Messages that may be under way at once, 0 for any number; what comes beyond is dropped."""
         self.slow = 0
         """Microseconds added to each."""
 
@@ -48,8 +64,17 @@ class Network:
     """Every link, made when first used."""
 
     def __init__(
-        self, kernel: Kernel, deliver: Deliver, *, base_us: int, jitter_us: int, ordered: bool
+        self,
+        kernel: Kernel,
+        deliver: Deliver,
+        *,
+        base_us: int,
+        jitter_us: int,
+        ordered: bool,
+        hit: Callable[[str], None],
     ) -> None:
+        self._hit = hit
+        """Told of rare situations; see `probes`."""
         self._kernel = kernel
         self._deliver = deliver
         self._base_us = base_us
@@ -59,7 +84,6 @@ class Network:
         self.ailing: Callable[[int, int, Link], None] = lambda source, target, link: None
         """Puts the faults now at work into a link; called when a link is made and by `refresh`."""
         self.lost = 0
-        self.repeated = 0
 
     def link(self, source: int, target: int) -> Link:
         link = self._links.get((source, target))
@@ -84,8 +108,8 @@ class Network:
                 if member in pair:
                     link.generation += 1
 
-    def post(self, message: Message, extra_us: int = 0) -> bool:
-        """Send; False when it is already certain to be lost."""
+    def post(self, message: Message, life: int, extra_us: int = 0) -> bool:
+        """Send, as a member's process number `life`; False when it is already certain to be lost."""
         link = self._links.get((message.from_, message.to)) or self.link(message.from_, message.to)
         if link.cut:
             self.lost += 1
@@ -96,6 +120,10 @@ class Network:
             if self._ordered:
                 link.generation += 1  # a stream loses nothing but by breaking
             return False
+        if link.room and link.under_way >= link.room:
+            self.lost += 1
+            self._hit("a queue is full")
+            return False
         when = self._kernel.now + self._base_us + extra_us + link.slow
         if self._jitter_us:
             when += int(rng.random() * self._jitter_us)
@@ -103,17 +131,21 @@ class Network:
             when += _lateness(rng)
         if self._ordered:
             when = link.last_at = max(when, link.last_at)
-        self._kernel.at(when, self._arrive, link, link.generation, message)
+        link.under_way += 1
+        self._kernel.at(when, self._arrive, link, link.generation, message, life)
         if link.duplicate and not self._ordered and rng.random() < link.duplicate:
-            self.repeated += 1
-            self._kernel.at(when + _lateness(rng), self._arrive, link, link.generation, message)
+            self._hit("a message is repeated")
+            link.under_way += 1
+            self._kernel.at(when + _lateness(rng), self._arrive, link, link.generation, message, life)
         return True
 
-    def _arrive(self, link: Link, generation: int, message: Message) -> None:
+    def _arrive(self, link: Link, generation: int, message: Message, life: int) -> None:
+        link.under_way -= 1
         if self._ordered and generation != link.generation:
             self.lost += 1
+            self._hit("a stream breaks with messages on their way")
             return  # a datagram, once under way, arrives behind a cut, too
-        self._deliver(message)
+        self._deliver(message, life)
 
     def after(self, delay_us: int, action: Callable[..., None], *args: Any) -> None:
         self._kernel.at(self._kernel.now + delay_us, action, *args)

@@ -121,7 +121,7 @@ def generate(seed: int, *, seconds: int = 60) -> Schedule:
         spares=rng.choice((0, 1, 2, 2)),
         duration_us=duration,
         tick_us=rng.choice((50, 100, 100)) * MILLISECOND,
-        drift=rng.choice((0.0, 0.05)),
+        drift=rng.choice((0.0, 0.05, 0.2)),
         core=_core_settings(rng, calm=calm),
         base_us=rng.choice((200, 1_000, 5_000)),
         jitter_us=rng.choice((0, 2_000, 20_000)),
@@ -152,6 +152,7 @@ def _core_settings(rng: random.Random, *, calm: bool) -> dict[str, Any]:
         "apply_bytes_max": rng.choice((1, 64, 1 << 20)),
         "applying_bytes_max": rng.choice((1, 256, 1 << 20)),
         "pending_reads_max": rng.choice((16, 64)),
+        "notices_deferred": rng.random() < 0.3,
         "pre_vote": calm or rng.random() < 0.3,
         "check_quorum": calm,
         "withhold_votes": calm,
@@ -212,7 +213,20 @@ def _repeat(rng: random.Random, schedule: Schedule) -> list[Fault]:
     ]
 
 
-_SHAPES = ("halves", "one", "one", "deaf", "mute", "bridge", "ring", "swizzle", "usurp", "usurp", "usurp")
+_SHAPES = (
+    "halves",
+    "one",
+    "one",
+    "deaf",
+    "mute",
+    "bridge",
+    "ring",
+    "swizzle",
+    "flap",
+    "usurp",
+    "usurp",
+    "usurp",
+)
 
 
 def _partitions(rng: random.Random, schedule: Schedule) -> list[Fault]:
@@ -227,6 +241,10 @@ def _partitions(rng: random.Random, schedule: Schedule) -> list[Fault]:
             for member in left:
                 begin, end = sorted((rng.randint(at, until), rng.randint(at, until)))
                 faults.append(Fault("isolate", begin, end, {"member": member, "way": "both"}))
+        elif shape == "flap":
+            phase = int(schedule.tick_us * rng.choice((1, 5, 20)))
+            flapping = {"member": left[0], "way": "both"}
+            faults += [Fault("isolate", t, t + phase, flapping) for t in range(at, until, 2 * phase)]
         elif shape in ("one", "deaf", "mute"):
             way = {"one": "both", "deaf": "in", "mute": "out"}[shape]
             faults.append(Fault("isolate", at, until, {"member": _member(rng, schedule), "way": way}))
@@ -288,6 +306,40 @@ def _slow_disks(rng: random.Random, schedule: Schedule) -> list[Fault]:
     ]
 
 
+def _narrow(rng: random.Random, schedule: Schedule) -> list[Fault]:
+    return [
+        Fault("narrow", at, until, {"room": rng.choice((1, 2, 5, 20))})
+        for at, until in _times(rng, schedule, 3, 15 * SECOND)
+    ]
+
+
+def _rolling(rng: random.Random, schedule: Schedule) -> list[Fault]:
+    """Restarts of all members one after the other, or of one again and again."""
+    faults = []
+    for at, _ in _times(rng, schedule, 3, SECOND):
+        members = _everyone(schedule)
+        rng.shuffle(members)
+        if rng.random() < 0.5:
+            members = [members[0]] * rng.randint(3, 6)
+        for member in members:
+            down = rng.randint(1, 500_000)
+            faults.append(Fault("crash", at, at + down, {"member": member, "amid": ""}))
+            at += down + rng.randint(1, SECOND)
+    return faults
+
+
+def _lures(rng: random.Random, schedule: Schedule) -> list[Fault]:
+    """The leader reaches nobody but one member with a slow disk, which is still writing what it was given
+    when another leader, elected by the rest, overwrites it."""
+    faults = []
+    for at, until in _times(rng, schedule, 12, 8 * SECOND):
+        member = rng.choice(_everyone(schedule))
+        faults.append(Fault("lure", at, until, {"member": 0, "with": member}))
+        slow = {"member": member, "us": rng.choice((100_000, 400_000, 1_500_000))}
+        faults.append(Fault("disk", at, min(until + 2 * SECOND, schedule.duration_us), slow))
+    return faults
+
+
 def _churn(rng: random.Random, schedule: Schedule) -> list[Fault]:
     """Changes one after the other, some close together, some asked of the next leader as soon as it leads."""
     faults = []
@@ -319,10 +371,13 @@ _CLASSES = {
     "delay": _delay,
     "reorder": _reorder,
     "repeat": _repeat,
+    "narrow": _narrow,
     "partition": _partitions,
     "crash": _crashes,
+    "rolling": _rolling,
     "pause": _pauses,
     "disk": _slow_disks,
+    "lure": _lures,
     "member": _churn,
     "transfer": _transfers,
     "nudge": _nudges,

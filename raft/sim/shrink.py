@@ -65,7 +65,7 @@ def _members_exist(schedule: Schedule) -> bool:
     """Whether every fault still names members of the run."""
     most = schedule.size + schedule.spares
     for fault in schedule.faults:
-        named = [fault.args.get("member", 0), fault.args.get("to", 0)]
+        named = [fault.args.get("member", 0), fault.args.get("to", 0), fault.args.get("with", 0)]
         if max(named + [m for pair in fault.args.get("pairs", ()) for m in pair]) > most:
             return False
     return True

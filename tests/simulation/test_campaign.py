@@ -73,11 +73,11 @@ def test_an_idle_hour_is_not_busy() -> None:
 
 
 def test_a_seed_that_serves_too_little_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not run_core(3, 10.0).void
+    assert not run_core(5, 10.0).void
     monkeypatch.setattr("raft.sim.member.Member.propose", lambda self, data: False)
     monkeypatch.setattr("raft.sim.cluster.Cluster.serve_reads", lambda self, member, count: None)
     monkeypatch.setattr("raft.sim.cluster.Cluster.calm", lambda self: None)
-    assert "calls served" in run_core(3, 10.0).void
+    assert "calls served" in run_core(5, 10.0).void
 
 
 def test_the_command_writes_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_the_command_writes_its_verdict(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(campaign, "results", here)
     output = tmp_path / "deep" / "result.json"
-    arguments = ["--level", "core", "--seeds", "3-4", "--length", "30", "--output", str(output)]
+    arguments = ["--level", "core", "--seeds", "5-6", "--length", "30", "--output", str(output)]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     assert "verdict: passed" in done.output

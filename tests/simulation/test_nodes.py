@@ -5,7 +5,11 @@ The seeds here are a short, fixed selection; `make simulate` goes on from there.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +20,7 @@ from raft.core.ready import Ready
 from raft.node.node import Node
 from raft.storage.memory import MemoryFile
 
+ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 12
 """Swarm runs in this suite: about twenty seconds on one core."""
 
@@ -45,6 +50,30 @@ def test_a_seed_repeats_its_run() -> None:
     first, second = run_seed(3, length_s=LENGTH_S), run_seed(3, length_s=LENGTH_S)
     assert (first.digest, first.faults, first.operations) == (second.digest, second.faults, second.operations)
     assert first.digest != run_seed(4, length_s=LENGTH_S).digest
+
+
+PROGRAM = """
+from kvstore.testing.nodes import run_seed
+for seed in (5, 6):
+    report = run_seed(seed, length_s=10)
+    print(report.digest, report.virtual_s, report.faults, report.operations, report.processes, report.probes)
+"""
+
+
+def test_hash_seeds_change_nothing() -> None:
+    """Two interpreters that order their sets differently tell the same history, turn by turn."""
+    said = []
+    for hash_seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            check=True,
+            timeout=120,
+        )
+        said.append(done.stdout)
+    assert said[0] == said[1]
+    assert said[0].count(b"\n") == 2
 
 
 # ---------------------------------------------------------------------- negative controls

@@ -11,6 +11,7 @@ from raft.storage.images import ImageStore, IncomingImage
 from raft.storage.memory import MemoryFile
 from raft.storage.protocol import StateMark
 from raft.storage.recovery import LogImage
+from raft.storage.wal import SEGMENT_BYTES_MIN
 from tests.simulation.mutants.mutant import Mutant
 from tests.simulation.mutants.patches import Patches
 
@@ -101,7 +102,14 @@ MUTANTS = (
         "hard state saved after entries, crash between",
         _entries_raise_no_term,
         level="node",
-        classes=("crash", "slow-disk", "isolate-leader"),
+        classes=("comeback",),
+        settings={
+            "padding": 2000,
+            "segment_bytes": SEGMENT_BYTES_MIN,
+            "clients": 16,
+            "think_s": 0.05,
+            "config": {"gather_ms": 100},
+        },
     ),
     Mutant(
         21,

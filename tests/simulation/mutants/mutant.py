@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import kvstore.testing.plan as plans
 from kvstore.testing.plan import Plan
@@ -32,6 +33,8 @@ class Mutant(NamedTuple):
     """Node level: the classes of faults under which to look for it; the swarm's choice without."""
     features: Sequence[str] = ()
     """Node level: the features to exercise; none without."""
+    settings: Mapping[str, Any] = MappingProxyType({})
+    """Node level: fields of the plan that the bug needs to be so, instead of drawn."""
 
 
 class Find(NamedTuple):
@@ -47,7 +50,7 @@ def schedule_of(mutant: Mutant, seed: int) -> Schedule | Plan:
     if mutant.level == "core":
         return generate(seed)
     plan = plans.generate(seed, length_s=NODE_LENGTH_S, classes=mutant.classes)
-    return replace(plan, features=tuple(mutant.features))
+    return replace(plan, features=tuple(mutant.features), **mutant.settings)
 
 
 def quiet_of(mutant: Mutant, *, seconds: int = 5) -> Schedule | Plan:

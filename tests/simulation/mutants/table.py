@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from tests.simulation.mutants import core, disk, driver, engine, leases, waiting
+from tests.simulation.mutants import core, disk, driver, engine, leases, waiting, watching
 
-MUTANTS = tuple(
-    sorted(
-        (*core.MUTANTS, *disk.MUTANTS, *driver.MUTANTS, *engine.MUTANTS, *leases.MUTANTS, *waiting.MUTANTS)
-    )
-)
+_NODES = (*disk.MUTANTS, *driver.MUTANTS, *engine.MUTANTS, *leases.MUTANTS, *watching.MUTANTS)
+
+MUTANTS = tuple(sorted((*core.MUTANTS, *_NODES, *waiting.MUTANTS)))

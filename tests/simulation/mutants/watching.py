@@ -1,0 +1,68 @@
+"""Planted bugs of watches, `kvstore.server`."""
+
+from __future__ import annotations
+
+from kvstore.engine import RevisionChanges
+from kvstore.engine.machine import Engine
+from kvstore.server.watch_hub import Watcher, WatchHub
+from kvstore.server.watch_stream import WatchStream
+from tests.simulation.mutants.mutant import Mutant
+from tests.simulation.mutants.patches import Patches
+
+
+def _begins_after_the_first_of_a_revision(p: Patches) -> None:
+    """Who starts in the past is taken to have been told all of a revision when told its first change."""
+    history = Engine.history
+
+    def short(self: Engine, key: bytes, range_end: bytes, start: int) -> object:
+        part = history(self, key, range_end, start)
+        if range_end == b"\0" or not part.revisions:
+            return part
+        first = part.revisions[0]
+        cut = [RevisionChanges(first.revision, first.changes[:1]), *part.revisions[1:]]
+        return part._replace(revisions=cut)
+
+    p.attribute(Engine, "history", short)
+
+
+def _compaction_is_passed_over(p: Patches) -> None:
+    """A watcher whose next revision is compacted goes on behind the compaction and is told nothing of it."""
+    read_slice = WatchHub._read_slice
+
+    def read(self: WatchHub, watcher: Watcher) -> int:
+        watcher.next_revision = max(watcher.next_revision, self._engine.compact_revision)
+        return read_slice(self, watcher)
+
+    p.attribute(WatchHub, "_read_slice", read)
+
+
+def _progress_before_events(p: Patches) -> None:
+    p.attribute(WatchStream, "_all_told", lambda self: True)
+
+
+MUTANTS = (
+    Mutant(
+        53,
+        "watch restarted at revision+1 loses same-revision events",
+        _begins_after_the_first_of_a_revision,
+        level="node",
+        features=("watch",),
+        classes=("crash", "partition", "pause"),
+    ),
+    Mutant(
+        54,
+        "compaction drops a version still due to a synced watcher",
+        _compaction_is_passed_over,
+        level="node",
+        features=("watch",),
+        classes=("crash", "partition", "pause"),
+    ),
+    Mutant(
+        55,
+        "progress notification ahead of events",
+        _progress_before_events,
+        level="node",
+        features=("watch",),
+        classes=("crash", "partition"),
+    ),
+)
