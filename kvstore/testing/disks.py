@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raft.storage import InlineLogWriter
+from raft.storage.images import IMAGE_PREFIX, STATE_PREFIX
 from raft.storage.memory import Fault, PowerCut
 from raft.storage.records import SECTOR_BYTES
 from raft.storage.wal import Log
@@ -93,7 +94,8 @@ class SlowLogWriter(InlineLogWriter):
 
 
 class FaultyDisk:
-    """One fault of a member's disk, to be planted as `MemoryFiles.fault`; `struck` tells how often it hit."""
+    """One fault of a member's disk, to be planted as `MemoryFiles.fault`; `struck` tells how often it hit
+    what the member cannot live without."""
 
     def __init__(self, fault: Callable[[int, str, str], BaseException | None]) -> None:
         self._fault = fault
@@ -101,8 +103,17 @@ class FaultyDisk:
 
     def __call__(self, call: int, operation: str, path: str) -> BaseException | None:
         error = self._fault(call, operation, path)
-        self.struck += error is not None
+        self.struck += error is not None and not _is_image(operation, path)
         return error
+
+
+def _is_image(operation: str, path: str) -> bool:
+    """Whether a member outlives an error there: images of the state come and go beside the log, and one
+    that cannot be written is given up."""
+    name = path.rpartition("/")[2]
+    if path.rpartition("/")[0].endswith("wal") or name == "wal":
+        return False
+    return name.startswith((IMAGE_PREFIX, STATE_PREFIX)) or operation in ("unlink", "sync_directory")
 
 
 def io_error(first_call: int, operations: Sequence[str]) -> Fault:
