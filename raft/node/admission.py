@@ -41,7 +41,7 @@ class Admission:
         admits: Callable[[Hello], bool],
         recorded: Callable[[int], None],
         new_process: Callable[[int, int], None],
-        expelled: Callable[[], None],
+        expelled: Callable[[int], None],
     ) -> None:
         """`voters`: of the cluster as this member found it; on a fresh disk they decide its admission."""
         self._expelled = expelled
@@ -104,7 +104,7 @@ class Admission:
         if not refusal and answer.hello.member_id != member_id:
             refusal = f"member {answer.hello.member_id:x} answers where member {member_id:x} should"
         if not refusal and answer.removed:
-            self._expelled()
+            self._expelled(member_id)
             return
         if not refusal and not self._admits(answer.hello):
             refusal = "it was removed from the cluster"

@@ -57,7 +57,10 @@ ORIGINS_MAX = 1024
 """Processes whose newest change the leader of a term remembers; the oldest goes first."""
 
 REMOVAL_TICKS = 10
-"""How long a removed member stays, and the streams to it: to answer, and to hear of it (as in etcd)."""
+"""How long streams to a removed member stay, so that it hears of it and its answers leave (as in etcd)."""
+
+REMOVAL_PATIENCE_TICKS = 600
+"""How long a removed member waits at most for the others to say so: a minute with etcd's heartbeat."""
 
 REMOVED_REASON = "the member has been permanently removed from the cluster"
 
@@ -128,7 +131,7 @@ class Membership:
         self._adopted = adopted
         """Called with each new configuration."""
         self._leave = leave
-        """Called once, some ticks after this member has learnt that it was removed."""
+        """Called when this member was removed and is not needed any more; perhaps more than once."""
         self._peers: dict[int, tuple[str, ...]] = {}
         """Peers the transport was given, with their URLs."""
         self._acquaintances: dict[int, tuple[str, ...]] = {}
@@ -146,6 +149,9 @@ class Membership:
         self._yielded_term = 0
         """The term in which this leader last tried to hand over, because it is to be removed."""
         self._closed = False
+        self._expelled_by: dict[int, None] = {}
+        """Members who said that this one was removed."""
+        self._leaving = False
         self.removed = False
         """This member was removed from the cluster, and its process is about to end."""
 
@@ -231,14 +237,30 @@ class Membership:
                 self._set_peer(member, urls)
         self._peers = wanted
         if self._machine.is_removed(self._id):
-            self.expelled()
+            self._remove()
 
-    def expelled(self) -> None:
-        """This member was removed. Stay a moment, so that answers leave and the others learn of it."""
-        if not self.removed and not self._closed:
+    def expelled(self, by: int) -> None:
+        """A member says that this one was removed."""
+        self._expelled_by[by] = None
+        self._remove()
+
+    def _remove(self) -> None:
+        """This member was removed, and leaves when it is not needed any more.
+
+        Until they have applied the removal, the others count its vote: if too many of them are gone, they
+        cannot elect without it. So it stays until most of the others have said that it is removed.
+        """
+        if self._closed:
+            return
+        if not self.removed:
             self.removed = True
             logger.warning("this member was removed from the cluster")
-            self._loop.call_later(self._removal_s, self._leave, REMOVED_REASON)
+            patience_s = REMOVAL_PATIENCE_TICKS * self._config.heartbeat_interval_ms / 1000
+            self._loop.call_later(patience_s, self._leave, REMOVED_REASON)
+        others = [voter for voter in self.conf.voters if voter != self._id]
+        if sum(other in self._expelled_by for other in others) > len(others) // 2 and not self._leaving:
+            self._leaving = True
+            self._loop.call_soon(self._leave, REMOVED_REASON)
 
     def _set_peer(self, member: int, urls: tuple[str, ...]) -> None:
         try:

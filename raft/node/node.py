@@ -341,7 +341,6 @@ class Node:
         """This member was removed from the cluster: end in good order."""
         if not self._ended:
             self._end()
-            self._transport.sever()
             self._fatal(reason)
 
     async def _load(self) -> StateMark:

@@ -28,6 +28,11 @@ def test_a_record_cut_off_in_a_callback_of_its_own_ends_the_process() -> None:
     run_seed(16, length_s=15.0, features=("members",), classes=("isolate-leader", "partition", "crash"))
 
 
+def test_a_removed_leader_stays_until_the_others_can_do_without_its_vote() -> None:
+    """In seed 211 it once left with the news of its removal: who remained had still to count its vote."""
+    run_seed(211, length_s=15.0, features=("members",))
+
+
 @pytest.mark.parametrize(
     ("broken", "invariant"),
     [
