@@ -18,6 +18,7 @@ from kvstore.verify.run.faults import Field, Nemesis
 NEMESES: dict[str, Callable[[Field], Nemesis]] = {
     "kill": process_faults.Kill,
     "pause": process_faults.Pause,
+    "pause-cut": process_faults.PauseCut,
     "client-pause": process_faults.ClientPause,
     **{
         name: partial(network_faults.PartitionFault, shape=shape)

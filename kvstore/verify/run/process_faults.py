@@ -9,6 +9,9 @@ from pathlib import Path
 
 from kvstore.verify.run.faults import FaultMissedError, Field
 
+TAKE_OVER_S = (2.0, 4.0)
+"""How long the leader stands still: an election without evidence of its end, and some writes."""
+
 CLIENT_PAUSE_S = 5.0
 """Longer than two TTLs of the lock workloads: whoever held a lock has lost it."""
 
@@ -72,6 +75,31 @@ class Pause(_OfProcesses):
         if not stopped:
             raise FaultMissedError("nobody was stopped")
         return f"processes of {_names(stopped)} stood still"
+
+
+class PauseCut(_OfProcesses):
+    """The leader stands still while another takes over, and wakes up cut off from all news of it."""
+
+    async def begin(self) -> str:
+        field, cluster = self.field, self.field.cluster
+        leader = await field.leader_or_any()
+        self.nodes = (leader,)
+        cluster.pause(leader)
+        cluster.isolate(leader)
+        try:
+            await asyncio.sleep(field.rng.uniform(*TAKE_OVER_S))
+            self._stood_still = _stopped(cluster.pids.get(leader, 0))
+        finally:
+            cluster.resume(leader)
+        return f"paused node{leader}, and cut it off when it went on"
+
+    async def end(self) -> str:
+        self.field.cluster.heal()
+        if not self._stood_still:
+            raise FaultMissedError("the leader was not stopped")
+        return "the process stood still, then its connections were held"
+
+    _stood_still = False
 
 
 class ClientPause(_OfProcesses):

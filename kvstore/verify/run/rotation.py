@@ -17,7 +17,7 @@ from kvstore.verify.run.execute import RunResult, execute
 from kvstore.verify.run.settings import Settings
 
 ROTATION: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("register", ("kill", "pause", "partition-leader")),
+    ("register", ("kill", "pause", "pause-cut", "partition-leader")),
     ("append", ("partition-halves", "partition-one", "slow-election", "members")),
     ("watch", ("kill", "partition-leader", "compaction")),
     ("txn", ("partition-one-way", "partition-bridge", "partition-ring", "transfer")),

@@ -43,7 +43,7 @@ class Hunt(NamedTuple):
 
 HUNTS: dict[str, Hunt] = {
     "skips-sync": Hunt("register", ("power-cut",)),
-    "reads-without-quorum": Hunt("register", ("pause", "partition-leader"), timeout_s=6.0),
+    "reads-without-quorum": Hunt("register", ("pause-cut",), timeout_s=6.0),
     "forgets-votes": Hunt("register", ("slow-election",)),
     "dead-lease": Hunt("lock-fenced", ()),
     CONTROL: Hunt("lock", ("client-pause",)),
