@@ -29,6 +29,7 @@ RECORD = Path(__file__).parent.parent / "planted.json"
 HUNT_SECONDS_MAX = 300.0
 RUN_SECONDS = 40.0
 RUNS_MAX = 8
+CLUE_CHARACTERS_MAX = 110
 CONTROL = "unfenced-locks"
 
 
@@ -82,7 +83,7 @@ def hunt(bug: str, seed: int, folder: Path) -> dict[str, Any]:
         clue = found(bug, asyncio.run(execute(settings)))
         row |= {"seed": seed + attempt, "runs": attempt + 1, "seconds": round(time.monotonic() - began)}
         if clue is not None:
-            return {**row, "found": True, "clue": clue[:300]}
+            return {**row, "found": True, "clue": clue[:CLUE_CHARACTERS_MAX]}
     return row
 
 
