@@ -36,6 +36,7 @@ from kvstore.client.methods import (
     STATUS,
     TXN,
     UNLOCK,
+    Caller,
     Method,
 )
 from kvstore.client.sessions import Session, renewals, wait_for
@@ -65,6 +66,7 @@ __all__ = [
     "STATUS",
     "TXN",
     "UNLOCK",
+    "Caller",
     "Connection",
     "Endpoint",
     "EndpointError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -22,6 +22,14 @@ class Method(Generic[Request, Reply]):
     reply: type[Reply]
     changes: bool
     """True when a second try could apply the request twice."""
+
+
+class Caller(Protocol):
+    """Whatever makes calls: a `Connection`, or its twin to a simulated cluster. What code that uses the
+    store asks for, so that it can be tested against either."""
+
+    async def call(self, method: Method[Request, Reply], request: Request) -> Reply:
+        """Make one call. Raises `kvstore.errors.KVError`."""
 
 
 RANGE = Method("/etcdserverpb.KV/Range", rpc_pb2.RangeRequest, rpc_pb2.RangeResponse, changes=False)

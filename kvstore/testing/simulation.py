@@ -98,6 +98,16 @@ class LedgerMachine:
         self._loading = {}
 
 
+class SimulatedEngine(Engine):
+    """The product's state machine, for members that find each other in memory."""
+
+    def peer_urls(self, member_id: int) -> tuple[str, ...] | None:
+        return ()  # ids find peers in memory
+
+    def fresh(self) -> SimulatedEngine:
+        return SimulatedEngine()
+
+
 class _ProcessFiles:
     """The file system as one process sees it: once that process is gone, it can touch nothing."""
 
@@ -308,7 +318,7 @@ class SimulatedCluster:
         return node is not None and node.paused
 
     def connect(self, *member_ids: int, timeout_s: float = 5.0) -> SimulatedConnection:
-        """A client's connection to these members, or to all; only with `machine=Engine`."""
+        """A client's connection to these members, or to all; only with `machine=SimulatedEngine`."""
         return SimulatedConnection(self, member_ids or tuple(self.members), timeout_s=timeout_s)
 
     def make_writer(
@@ -349,6 +359,22 @@ class SimulatedCluster:
             member.files.restart()
         node.fail("killed")
         self.gone(member_id)
+
+    def power_cut(self) -> None:
+        """Cut the power of every running member at once, as `crash` does for one."""
+        for node in self.running:
+            self.crash(node.member_id)
+
+    def partition(self, *groups: Iterable[int]) -> None:
+        """Let nothing through between members of different groups, silently, until `heal`.
+
+        Calls of clients still reach every member. Members in no group are untouched.
+        """
+        self.network.partition(*groups)
+
+    def heal(self) -> None:
+        """End every partition."""
+        self.network.heal()
 
     async def stop_all(self) -> None:
         """Stop every running member; AssertionError if anything was thrown that nobody caught."""
