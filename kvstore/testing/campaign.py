@@ -193,7 +193,11 @@ def main(
     if shrink is not None:
         if level == "both":
             raise click.UsageError("--shrink needs --level core or node")
-        click.echo(shrink_seed(level, shrink, length_s or LEVELS[level].length_s))
+        try:
+            text = shrink_seed(level, shrink, length_s or LEVELS[level].length_s)
+        except ValueError as error:
+            raise click.ClickException(str(error)) from None
+        click.echo(text)
         return
     first, last = _numbers(seeds)
     click.echo(f"seeds {first}-{'' if last is None else last}, {workers} processes, {minutes:g} minutes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -101,3 +102,16 @@ def test_the_command_writes_its_verdict(tmp_path: Path, monkeypatch: pytest.Monk
     done = CliRunner().invoke(main, ["--level", "core", "--seeds", "0-9", "--length", "20"])
     assert done.exit_code == 1, done.output
     assert "FAILED core seed" in done.output
+
+
+def test_a_failing_seed_is_shortened_to_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--level", "core", "--length", "10", "--shrink", "1"]
+    done = CliRunner().invoke(main, arguments)
+    assert (done.exit_code, done.output) == (1, "Error: seed 1 keeps every promise\n")
+    monkeypatch.setattr(Log, "is_current", lambda self, index, term: True)
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = {}
+    exec(done.output, found)  # noqa: S102  # the file that was printed
+    with pytest.raises(AssertionError):
+        found["test_core_seed_1"]()
