@@ -28,7 +28,7 @@ import grpc.aio
 
 from kvstore.engine import Engine, ImageError
 from kvstore.http import HttpListener, make_routes
-from kvstore.rpc import Method, all_methods, make_grpc_server
+from kvstore.rpc import Gate, Method, all_methods, make_grpc_server
 from kvstore.server.auto_compaction import AutoCompaction
 from kvstore.server.backups import Backups
 from kvstore.server.cluster_changes import ClusterChanges
@@ -175,6 +175,7 @@ class _Assembly:
         self._loop = asyncio.get_running_loop()
         self._boot_id = secrets.randbits(64)
         self._listeners: list[HttpListener] = []
+        self._gate = Gate()
         self._loop_lag = LoopLag(self._loop)
 
     async def start(self) -> NodeHandle:
@@ -218,9 +219,7 @@ class _Assembly:
         )
         self._backups = Backups(lambda: node.snapshots)
         methods = all_methods(member, changes, self._backups)
-        self._server = make_grpc_server(
-            methods, request_bytes_max=config.max_request_bytes, is_serving=lambda: not handle.failed
-        )
+        self._server = make_grpc_server(methods, request_bytes_max=config.max_request_bytes, gate=self._gate)
         ports = _bind_clients(self._server, config.listen_client)
         await self._start_node(node)
         self._start_watchdog(node, frozenset(ports))
@@ -384,8 +383,10 @@ class _Assembly:
             self._handle.node.fail(f"cannot join the cluster: {publication.exception()}")
 
     def _on_fatal(self, reason: str) -> None:
-        """Nothing may be answered from memory any more: from now on every call is refused."""
+        """Nothing may be answered from memory any more: from now on every call is refused, and those
+        that last are ended."""
         self._handle._set_failed(reason)
+        self._gate.shut()
 
     def _on_space(self, node: Node, space: bool) -> None:
         """The disk has no room for the log's next segment, or has it again."""

@@ -8,7 +8,7 @@ grpc.aio. What has no row answers Unimplemented.
 from __future__ import annotations
 
 from kvstore.rpc.call import Call, Method, MethodStatistics
-from kvstore.rpc.grpc_binding import make_grpc_server
+from kvstore.rpc.grpc_binding import Gate, make_grpc_server
 from kvstore.rpc.services import all_methods
 
-__all__ = ["Call", "Method", "MethodStatistics", "all_methods", "make_grpc_server"]
+__all__ = ["Call", "Gate", "Method", "MethodStatistics", "all_methods", "make_grpc_server"]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import NoReturn
 
 import grpc
 import grpc.aio
 from google.protobuf.message import EncodeError, Message
 
-from kvstore.errors import Code, KVError, ServerStopped
+from kvstore.errors import Code, KVError, OutcomeUnknown, ServerStopped
 from kvstore.rpc.call import (
     OUTCOME_TRAILER,
     Call,
@@ -52,6 +52,37 @@ STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc
 
 class SlowCaller(KVError):
     code, text = Code.RESOURCE_EXHAUSTED, "kvstore: the caller reads too slowly"
+
+
+class Abandoned(OutcomeUnknown):
+    """The member failed under a call; what it had begun, such as a place in a queue, may stand."""
+
+    text = ServerStopped.text
+
+
+class Gate:
+    """Whether calls are answered; shut once, for ever, when the member can promise nothing any more."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self._open: dict[Call, None] = {}
+        """Calls that are not answered yet, and streams."""
+
+    def enter(self, call: Call) -> None:
+        """The call lasts. Whoever enters leaves."""
+        self._open[call] = None
+        if not self.is_open:
+            call.fail(Abandoned())
+
+    def leave(self, call: Call) -> None:
+        """It has ended. Harmless for one that never entered."""
+        self._open.pop(call, None)
+
+    def shut(self) -> None:
+        """Refuse calls from now on and end those that last: nothing would ever be told to them."""
+        self.is_open = False
+        for call in list(self._open):
+            call.fail(Abandoned())
 
 
 class GrpcCall(Call):
@@ -159,6 +190,14 @@ class GrpcCall(Call):
             raise self.settled
         return self.settled
 
+    def _tell_drained(self) -> None:
+        if self._on_drained is not None:
+            try:
+                self._on_drained()
+            except Exception:
+                logger.exception("filling a stream of %s failed", self.peer)
+                raise HandlerFault from None
+
     async def messages(self) -> AsyncIterator[Message | bytes]:
         """The streaming reply, until the call ends or its caller is gone. Raises KVError."""
         while True:
@@ -172,8 +211,7 @@ class GrpcCall(Call):
             if self._finished:
                 return
             self._pending = asyncio.get_running_loop().create_future()
-            if self._on_drained is not None:
-                self._on_drained()
+            self._tell_drained()
             if not self._unread:
                 await self._pending
 
@@ -198,10 +236,10 @@ async def _end(reader: asyncio.Task[None] | None) -> None:
 class _Behaviour:
     """Runs one method for grpc.aio."""
 
-    def __init__(self, method: Method, is_serving: Callable[[], bool]) -> None:
+    def __init__(self, method: Method, gate: Gate) -> None:
         self._method = method
         self._statistics = method.statistics
-        self._is_serving = is_serving
+        self._gate = gate
 
     async def unary(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         """One request, one reply."""
@@ -211,6 +249,7 @@ class _Behaviour:
         try:
             message = self._answer(data, call)
             if message is None:
+                self._gate.enter(call)
                 message = await call.result()
             reply = self._encode(message)
         except KVError as error:
@@ -219,6 +258,8 @@ class _Behaviour:
             self._statistics.ended(Code.CANCELLED)
             call.mark_gone()
             raise
+        finally:
+            self._gate.leave(call)
         self._statistics.ended(Code.OK)
         return reply
 
@@ -231,6 +272,7 @@ class _Behaviour:
         call = GrpcCall(context)
         try:
             self._answer(data, call)
+            self._gate.enter(call)
             async for message in call.messages():
                 yield self._encode(message)
         except KVError as error:
@@ -240,6 +282,8 @@ class _Behaviour:
             self._statistics.ended(Code.CANCELLED)
             call.mark_gone()
             raise
+        finally:
+            self._gate.leave(call)
         self._statistics.ended(Code.OK)
         call.mark_gone()
 
@@ -249,9 +293,10 @@ class _Behaviour:
         call = GrpcCall(context)
         reader: asyncio.Task[None] | None = None
         try:
-            if not self._is_serving():
+            if not self._gate.is_open:
                 raise ServerStopped
             inbound = open_stream(self._method, call)
+            self._gate.enter(call)
             reader = asyncio.get_running_loop().create_task(self._read(inbound, call, context))
             async for message in call.messages():
                 await context.write(self._encode(message))
@@ -259,11 +304,13 @@ class _Behaviour:
             call.mark_gone()
             await _end(reader)
             await _abort(self._method, context, error)
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or the connection broke under a write
             self._statistics.ended(Code.CANCELLED)
             call.mark_gone()
             await _end(reader)
             raise
+        finally:
+            self._gate.leave(call)
         call.mark_gone()
         await _end(reader)
         self._statistics.ended(Code.OK)
@@ -286,7 +333,7 @@ class _Behaviour:
             await call.requests_wanted()
 
     def _answer(self, data: bytes, call: Call) -> Message | None:
-        if not self._is_serving():
+        if not self._gate.is_open:
             raise ServerStopped
         return answer(self._method, data, call)
 
@@ -303,11 +350,11 @@ class _Behaviour:
 class _Handlers(grpc.GenericRpcHandler):
     """Finds the method of a path; what it does not know grpc answers with Unimplemented."""
 
-    def __init__(self, methods: Iterable[Method], is_serving: Callable[[], bool]) -> None:
+    def __init__(self, methods: Iterable[Method], gate: Gate) -> None:
         self._by_path: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
         handler: grpc.RpcMethodHandler[bytes, bytes]
         for method in methods:
-            behaviour = _Behaviour(method, is_serving)
+            behaviour = _Behaviour(method, gate)
             if method.opens is not None:
                 handler = grpc.stream_stream_rpc_method_handler(behaviour.duplex)
             elif method.streaming:
@@ -323,11 +370,11 @@ class _Handlers(grpc.GenericRpcHandler):
 
 
 def make_grpc_server(
-    methods: Sequence[Method], *, request_bytes_max: int, is_serving: Callable[[], bool] = lambda: True
+    methods: Sequence[Method], *, request_bytes_max: int, gate: Gate | None = None
 ) -> grpc.aio.Server:
     """A grpc.aio server for these methods, not yet bound to any address.
 
-    Once `is_serving` turns false, every call is refused as by a stopped server.
+    Once the gate is shut, every call is refused as by a stopped server.
 
     Two servers must never share a port, replies have no size limit, and clients may ping as they
     like (aetcd pings idle connections every 6 s, Kubernetes every 30 s).
@@ -343,5 +390,5 @@ def make_grpc_server(
         ("grpc.http2.max_ping_strikes", 0),
     ]
     server = grpc.aio.server(options=options)
-    server.add_generic_rpc_handlers((_Handlers(methods, is_serving),))
+    server.add_generic_rpc_handlers((_Handlers(methods, gate or Gate()),))
     return server

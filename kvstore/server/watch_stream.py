@@ -158,10 +158,6 @@ class WatchStream:
                 self._answer(partial(self._sink.progress, watch_id, self._hub.revision))
             watcher.progress_due = True
 
-    @property
-    def wants_ticks(self) -> bool:
-        return any(watcher.progress_notify for watcher in self._watchers.values())
-
     def close(self) -> None:
         """The caller is gone. Idempotent."""
         if self._closed:

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from kvstore.errors import EmptyKey, OutcomeUnknown, Unavailable
-from kvstore.rpc import Method, grpc_binding, make_grpc_server
+from kvstore.rpc import Gate, Method, grpc_binding, make_grpc_server
 from kvstore.wire import rpc_pb2 as pb
 
 REQUEST_BYTES_MAX = 10_000
@@ -73,12 +73,18 @@ class Echo:
         if order == "hold":
             self.call.hold_requests()
             asyncio.get_running_loop().call_later(0.05, self.call.resume_requests)
+        if order == "overfill":
+            self.call.on_drained(self.overfill)
+            return
         if order == "much":
             self.call.send(bytes(grpc_binding.UNREAD_ROOM_BYTES))
             assert not self.call.has_room
             self.call.on_drained(self.drained)
             return
         self.call.send(pb.RangeStreamResponse(range_response=pb.RangeResponse(count=request.limit)))
+
+    def overfill(self) -> None:
+        raise RuntimeError("a fault of ours")
 
     def drained(self) -> None:
         assert self.call.has_room
@@ -109,7 +115,8 @@ class Harness:
             opens=lambda call: Echo(call, self.service),
         )
         rows = [self.put_row, self.stream_row, self.echo_row]
-        self.server = make_grpc_server(rows, request_bytes_max=REQUEST_BYTES_MAX)
+        self.gate = Gate()
+        self.server = make_grpc_server(rows, request_bytes_max=REQUEST_BYTES_MAX, gate=self.gate)
         self.port = self.server.add_insecure_port("127.0.0.1:0")
         self.channel: grpc.aio.Channel | None = None
 
@@ -287,3 +294,66 @@ async def test_the_caller_of_a_stream_leaves_or_reads_slowly(harness: Harness) -
     async with asyncio.timeout(5):
         await harness.service.gone.wait()
     assert harness.echo_row.statistics.handled == {grpc.StatusCode.CANCELLED.value[0]: 1}
+
+
+@pytest.mark.asyncio
+async def test_a_fault_while_filling_a_stream_has_a_status_and_leaves_nothing_behind(
+    harness: Harness,
+) -> None:
+    call = harness.echo()
+    await call.write(pb.RangeRequest(key=b"overfill"))
+    await call.write(pb.RangeRequest(key=b"fine"))
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        [message async for message in call]
+    assert raised.value.code() is grpc.StatusCode.INTERNAL
+    assert raised.value.details() == "etcdserver: internal error"
+    assert harness.service.gone.is_set()
+
+
+class BrokenContext:
+    """A connection that breaks under the first write."""
+
+    def __init__(self, requests) -> None:
+        self.requests = list(requests)
+
+    def peer(self) -> str:
+        return "nowhere"
+
+    async def read(self):
+        if self.requests:
+            return self.requests.pop(0)
+        return await asyncio.get_running_loop().create_future()
+
+    async def write(self, data) -> None:
+        raise ConnectionError("broken")
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_breaks_under_a_write_is_a_caller_that_left(harness: Harness) -> None:
+    behaviour = grpc_binding._Behaviour(harness.echo_row, harness.gate)
+    context = BrokenContext([pb.RangeRequest(key=b"fine").SerializeToString()])
+    with pytest.raises(ConnectionError):
+        await behaviour.duplex(None, context)
+    assert harness.service.gone.is_set()
+    assert harness.echo_row.statistics.handled == {grpc.StatusCode.CANCELLED.value[0]: 1}
+
+
+@pytest.mark.asyncio
+async def test_a_gate_that_shuts_ends_all_calls_that_last(harness: Harness) -> None:
+    echo, stream, put = harness.echo(), harness.stream(limit=1), asyncio.ensure_future(harness.put("wait"))
+    await echo.write(pb.RangeRequest(key=b"fine"))
+    await echo.read()
+    await stream.read()
+    while not harness.service.waiting:  # noqa: ASYNC110  nothing tells of it
+        await asyncio.sleep(0.01)
+    harness.gate.shut()
+    for pending in (echo.read(), stream.read(), put):
+        async with asyncio.timeout(5):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await pending
+        error = raised.value
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert (error.details(), trailer_of(error)) == ("etcdserver: server stopped", "unknown")
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await harness.put("now")
+    assert trailer_of(raised.value) == "not-applied"

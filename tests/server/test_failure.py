@@ -9,6 +9,7 @@ import pytest
 
 from kvstore.app import StartError
 from kvstore.wire import rpc_pb2 as pb
+from kvstore.wire import v3lock_pb2
 
 OTHER = "another-cluster"
 
@@ -31,6 +32,36 @@ async def test_after_a_fatal_error_not_even_old_data_is_served(members) -> None:
     await member.start()
     await member.ready()
     assert await member.get(b"k") == b"1"
+
+
+@pytest.mark.asyncio
+async def test_after_a_fatal_error_watches_and_waiters_end_instead_of_being_silent(members) -> None:
+    (member,) = await members.start(1)
+    lease, second = [
+        (await member.call("Lease/LeaseGrant", pb.LeaseGrantRequest(TTL=60))).ID for _ in range(2)
+    ]
+    lock = "v3lockpb.Lock/Lock"
+    first = v3lock_pb2.LockRequest(name=b"l", lease=lease)
+    await member.call_any(lock, first, v3lock_pb2.LockResponse)
+    behind = v3lock_pb2.LockRequest(name=b"l", lease=second)
+    waiting = asyncio.ensure_future(member.call_any(lock, behind, v3lock_pb2.LockResponse, deadline=60))
+    watch = member.both_ways("Watch/Watch", pb.WatchRequest, deadline=60)
+    wanted = pb.WatchCreateRequest(key=b"l/%x" % second, start_revision=1)
+    await watch.write(pb.WatchRequest(create_request=wanted))
+    assert (await watch.read()).created
+    assert len((await watch.read()).events) == 1
+    member.handle.node.fail("the disk is gone")
+    async with asyncio.timeout(5):
+        for pending in (waiting, _to_the_end(watch)):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await pending
+            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert raised.value.details() == "etcdserver: server stopped"
+
+
+async def _to_the_end(stream) -> None:
+    while await stream.read() is not grpc.aio.EOF:
+        pass
 
 
 @pytest.mark.asyncio
