@@ -18,9 +18,9 @@ members (or `size`) in one process. Network, disks and clock are twins. What the
 * *Seeds.* Everything the kit draws (delays, election timeouts, what a power cut leaves) comes from the
   cluster's `seed`; a program that draws its own choices from one too takes the same steps every time.
 * *Calls.* `connect()` gives what `kvstore.client.Connection` is to code that makes unary calls: the same
-  `call(method, request)`, errors and moving on to another member; `connect(2)` asks member 2 only. A call
-  to a process that dies ends in `OutcomeUnknown`, as one whose connection broke. Streams (watches,
-  renewals) are not offered, nor TLS.
+  `call(method, request)`, errors and moving on to another member; `connect(2)` asks member 2 only. A write
+  whose member dies ends in `OutcomeUnknown`, as one whose connection broke; a read moves on. Streams
+  (watches, renewals) are not offered, nor TLS.
 * *Faults.* `partition([1], [2, 3])` is silence between members until `heal()`; clients reach either side.
   `crash(2)` kills a member and cuts its power: its disk loses an arbitrary part of what was not synced;
   with `power=False` it is a `kill -9`. `power_cut()` is that of all members at once. `start(2)` has a
