@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from kvstore.engine import Event, KeyValue
-from kvstore.errors import KVError
+from kvstore.errors import KVError, NoLeader
 from kvstore.rpc import convert
-from kvstore.rpc.call import Call
+from kvstore.rpc.call import HAS_LEADER_KEY, Call
 from kvstore.rpc.headers import Headers
 from kvstore.server.local_member import LocalMember
 from kvstore.server.lock_queue import end_of, first_of, prefix_of
@@ -31,6 +31,8 @@ class Observer:
         self._unsent: tuple[int, KeyValue] | None = None
         """Newest news that found no room, with its header's revision."""
         self._subscription: Subscription | None = None
+        if call.metadata(HAS_LEADER_KEY) == "true":
+            member.leader_loss.add(self._leader_lost)
 
     def begin(self, error: KVError | None) -> None:
         """This member has proved that its state is the newest: tell it, then what follows."""
@@ -44,9 +46,8 @@ class Observer:
 
     def cancel(self) -> None:
         """The caller left. Idempotent."""
-        if self._subscription is not None:
-            self._subscription.cancel()
-            self._subscription = None
+        self._member.leader_loss.remove(self._leader_lost)
+        self._unsubscribe()
 
     def drained(self) -> None:
         """The caller has room again."""
@@ -54,8 +55,16 @@ class Observer:
             unsent, self._unsent = self._unsent, None
             self._tell(*unsent)
 
+    def _leader_lost(self) -> None:
+        self._call.fail(NoLeader())
+
+    def _unsubscribe(self) -> None:
+        if self._subscription is not None:
+            self._subscription.cancel()
+            self._subscription = None
+
     def _subscribe(self) -> None:
-        self.cancel()
+        self._unsubscribe()
         self._subscription = self._member.watches.subscribe(
             self._prefix, end_of(self._prefix), 0, self._changed, self._lost
         )
@@ -90,5 +99,6 @@ class Observer:
         if not self._call.has_room:
             self._unsent = (revision, leader)
             return
+        self._unsent = None
         header = self._headers.at(revision)
         self._call.send(pb.LeaderResponse(header=header, kv=convert.key_value(leader)))

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 from kvstore.engine import LeaseGrant, LeaseRevoke, encode
-from kvstore.errors import KVError
+from kvstore.errors import KVError, NoLeader
 from kvstore.testing import run_virtual
 from kvstore.wire import v3election_pb2 as pb
 
@@ -177,5 +177,35 @@ def test_an_observer_without_room_is_told_the_newest_later(bench) -> None:
         assert [reply.kv.value for reply in call.sent] == [b"a"]
         call.drain()
         assert [reply.kv.value for reply in call.sent] == [b"a", b"d"]
+
+    play(bench, scenario)
+
+
+def test_an_observer_that_has_room_again_is_not_told_older_news_behind_newer(bench) -> None:
+    async def scenario(electing: Electing) -> None:
+        leader = electing.campaign(1, b"a").result.leader
+        call = electing.observe()
+        await electing.settle()
+        call.room = False
+        electing.proclaim(leader, b"b")
+        await electing.settle()
+        call.room = True  # some of what waited was taken
+        electing.proclaim(leader, b"c")
+        await electing.settle()
+        call.drain()
+        assert [reply.kv.value for reply in call.sent] == [b"a", b"c"]
+
+    play(bench, scenario)
+
+
+def test_an_observer_that_asked_for_a_leader_ends_without_one(bench) -> None:
+    async def scenario(electing: Electing) -> None:
+        call = electing.bench.begin(OBSERVE, pb.LeaderRequest(name=b"e"), {"hasleader": "true"})
+        patient = electing.observe()
+        await electing.settle()
+        bench.member.leader_loss._lost()
+        assert isinstance(call.result, NoLeader)
+        assert patient.result is None
+        call.mark_gone()
 
     play(bench, scenario)
