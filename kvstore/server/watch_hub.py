@@ -30,7 +30,8 @@ WATCHER_PENDING_BYTES_MAX = 1 << 20
 single larger revision waits whole."""
 
 OWNER_PENDING_BYTES_MAX = 8 << 20
-"""What may wait for all watchers of one stream, whose caller reads them through one connection."""
+"""What may wait for all watchers of one stream, whose caller reads them through one connection. Beyond
+it nobody reads on in history, and whoever is told of more than one revision falls behind."""
 
 EVENT_OVERHEAD_BYTES = 300
 """What a waiting event costs beside its keys and values: the objects that hold it."""
@@ -73,7 +74,8 @@ class Owner(Protocol):
     """Of all its watchers; counted by the hub."""
 
     def ready(self, watcher: Watcher) -> None:
-        """The watcher has something to take, or (nothing pending) has become synced."""
+        """The watcher has something to take, or (nothing pending) has become synced, or is to seek
+        once all that waits before was taken."""
 
     def lost(self, watcher: Watcher, compact_revision: int) -> None:
         """The watcher's next revision is compacted: it is told nothing more."""
@@ -367,6 +369,10 @@ class WatchHub:
 
     def _read_slice(self, watcher: Watcher) -> int:
         """Read on for one unsynced watcher; the visits it took."""
+        if watcher.owner.pending_bytes > OWNER_PENDING_BYTES_MAX:
+            if not watcher.flagged:
+                watcher.owner.ready(watcher)  # it seeks again once its owner has taken what waits
+            return 0
         try:
             part = self._engine.history(watcher.key, watcher.range_end, watcher.next_revision)
         except Compacted:
