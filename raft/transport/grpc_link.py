@@ -104,6 +104,9 @@ class GrpcLink:
         self._bulk = _Lane(BULK_BOUNDS)
         """Both lanes are empty while not connected."""
         self._connected = False
+        self._closing = False
+        """`close_nowait` was called. Cancelling the task alone may not end it: gRPC swallows a cancellation
+        that meets the end of the call."""
         self._sleeper: asyncio.Future[None] | None = None
         """What the task waits on when it has nothing to do, connected or not; any event resolves it."""
         self._last_trouble = ""
@@ -160,6 +163,7 @@ class GrpcLink:
     def close_nowait(self) -> None:
         """End the conversation; `wait_closed` tells when the sockets are gone. Reports nothing."""
         self._connected = False
+        self._closing = True
         self._task.cancel()
 
     @property
@@ -217,7 +221,7 @@ class GrpcLink:
             self._loop.call_exception_handler(context)
 
     async def _run(self) -> None:
-        while True:
+        while not self._closing:
             trouble = ""
             try:
                 trouble = await self._converse()
@@ -231,6 +235,8 @@ class GrpcLink:
                 trouble = "the peer cancelled the stream"
             except (codec.Malformed, ValueError, asyncio.InvalidStateError) as error:
                 trouble = str(error)
+            if self._closing:
+                return
             if trouble != self._last_trouble:
                 self._last_trouble = trouble
                 logger.warning("no stream to member %x: %s", self.member_id, trouble)
@@ -246,6 +252,8 @@ class GrpcLink:
                 async with asyncio.timeout(HELLO_TIMEOUT_S):
                     await call.write(codec.encode_opening(self._hello))
                     data = await call.read()
+                if self._closing:
+                    return "the link is closed"
                 if not isinstance(data, bytes):
                     return "the stream ended before the hello was answered"
                 answer = judge_answer(self._hello, self.member_id, codec.decode_answer(data))

@@ -93,6 +93,8 @@ class GrpcTransport:
         self._reopening: asyncio.Task[None] | None = None
         self._images_sent = 0
         """Attempts to send an image so far; picks the next URL in turn."""
+        self._closed = False
+        """`close` has begun: nobody is dialled any more, though hellos may still come in."""
         self._closing: list[GrpcLink] = []
         """Links of removed peers whose sockets may still be open."""
 
@@ -120,7 +122,7 @@ class GrpcTransport:
         if link is not None:
             link.urls = urls
             link.wake()
-        elif self._loop is not None:
+        elif self._loop is not None and not self._closed:
             self._dial(member_id, urls)
 
     def remove_peer(self, member_id: int) -> None:
@@ -180,6 +182,7 @@ class GrpcTransport:
 
     async def close(self) -> None:
         """End every conversation within milliseconds, then release the listener. May be called twice."""
+        self._closed = True
         if self._reopening is not None:
             await asyncio.wait([self._reopening])
         for incoming in self._incoming.values():
@@ -231,7 +234,9 @@ class GrpcTransport:
         self._server = server
 
     def _reopen(self) -> None:
-        if self._server is not None and (self._reopening is None or self._reopening.done()):
+        if self._closed or self._server is None:
+            return
+        if self._reopening is None or self._reopening.done():
             assert self._loop is not None
             self._reopening = self._loop.create_task(self._reopen_server())
 

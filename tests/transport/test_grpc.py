@@ -19,6 +19,7 @@ import pytest_asyncio
 from raft.core.messages import Message, MessageType
 from raft.core.types import Entry, EntryKind
 from raft.transport import sockets
+from raft.transport.grpc_link import GrpcLink
 from raft.transport.grpc_options import host_port
 from raft.transport.grpc_transport import GrpcTransport
 from raft.transport.protocol import Liveness
@@ -244,3 +245,32 @@ async def test_a_peer_needs_a_url() -> None:
     transport = GrpcTransport(("http://127.0.0.1:0",), rng=None)  # type: ignore[arg-type]  # never dials
     with pytest.raises(ValueError, match="no peer URL"):
         transport.set_peer(2, ())
+
+
+async def test_a_link_ends_though_the_library_swallows_its_cancellation(
+    grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that ends in the moment in which it is cancelled reports its own end instead."""
+    dialled = asyncio.Event()
+
+    async def converse(link: GrpcLink) -> str:
+        dialled.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            return "the stream ended"
+        raise AssertionError("the future is never resolved")
+
+    monkeypatch.setattr(GrpcLink, "_converse", converse)
+    transport, _ = await grpc_harness.member(1, 10)
+    transport.set_peer(2, ("http://127.0.0.1:1",))
+    async with asyncio.timeout(10):
+        await dialled.wait()
+        await transport.close()
+
+
+async def test_a_hello_heard_while_closing_has_nobody_dialled(grpc_harness: Harness) -> None:
+    transport, _ = await grpc_harness.member(1, 10)
+    await transport.close()
+    transport.set_peer(2, ("http://127.0.0.1:1",))
+    assert transport.statistics() == {}
