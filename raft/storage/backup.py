@@ -153,14 +153,24 @@ async def replace_member(
     _write_log(files, path, _NEW_LOG_NAME, identity, bootstrap, base, segment_bytes)
     files.rename(f"{path}/{LOG_NAME}", f"{path}/{_OLD_LOG_NAME}")
     files.sync_directory(path)
-    finish_replacement(files, path)
+    _finish(files, path)
 
 
 def finish_replacement(files: FileSystem, path: str) -> None:
-    """Complete a replacement that a crash cut short; harmless where there was none."""
+    """Complete a replacement that a crash cut short; harmless where there was none.
+
+    Raises DirectoryLocked when one is under way, whose logs must not be touched.
+    """
+    if any(files.exists(f"{path}/{name}") for name in (_OLD_LOG_NAME, _NEW_LOG_NAME)):
+        lock = files.lock(f"{path}/{LOCK_NAME}")
+        try:
+            _finish(files, path)
+        finally:
+            lock.release()
+
+
+def _finish(files: FileSystem, path: str) -> None:
     old, new = f"{path}/{_OLD_LOG_NAME}", f"{path}/{_NEW_LOG_NAME}"
-    if not files.exists(path):
-        return
     if files.exists(old) and files.exists(new):
         files.rename(new, f"{path}/{LOG_NAME}")
         files.sync_directory(path)

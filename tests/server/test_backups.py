@@ -14,7 +14,7 @@ from kvstore.devcluster.plan import free_ports
 from kvstore.engine.recovery import REVISION_BUMP
 from kvstore.server.recovery import restore
 from kvstore.wire import rpc_pb2 as pb
-from raft.storage import Damaged, DirectoryForeign, RealFiles
+from raft.storage import Damaged, DirectoryForeign, DirectoryLocked, RealFiles
 from raft.storage.backup import finish_replacement, read_backup
 
 QUICK = {"heartbeat_interval": 20, "election_timeout": 200, "listen_client_urls": "http://127.0.0.1:0"}
@@ -234,3 +234,13 @@ async def test_a_directory_in_use_is_not_forced(members) -> None:
     forced = members.add(**{**vars(member.config), "force_new_cluster": True})
     with pytest.raises(StartError, match="in use"):
         await forced.start()
+
+
+@pytest.mark.asyncio
+async def test_a_replacement_under_way_is_left_alone(members) -> None:
+    (member,) = await members.start(1)
+    prepared = member.config.directory / "wal.new"
+    prepared.mkdir()
+    with pytest.raises(DirectoryLocked):
+        finish_replacement(RealFiles(), str(member.config.directory))
+    assert prepared.exists()
