@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Protocol
 
 from kvstore.errors import KVError, NoSpace, TooManyRequests, Unavailable
@@ -67,9 +68,10 @@ class Backups:
 
     async def _send(self, call: BackupCall) -> None:
         try:
-            async for data, remaining_bytes in self._pieces():
-                await call.room()
-                call.send_piece(data, remaining_bytes)
+            async with aclosing(self._pieces()) as pieces:  # given up or not, the copy is deleted in here
+                async for data, remaining_bytes in pieces:
+                    await call.room()
+                    call.send_piece(data, remaining_bytes)
         except StateFileFull:
             call.fail(NoSpace())
         except (StorageError, OSError) as error:
