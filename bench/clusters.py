@@ -7,7 +7,6 @@ A cluster is a context manager: leaving it kills every process it started.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import shutil
 import signal
@@ -271,11 +270,6 @@ def etcd(folder: Path, *, label: str = "etcd", size: int = 3, flags: Sequence[st
         raise ClusterError(NO_ETCD)
     quiet = ("--log-level=warn", "--logger=zap")
     return Cluster(label=label, program=[str(program)], folder=folder, size=size, flags=[*quiet, *flags])
-
-
-def is_ours_runnable() -> bool:
-    """Whether this checkout has a server to start."""
-    return importlib.util.find_spec("kvstore.__main__") is not None
 
 
 @contextlib.contextmanager
