@@ -292,8 +292,12 @@ class ThreadedLogWriter(_WriterBase):
             raise
         finally:
             self._sync_began = 0.0
-            self._log.close()
-            self._call_loop(self._set_stopped)
+            try:
+                self._log.close()
+            except OSError as error:
+                self._call_loop(self._fail, f"the log cannot be closed: {error}")
+            finally:
+                self._call_loop(self._set_stopped)  # whatever happened: `close` waits for it
 
     def _turn(self) -> bool:
         """One group, or one moment of idleness. False when asked to end."""

@@ -318,3 +318,21 @@ async def test_close_finishes_what_was_submitted(kit: Any, kind: Any) -> None:
     member = await b.reopen()
     assert b.model.matches(member.recovered)
     assert dict(member.recovered.peer_disks) == {2: 77}
+
+
+@pytest.mark.asyncio
+async def test_closing_ends_though_the_log_cannot_be_closed(
+    kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = await bench(kit)
+    close = b.member.log.close
+
+    def fails() -> None:
+        close()
+        raise OSError(errno.EIO, "planted")
+
+    monkeypatch.setattr(b.member.log, "close", fails)
+    async with asyncio.timeout(DEADLINE_S):
+        await b.writer.close()
+    await until(lambda: len(b.fatal) == 1)
+    assert "cannot be closed" in b.fatal[0]
