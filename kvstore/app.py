@@ -53,7 +53,7 @@ from raft.storage import (
 )
 from raft.storage.protocol import SYNC_BOUNDS_S
 from raft.transport import sockets
-from raft.transport.grpc_transport import GrpcTransport, ask_description
+from raft.transport.grpc_transport import GrpcTransport, ask_description, stop_server
 from raft.transport.rules import ROUND_TRIP_BOUNDS_S
 
 logger = logging.getLogger("kvstore")
@@ -267,7 +267,7 @@ class _Assembly:
 
     async def _close_clients(self) -> None:
         if self._server is not None:
-            await self._server.stop(REPLY_GRACE_SECONDS)
+            await stop_server(self._server, REPLY_GRACE_SECONDS)
             self._member.leader_loss.close()
 
     async def _close_unstarted(self) -> None:

@@ -44,6 +44,10 @@ from raft.transport.rules import HELLO_TIMEOUT_S, BootIds
 
 logger = logging.getLogger(__name__)
 
+STOP_PATIENCE_S = 10.0
+"""For a gRPC server to stop beyond its grace. All calls are cancelled by then, which takes milliseconds;
+one whose handler does not end must not keep the log and the state file from being closed."""
+
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
@@ -197,7 +201,7 @@ class GrpcTransport:
             stopping = asyncio.ensure_future(server.stop(None))
             await asyncio.sleep(0)  # the first step of stopping closes the listeners
             sockets.cut(sockets.accepted_on(frozenset(self.listen_ports)))
-            await stopping
+            await _see_stopped(stopping, STOP_PATIENCE_S)
         for link in links:
             await link.wait_closed()
         self._closing.clear()
@@ -328,6 +332,20 @@ class GrpcTransport:
             if not incoming.quiet:
                 self._boot_ids.ended(member_id, boot_id)
                 self._receiver.on_disconnected(member_id)
+
+
+async def stop_server(server: grpc.aio.Server, grace_s: float) -> None:
+    """Stop a server, its calls cancelled after the grace; one that does not stop is given up in the end."""
+    await _see_stopped(asyncio.ensure_future(server.stop(grace_s)), grace_s + STOP_PATIENCE_S)
+
+
+async def _see_stopped(stopping: asyncio.Future[None], patience_s: float) -> None:
+    await asyncio.wait([stopping], timeout=patience_s)
+    if stopping.done():
+        stopping.result()
+    else:
+        stopping.cancel()
+        logger.error("a gRPC server has not stopped within %.0f s and is given up", patience_s)
 
 
 async def ask_description(url: str, timeout_s: float) -> bytes | None:

@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from raft.core.messages import Message, MessageType
 from raft.core.types import Entry, EntryKind
-from raft.transport import sockets
+from raft.transport import grpc_transport, sockets
 from raft.transport.grpc_link import GrpcLink
 from raft.transport.grpc_options import host_port
 from raft.transport.grpc_transport import GrpcTransport
@@ -274,3 +274,20 @@ async def test_a_hello_heard_while_closing_has_nobody_dialled(grpc_harness: Harn
     await transport.close()
     transport.set_peer(2, ("http://127.0.0.1:1",))
     assert transport.statistics() == {}
+
+
+async def test_a_server_that_does_not_stop_is_given_up(
+    grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport, _ = await grpc_harness.member(1, 10)
+    server, stop = transport._server, transport._server.stop
+
+    async def never(grace: float | None) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(grpc_transport, "STOP_PATIENCE_S", 0.05)
+    monkeypatch.setattr(server, "stop", never)
+    async with asyncio.timeout(10):
+        await transport.close()
+    assert "is given up" in caplog.text
+    await stop(None)
