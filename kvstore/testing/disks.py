@@ -94,15 +94,18 @@ class SlowLogWriter(InlineLogWriter):
 
 
 class FaultyDisk:
-    """One fault of a member's disk, to be planted as `MemoryFiles.fault`; `struck` tells how often it hit
-    what the member cannot live without."""
+    """One fault of a member's disk, to be planted as `MemoryFiles.fault`."""
 
     def __init__(self, fault: Callable[[int, str, str], BaseException | None]) -> None:
         self._fault = fault
+        self.hits = 0
+        """Calls that failed: a member that met one may give up."""
         self.struck = 0
+        """Those of them that no member outlives."""
 
     def __call__(self, call: int, operation: str, path: str) -> BaseException | None:
         error = self._fault(call, operation, path)
+        self.hits += error is not None
         self.struck += error is not None and not _is_image(operation, path)
         return error
 

@@ -101,7 +101,7 @@ class FaultyCluster(SimulatedCluster):
             self.loop.call_soon(self._bury, member_id, self.lives[member_id])
             return
         disk = self.disks.get(member_id)
-        if disk is None or not disk.struck:
+        if disk is None or not disk.hits:
             self.judge.violate("no member stops by itself", f"member {member_id}: {reason}")
         self.processes["gave up"] += 1
         self.probes.hit("a failed disk ends a process", when=disk is not None and disk.struck > 0)

@@ -320,7 +320,7 @@ class Watching:
 
     async def _progress(self, action: AskProgress, now: int) -> str | None:
         pairs = [one for one in self._pairs if one.stream == action.stream and one.ends is None]
-        if not pairs or any(one.begins > now + 1 for one in pairs):
+        if not pairs or any(one.request.start_revision > now for one in pairs):
             return None  # releases differ in what they say then
         await self._catch_up(pairs, now)
         streams = self._streams[action.stream]

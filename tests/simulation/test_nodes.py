@@ -98,7 +98,7 @@ def promises_leave_before_the_sync(patch: pytest.MonkeyPatch) -> None:
 
     def eager(self: Node, ready: Ready) -> None:
         if ready.append is not None:
-            self._send(ready.append.responses)
+            self._outbox.send(ready.append.responses)
         execute(self, ready)
 
     patch.setattr(Node, "_execute", eager)
