@@ -49,7 +49,7 @@ def run_once(
 
 
 def run_rotation(*, minutes: float, directory: str, seed: int | None, **numbers: Any) -> int:
-    """Carry out a rotation; the exit code: 0 only when every run is valid."""
+    """Carry out a rotation; the exit code: 0 only when every run is valid, 1 as soon as one is invalid."""
     seed = secrets.randbelow(10**9) if seed is None else seed
     click.echo(f"seed {seed}, {minutes:g} minutes, directory {directory}")
     results = rotate(minutes=minutes, seed=seed, directory=Path(directory), say=click.echo, **numbers)
@@ -58,4 +58,6 @@ def run_rotation(*, minutes: float, directory: str, seed: int | None, **numbers:
     click.echo(
         f"{len(results)} runs, {checked} checked operations, verdicts: {', '.join(verdicts)}; seed {seed}"
     )
+    if "invalid" in verdicts:
+        return EXIT_CODES["invalid"]
     return max((EXIT_CODES[verdict] for verdict in verdicts), default=EXIT_NOT_CARRIED_OUT)
