@@ -33,7 +33,7 @@ def run_once(
     settings = Settings(
         workload=workload,
         nemeses=nemeses,
-        directory=Path(directory) / f"{workload}-{'+'.join(nemeses) or 'none'}-{seed}",
+        directory=_anchored(directory) / f"{workload}-{'+'.join(nemeses) or 'none'}-{seed}",
         seed=seed,
         **numbers,
     )
@@ -52,7 +52,7 @@ def run_rotation(*, minutes: float, directory: str, seed: int | None, **numbers:
     """Carry out a rotation; the exit code: 0 only when every run is valid, 1 as soon as one is invalid."""
     seed = secrets.randbelow(10**9) if seed is None else seed
     click.echo(f"seed {seed}, {minutes:g} minutes, directory {directory}")
-    results = rotate(minutes=minutes, seed=seed, directory=Path(directory), say=click.echo, **numbers)
+    results = rotate(minutes=minutes, seed=seed, directory=_anchored(directory), say=click.echo, **numbers)
     checked = sum(result.checked for result in results)
     verdicts = sorted({result.verdict for result in results})
     click.echo(
@@ -61,3 +61,8 @@ def run_rotation(*, minutes: float, directory: str, seed: int | None, **numbers:
     if "invalid" in verdicts:
         return EXIT_CODES["invalid"]
     return max((EXIT_CODES[verdict] for verdict in verdicts), default=EXIT_NOT_CARRIED_OUT)
+
+
+def _anchored(directory: str) -> Path:
+    """The traced calls of the members name files by their whole paths."""
+    return Path(directory).resolve()
