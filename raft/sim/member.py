@@ -303,7 +303,7 @@ class Member:
             self.cluster.after(int(delay * rng.random()), self._die, self.life)
 
     def _die(self, life: int) -> None:
-        if life == self.life:
+        if life == self.life and self.doomed:  # else its fault has ended, and nobody would start it again
             self.doomed = ""
             self.crash()
 
