@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 HELD_MESSAGES_MAX = 256
 """Messages of one peer kept while its disk is being recorded, a matter of one sync."""
 
+PROCESSES_KNOWN_MAX = 4
+"""Processes of one member that are remembered: the living one and what late hellos may still name. A
+late hello of one forgotten costs an election at most."""
+
 
 class Admission:
     """Judge of hellos, keeper of the peers' disks and processes."""
@@ -40,7 +44,7 @@ class Admission:
         log: LogWriter,
         admits: Callable[[Hello], bool],
         recorded: Callable[[int], None],
-        new_process: Callable[[int, int], None],
+        new_process: Callable[[int, int, bool], None],
         expelled: Callable[[int], None],
     ) -> None:
         """`voters`: of the cluster as this member found it; on a fresh disk they decide its admission."""
@@ -51,15 +55,17 @@ class Admission:
         self._recorded = recorded
         """Called when a peer's disk has become durable."""
         self._new_process = new_process
-        """Called with (member, boot id) when a member is met as another process than before."""
+        """Called with (member, boot id, is known) when a member is met as another process than just
+        before. A known one was met earlier: one of the two hellos between was late, and tells no news."""
         self._admits = admits
         """Whether a member of the cluster may speak: not once it was removed."""
         self._disks = dict(recovered.peer_disks)
         """Member to the disk it was first met with, durable or being made so."""
         self._recording: dict[int, None] = {}
         """Members whose disk is not durable yet."""
-        self._boots: dict[int, int] = {}
-        """Member to its newest process, by its accepted hello."""
+        self._boots: dict[int, tuple[int, ...]] = {}
+        """Member to the processes it was met as, by accepted hellos, the latest hello first; each once,
+        at most PROCESSES_KNOWN_MAX."""
         self._witnesses: dict[int, None] = {}
         """Members who hold durably that this is our disk. Counts only while not admitted."""
         self._others = tuple(voter for voter in voters if voter != hello.member_id)
@@ -73,8 +79,9 @@ class Admission:
             self._admit()
 
     def boot_id(self, member_id: int) -> int | None:
-        """The newest process of the member, None before its first hello."""
-        return self._boots.get(member_id)
+        """The process of the member's latest hello, None before its first."""
+        known = self._boots.get(member_id)
+        return known[0] if known else None
 
     def ready(self, member_id: int) -> bool:
         """Whether messages of this member may reach the core."""
@@ -148,10 +155,11 @@ class Admission:
 
     def _accept(self, hello: Hello) -> None:
         member_id = hello.member_id
-        earlier_boot_id = self._boots.get(member_id)
-        self._boots[member_id] = hello.boot_id
-        if earlier_boot_id not in (None, hello.boot_id):
-            self._new_process(member_id, hello.boot_id)
+        known = self._boots.get(member_id, ())
+        earlier = tuple(boot_id for boot_id in known if boot_id != hello.boot_id)
+        self._boots[member_id] = (hello.boot_id, *earlier)[:PROCESSES_KNOWN_MAX]
+        if known and known[0] != hello.boot_id:
+            self._new_process(member_id, hello.boot_id, hello.boot_id in known)
         if member_id not in self._disks:
             self._disks[member_id] = hello.disk_id
             self._recording[member_id] = None

@@ -517,10 +517,11 @@ class Node:
         if type(message) is Message and message.type is MessageType.APPEND:
             self._post(lambda: self._core.report_unreachable(member_id))
 
-    def _peer_restarted(self, member_id: int, boot_id: int) -> None:
-        """The member runs as another process than before."""
+    def _peer_restarted(self, member_id: int, boot_id: int, is_known: bool) -> None:
+        """The member speaks as another process than before; a known one has not replaced the one before."""
         self._cut_guard.process_changed(member_id, boot_id)
-        self._failover.process_gone(member_id)
+        if not is_known:
+            self._failover.process_gone(member_id)
         self._post(lambda: self._core.report_restarted(member_id))
 
     def _tell_disk(self, member_id: int) -> None:

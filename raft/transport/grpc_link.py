@@ -175,14 +175,14 @@ class GrpcLink:
 
     async def probe(self) -> Liveness:
         """Open one plain connection, exchange hellos, close it; every URL in turn, within PROBE_TIMEOUT_S."""
-        expected = self._boot_ids.expected(self.member_id)
+        alive_as = self._boot_ids.alive_as(self.member_id)
         verdict = Liveness.UNREACHABLE
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 for url in self.urls:
                     found = await self._probe_url(url)
                     if found is not None:
-                        return judge_boot_id(expected, found)
+                        return judge_boot_id(alive_as, found)
                     verdict = Liveness.DEAD
         except (TimeoutError, OSError):
             return Liveness.UNREACHABLE

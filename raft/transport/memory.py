@@ -548,7 +548,7 @@ class MemoryTransport:
     async def probe(self, member_id: int) -> Liveness:
         network = self.network
         here = self.hello.member_id
-        expected = self.boot_ids.expected(member_id)
+        alive_as = self.boot_ids.alive_as(member_id)
         verdict: asyncio.Future[Liveness] = network.loop.create_future()
 
         def answer_arrives(found: Liveness) -> None:
@@ -561,7 +561,7 @@ class MemoryTransport:
             target = network.listener(member_id)
             found = Liveness.DEAD
             if target is not None:
-                found = judge_boot_id(expected, target.hello.boot_id)
+                found = judge_boot_id(alive_as, target.hello.boot_id)
             network.loop.call_later(network.delay_s(member_id, here), answer_arrives, found)
 
         network.loop.call_later(network.delay_s(here, member_id), hello_arrives)

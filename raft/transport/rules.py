@@ -119,11 +119,16 @@ class BootIds:
 
     def __init__(self) -> None:
         self._latest: dict[int, int] = {}
-        """Boot id of the newest hello of each member."""
+        """Boot id of the latest hello of each member."""
+        self._before: dict[int, int] = {}
+        """Boot id of the latest hello before that by another process."""
         self._ended: dict[int, int] = {}
         """Boot id at the far end of the stream that ended last, which is the one a probe asks about."""
 
     def seen(self, member_id: int, boot_id: int) -> None:
+        latest = self._latest.get(member_id, boot_id)
+        if latest != boot_id:
+            self._before[member_id] = latest
         self._latest[member_id] = boot_id
 
     def ended(self, member_id: int, boot_id: int) -> None:
@@ -131,16 +136,24 @@ class BootIds:
 
     def forget(self, member_id: int) -> None:
         self._latest.pop(member_id, None)
+        self._before.pop(member_id, None)
         self._ended.pop(member_id, None)
 
-    def expected(self, member_id: int) -> int | None:
-        """Return the boot id a probe begun now must find, or None when none was ever met."""
-        return self._ended.get(member_id, self._latest.get(member_id))
+    def alive_as(self, member_id: int) -> frozenset[int]:
+        """Return what a probe begun now may find of a living process, empty when none was ever met.
+
+        The process whose stream ended last. If it also said the latest hello, then the one met before
+        it too: where that one still answers, the latest hello was a late one, and nobody died.
+        """
+        latest = self._latest.get(member_id)
+        ended = self._ended.get(member_id, latest)
+        known = {ended, self._before.get(member_id) if ended == latest else None}
+        return frozenset(boot_id for boot_id in known if boot_id is not None)
 
 
-def judge_boot_id(expected: int | None, found: int) -> Liveness:
-    """Same process (or the first one ever met) is alive; another process means that one is gone."""
-    return Liveness.ALIVE if expected is None or expected == found else Liveness.DEAD
+def judge_boot_id(alive_as: frozenset[int], found: int) -> Liveness:
+    """One of those (or the first one ever met) is alive; another process means that they are gone."""
+    return Liveness.ALIVE if not alive_as or found in alive_as else Liveness.DEAD
 
 
 def judge_answer(own: Hello, member_id: int, answer: HelloAnswer) -> HelloAnswer:
