@@ -80,8 +80,8 @@ def on_vote_request(s: State, m: Message) -> None:
         s.vote = m.from_
 
 
-def refuse_pre_vote(s: State, m: Message) -> None:
-    """Answer a pre-vote of an earlier term, so that its sender learns the present one."""
+def refuse(s: State, m: Message) -> None:
+    """Answer a vote or pre-vote asked in an earlier term, so that its sender learns the present one."""
     _answer(s, m, s.term, granted=False)
 
 

@@ -208,8 +208,10 @@ class RaftCore:
             # never heard: unless its term reaches the leader, it could not come back.
             if s.config.check_quorum or s.config.pre_vote:
                 s.promise(Message(_T.APPEND_RESPONSE, m.from_, s.id, s.term))
-        elif m.type is _T.PRE_VOTE:
-            election.refuse_pre_vote(s, m)
+        elif m.type is _T.PRE_VOTE or m.type is _T.VOTE:
+            # Also a vote (paper, figure 2): without pre-vote, a member that campaigns in an old configuration
+            # may not ask those who could win, keeps its term ahead of theirs, and would never vote for them.
+            election.refuse(s, m)
         elif m.type is _T.READ_INDEX:
             follower.refuse_read_index(s, m)
 

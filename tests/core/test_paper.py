@@ -77,8 +77,12 @@ def test_5_1_a_stale_request_is_rejected(cluster, role):
     network.deliver(heartbeat(9))
     before = network.core(1).status()
     network.deliver(Message(MessageType.APPEND, 1, 3, 2, 0, 0, entries(2), 1))
+    network.bag.clear()
     network.deliver(Message(MessageType.VOTE, 1, 3, 2, 9, 9))
     assert network.core(1).status() == before
+    network.settle(1)
+    answers = [m for m in network.bag if m.type is MessageType.VOTE_RESPONSE]
+    assert [(m.to, m.reject, m.term) for m in answers] == [(3, True, before.term)]
 
 
 def test_5_1_terms_grow_with_each_election(cluster):

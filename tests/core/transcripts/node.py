@@ -138,6 +138,8 @@ class Node:
             self._gather()
 
     def step(self, message: Message) -> None:
+        if message.type is MessageType.VOTE and message.term < self.core.term:
+            return
         if message.type is MessageType.APPEND and message.context:
             message = replace(message, context=0)
         if message.type in (MessageType.VOTE_RESPONSE, MessageType.PRE_VOTE_RESPONSE):
