@@ -6,9 +6,11 @@ own clients exclude one another. What differs from the recipe is the work: a con
 its own in this member's state, and the applied deletion of that key wakes it, without asking anybody.
 
 Before a contender that waited is told that it holds, a read round proves that its key still stands: a place
-whose lease ran out meanwhile is an error, never a success. A contender whose caller leaves is taken out of
-the queue. When it is not known whether a key was put, nothing is undone: a retry by the same lease on another
-member may already hold through it, and else the end of the lease removes it.
+whose lease ran out meanwhile is an error, never a success. The lease is the caller's to renew: waiting renews
+nothing, as in etcd, which gives up the renewals of its session (`Session.Orphan`) before it queues. A
+contender whose caller leaves is taken out of the queue. When it is not known whether a key was put, nothing
+is undone: a retry by the same lease on another member may already hold through it, and else the end of the
+lease removes it.
 """
 
 from __future__ import annotations

@@ -129,6 +129,25 @@ def test_a_waiter_whose_lease_died_is_not_told_that_it_holds(bench) -> None:
     play(bench, scenario)
 
 
+def test_a_waiting_call_renews_nothing_and_the_callers_own_renewals_count(bench) -> None:
+    async def scenario(locking: Locking) -> None:
+        lessor = locking.bench.member.lessor
+        for lease in (6, 7):
+            locking.apply(LeaseGrant(lease, 3))
+        holder, left, kept = (locking.lock(lease) for lease in (1, 6, 7))
+        for _ in range(9):
+            await asyncio.sleep(1)
+            lessor.keep_alive(7, lambda _: None)
+        assert locking.keys() == [b"n/1", b"n/7"]
+        assert (left.result, kept.result) == (None, None)
+        locking.unlock(holder.result.key)
+        await locking.settle()
+        assert refusal(left) == (2, "mutex: session is expired")
+        assert kept.result.key == b"n/7"
+
+    play(bench, scenario)
+
+
 def test_a_lease_that_dies_during_the_last_proof_is_noticed(bench) -> None:
     async def scenario(locking: Locking) -> None:
         holder, waiter = locking.lock(1), locking.lock(2)
