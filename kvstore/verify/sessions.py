@@ -3,43 +3,103 @@
 Operations are `apply` with [session, number, amount]: the request `number` of `session`, which adds
 `amount` to the session's counter. Its answer, when ok, is the counter after it. The same request may stand
 in the history many times, sent again through other members after an unknown outcome.
+
+All attempts at a request are one operation, which takes effect between the call of the first and the end of
+the first that was answered; a search for one order of these, read at the end, then says whether each took
+effect once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kvstore.verify.history import Operation, Outcome, Verdict
+from kvstore.verify.linearizability import BUDGET_S_DEFAULT, check_linearizability
+from kvstore.verify.models import INCONSISTENT, Step
 from kvstore.verify.sets import conclude
 
-
-def check_sessions(operations: Sequence[Operation], finals: Mapping[Any, int]) -> Verdict:
-    """Judge a history of requests. `finals` is each session's counter at the end."""
-    return conclude(len(operations), _findings(operations, finals))
+Request = tuple[Any, int]
+"""A session and a number."""
 
 
-def _findings(operations: Sequence[Operation], finals: Mapping[Any, int]) -> Iterator[str]:
-    amounts: dict[tuple[Any, int], int] = {}
-    answers: dict[tuple[Any, int], Any] = {}
-    acknowledged: dict[Any, int] = {}
-    attempted: dict[Any, int] = {}
-    possible: dict[tuple[Any, int], bool] = {}
+class _Counters:
+    """One counter per session: `apply` adds and answers with the sum, `final` reads."""
+
+    initial: Hashable = 0
+
+    def step(self, operation: Operation) -> Step:
+        answer = operation.completed if operation.outcome is Outcome.OK else None
+        amount = 0 if operation.f == "final" else operation.invoked[2]
+        return Step(operation.f, amount, answer, observes=operation.f == "final")
+
+    def move(self, state: Any, step: Step) -> Any:
+        after = state + step.first
+        return after if step.second is None or step.second == after else INCONSISTENT
+
+    def keys(self, operation: Operation) -> tuple[Hashable, ...]:
+        return (operation.invoked[0],)
+
+
+def check_sessions(
+    operations: Sequence[Operation], finals: Mapping[Any, int], *, budget_s: float = BUDGET_S_DEFAULT
+) -> Verdict:
+    """Judge a history of requests. `finals` is each session's counter at the end.
+
+    Unknown when no order was found or excluded within `budget_s` seconds.
+    """
+    verdict = conclude(len(operations), _contradictions(operations))
+    if verdict.kind:
+        return verdict
+    requests = [*_merged(operations).values(), *_ends(operations, finals)]
+    searched = check_linearizability(requests, _Counters(), budget_s=budget_s)
+    return replace(searched, operations=len(operations))
+
+
+def _contradictions(operations: Sequence[Operation]) -> Iterator[str]:
+    """What no order can explain, said in the words of the promise."""
+    amounts: dict[Request, int] = {}
+    answers: dict[Request, Any] = {}
     for operation in operations:
         session, number, amount = operation.invoked
         request = (session, number)
         if amounts.setdefault(request, amount) != amount:
             yield f"one number was given to two requests: {operation.describe()}"
-        if operation.outcome is not Outcome.FAIL and request not in possible:
-            possible[request] = True
-            attempted[session] = attempted.get(session, 0) + amount
         if operation.outcome is not Outcome.OK:
             continue
-        if request not in answers:
-            acknowledged[session] = acknowledged.get(session, 0) + amount
         if answers.setdefault(request, operation.completed) != operation.completed:
             yield f"answered {answers[request]!r} before, now {operation.describe()}"
-    for session in attempted:
-        low, high, found = acknowledged.get(session, 0), attempted[session], finals.get(session, 0)
-        if not low <= found <= high:
-            yield f"session {session!r} ends at {found}, not between {low} and {high}"
+
+
+def _merged(operations: Sequence[Operation]) -> dict[Request, Operation]:
+    """One operation for all attempts at a request; none for a request that certainly failed each time."""
+    merged: dict[Request, Operation] = {}
+    for operation in sorted(operations, key=lambda op: op.call):
+        if operation.outcome is Outcome.FAIL:
+            continue
+        request = (operation.invoked[0], operation.invoked[1])
+        known = merged.setdefault(request, operation)
+        if operation.ret is not None and (known.ret is None or operation.ret < known.ret):
+            merged[request] = replace(
+                known, outcome=Outcome.OK, completed=operation.completed, ret=operation.ret
+            )
+    return merged
+
+
+def _ends(operations: Sequence[Operation], finals: Mapping[Any, int]) -> Iterator[Operation]:
+    """The counters at the end, as reads after everything."""
+    end = max((max(op.call, op.ret or 0) for op in operations), default=0)
+    sessions = dict.fromkeys([*(operation.invoked[0] for operation in operations), *finals])
+    for place, session in enumerate(sessions):
+        yield Operation(
+            process="end",
+            f="final",
+            key=None,
+            invoked=(session,),
+            completed=finals.get(session, 0),
+            outcome=Outcome.OK,
+            call=end + 1 + 2 * place,
+            ret=end + 2 + 2 * place,
+            line=0,
+        )
