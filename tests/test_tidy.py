@@ -287,6 +287,8 @@ CALL_BANS = {
 PRINTING_ROOMS = ("kvstore.cli", "kvstore.devcluster")
 CALL_EXEMPTIONS: dict[tuple[str, str], str] = {
     ("bench.clusters", "time.sleep"): "the one step of every poll; its callers hold the deadlines",
+    ("kvstore.verify.run.clock_faults", "time.time"): "what a member's wrong clock is compared with",
+    ("tests.jepsen.test_clocks", "time.time"): "what a process's wrong clock is compared with",
 }
 """(module, call) -> the reason why this module may make it."""
 

@@ -44,6 +44,8 @@ class ClusterUnderTest(Supervisor):
         """By member; in effect from its next start on."""
         self.before_start: list[Callable[[int], None]] = []
         """Called with a member's number before each start of it."""
+        self.after_stop: list[Callable[[], object]] = []
+        """Called when every process has ended."""
         self.may_end: dict[int, bool] = {}
         """Members whose processes may end by themselves now, because a fault asks for it."""
         self.unexpected: list[str] = []
@@ -75,6 +77,11 @@ class ClusterUnderTest(Supervisor):
         """running, paused, killed, stopped or exited (code)."""
         child = self._children.get(number)
         return "stopped" if child is None else child.state
+
+    def last_pid(self, number: int) -> int:
+        """The process id of a member's newest process, ended or not; 0 before the first."""
+        child = self._children.get(number)
+        return 0 if child is None else child.process.pid
 
     def note_ends(self) -> None:
         """Record members that ended by themselves; to be called before one is started again."""
@@ -149,6 +156,8 @@ class ClusterUnderTest(Supervisor):
             await channel.close()
         self._channels.clear()
         await super().stop()
+        for tidy in self.after_stop:
+            tidy()
 
     def log_of(self, number: int) -> Path:
         return self.plan.log_file(self.plan.node(number))

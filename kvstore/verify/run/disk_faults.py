@@ -53,7 +53,7 @@ class PowerCut:
         folder.mkdir(parents=True, exist_ok=True)
         for number in self.field.cluster.numbers:
             self._traces[number] = []
-            self.field.cluster.wrappings[number] = Wrapping()
+            self.field.cluster.wrappings.setdefault(number, Wrapping())
         self.field.cluster.before_start.append(self._renew)
         _strace()
 

@@ -58,6 +58,8 @@ class RunResult:
     """How long each phase took."""
     figures: dict[str, Any] = field(default_factory=dict)
     """What the workload or the plot measured besides."""
+    means: dict[str, str] = field(default_factory=dict)
+    """By what faults were done where there is a choice."""
 
     @property
     def checked(self) -> int:
@@ -104,6 +106,8 @@ class Run:
                 nemeses[name].prepare()
             except Missing as reason:
                 return self._end("void", f"nemesis {name} cannot work here: {reason}")
+        self.settings.write(self.field.means)
+        self.result.means = self.field.means
         driver = Driver(self.field, nemeses)
         try:
             await self._phase("start", self._start())

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -70,6 +70,8 @@ class Field:
     directory: Path
     client_pids: list[int]
     """Processes of clients; filled when they have started."""
+    means: dict[str, str] = field(default_factory=dict)
+    """By what a fault is done where there is a choice, for the configuration of the run."""
 
     async def leader_or_any(self) -> int:
         """The leader, or a living member when nobody leads. Raises FaultMissedError with no member left."""

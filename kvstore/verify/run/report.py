@@ -68,6 +68,7 @@ def write_results(result: RunResult) -> None:
         "nemeses": list(result.settings.nemeses),
         "nodes": result.settings.nodes,
         "seed": result.settings.seed,
+        "means": result.means,
         "operations": result.counts,
         "checked": result.checked,
         "checks": [_check(check) for check in result.checks],
@@ -137,4 +138,5 @@ def summary(result: RunResult) -> list[str]:
     first = (
         f"{result.verdict:8} {name:40} {result.checked:6} operations ({counts}), {held}, seed {settings.seed}"
     )
-    return [first, *(f"         {reason}" for reason in result.reasons[:REASONS_SHOWN_MAX])]
+    means = [f"         {name}: {means}" for name, means in sorted(result.means.items())]
+    return [first, *means, *(f"         {reason}" for reason in result.reasons[:REASONS_SHOWN_MAX])]

@@ -64,4 +64,9 @@ class Settings:
                 raise ValueError(f"{self.directory} holds something that is no run")
             shutil.rmtree(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "config.json").write_text(json.dumps(self.as_json(), indent=2) + "\n")
+        self.write({})
+
+    def write(self, means: dict[str, str]) -> None:
+        """Write `config.json`, with what each fault that has a choice is done by."""
+        text = json.dumps({**self.as_json(), "means": means}, indent=2)
+        (self.directory / "config.json").write_text(text + "\n")
