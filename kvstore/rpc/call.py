@@ -21,6 +21,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError, Message
@@ -186,6 +187,14 @@ class Method:
         return "server_stream" if self.streaming else "unary"
 
 
+def unary(service: str, *rows: tuple[str, type[Message], Handler]) -> tuple[Method, ...]:
+    """The methods of one request and one reply of a service: name, request and handler of each."""
+    return tuple(
+        Method(service=service, name=name, request_type=request_type, handler=handler)
+        for name, request_type, handler in rows
+    )
+
+
 def answer(method: Method, data: bytes, call: Call) -> Message | None:
     """Parse, check what concerns every method, and run the handler. Raises only KVError."""
     assert method.handler is not None
@@ -258,6 +267,22 @@ def reply_with(call: Call, make: Callable[[], Message]) -> None:
         call.fail(HandlerFault())
     else:
         call.reply(message)
+
+
+def reply_unless(call: Call, make: Callable[[], Message], error: KVError | None) -> None:
+    """Settle a call that waited for something: with its error, or as `reply_with` when there is none."""
+    if error is not None:
+        call.fail(error)
+    else:
+        reply_with(call, make)
+
+
+def reply_to_outcome(call: Call, make: Callable[[Any], Message], outcome: Any) -> None:
+    """Settle a call with what `make` says of the outcome of its command, or with the outcome's error."""
+    if isinstance(outcome, KVError):
+        call.fail(outcome)
+    else:
+        reply_with(call, partial(make, outcome))
 
 
 def outcome_of(error: KVError) -> str:

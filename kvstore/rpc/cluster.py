@@ -8,10 +8,9 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from kvstore.engine import Member, MembersResult
-from kvstore.errors import KVError
+from kvstore.engine import Member
 from kvstore.rpc import convert
-from kvstore.rpc.call import Call, Method, reply_with
+from kvstore.rpc.call import Call, Method, reply_to_outcome, reply_unless, unary
 from kvstore.rpc.headers import Headers
 from kvstore.server.cluster_changes import ClusterChanges, new_member_id
 from kvstore.server.local_member import LocalMember
@@ -33,36 +32,21 @@ class ClusterService:
 
     def methods(self) -> tuple[Method, ...]:
         """The rows of this service."""
-        rows = (
+        return unary(
+            SERVICE,
             ("MemberAdd", pb.MemberAddRequest, self.member_add),
             ("MemberRemove", pb.MemberRemoveRequest, self.member_remove),
             ("MemberUpdate", pb.MemberUpdateRequest, self.member_update),
             ("MemberList", pb.MemberListRequest, self.member_list),
             ("MemberPromote", pb.MemberPromoteRequest, self.member_promote),
         )
-        return tuple(
-            Method(
-                service=SERVICE,
-                name=name,
-                request_type=request_type,
-                handler=handler,
-                needs_leader=self._member.has_leader,
-            )
-            for name, request_type, handler in rows
-        )
 
     def member_list(self, request: pb.MemberListRequest, call: Call) -> Message | None:
         """All members; `linearizable` asks for proof that the list is current."""
         if not request.linearizable:
             return self._list()
-        self._member.barrier(partial(self._proven, call))
+        self._member.barrier(partial(reply_unless, call, self._list))
         return None
-
-    def _proven(self, call: Call, error: KVError | None) -> None:
-        if error is not None:
-            call.fail(error)
-        else:
-            reply_with(call, self._list)
 
     def _list(self) -> Message:
         members = _members(self._member.engine.members())
@@ -99,10 +83,7 @@ class ClusterService:
         return kind(header=self._headers.without_revision(), members=members)
 
     def _changed(self, call: Call, make: MakeReply, outcome: Any) -> None:
-        if isinstance(outcome, MembersResult):
-            reply_with(call, lambda: make(_members(outcome.members)))
-        else:
-            call.fail(outcome)
+        reply_to_outcome(call, lambda result: make(_members(result.members)), outcome)
 
 
 def _members(members: Iterable[Member]) -> list[pb.Member]:

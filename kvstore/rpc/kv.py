@@ -23,7 +23,7 @@ from kvstore.engine import (
 )
 from kvstore.errors import KVError
 from kvstore.rpc import convert
-from kvstore.rpc.call import Call, Method, reply_with
+from kvstore.rpc.call import Call, Method, reply_to_outcome, reply_unless, unary
 from kvstore.rpc.headers import Headers
 from kvstore.rpc.range_stream import Pieces
 from kvstore.server.compacting import compact
@@ -45,25 +45,22 @@ class KVService:
 
     def methods(self) -> tuple[Method, ...]:
         """The rows of this service."""
-        rows = (
+        streamed = Method(
+            service=SERVICE,
+            name="RangeStream",
+            request_type=pb.RangeRequest,
+            handler=self.range_stream,
+            streaming=True,
+        )
+        rows = unary(
+            SERVICE,
             ("Range", pb.RangeRequest, self.range),
             ("Put", pb.PutRequest, self.put),
             ("DeleteRange", pb.DeleteRangeRequest, self.delete_range),
             ("Txn", pb.TxnRequest, self.txn),
             ("Compact", pb.CompactionRequest, self.compact),
-            ("RangeStream", pb.RangeRequest, self.range_stream),
         )
-        return tuple(
-            Method(
-                service=SERVICE,
-                name=name,
-                request_type=request_type,
-                handler=handler,
-                streaming=name == "RangeStream",
-                needs_leader=self._member.has_leader,
-            )
-            for name, request_type, handler in rows
-        )
+        return (*rows, streamed)
 
     def range(self, request: pb.RangeRequest, call: Call) -> Message | None:
         """Read an interval: at once when serializable, else after proof that nothing is missed."""
@@ -71,14 +68,8 @@ class KVService:
         check_range(wanted)
         if wanted.serializable:
             return self._read_range(wanted)
-        self._member.barrier(partial(self._range_proven, call, wanted))
+        self._member.barrier(partial(reply_unless, call, partial(self._read_range, wanted)))
         return None
-
-    def _range_proven(self, call: Call, wanted: Range, error: KVError | None) -> None:
-        if error is not None:
-            call.fail(error)
-        else:
-            reply_with(call, partial(self._read_range, wanted))
 
     def _read_range(self, wanted: Range) -> Message:
         result = self._member.engine.range(wanted)
@@ -130,14 +121,8 @@ class KVService:
             return None
         if is_serializable(wanted):
             return self._read_txn(wanted)
-        self._member.barrier(partial(self._txn_proven, call, wanted))
+        self._member.barrier(partial(reply_unless, call, partial(self._read_txn, wanted)))
         return None
-
-    def _txn_proven(self, call: Call, wanted: Txn, error: KVError | None) -> None:
-        if error is not None:
-            call.fail(error)
-        else:
-            reply_with(call, partial(self._read_txn, wanted))
 
     def _read_txn(self, wanted: Txn) -> Message:
         result = self._member.engine.read_txn(wanted)
@@ -150,7 +135,6 @@ class KVService:
 
     def _settle(self, call: Call, convert_result: ConvertResult, outcome: Any) -> None:
         """Answer a proposed call with its outcome; the header tells the revision after it."""
-        if isinstance(outcome, KVError):
-            call.fail(outcome)
-        else:
-            reply_with(call, lambda: convert_result(outcome, self._headers.at(outcome.revision)))
+        reply_to_outcome(
+            call, lambda result: convert_result(result, self._headers.at(result.revision)), outcome
+        )

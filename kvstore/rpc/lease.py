@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
-from typing import Any
 
 from google.protobuf.message import Message
 
+from kvstore.engine import LeaseGrantResult, LeaseResult
 from kvstore.errors import KVError, NoLeader
-from kvstore.rpc.call import HAS_LEADER_KEY, Call, Method, reply_with
+from kvstore.rpc.call import HAS_LEADER_KEY, Call, Method, reply_to_outcome, reply_unless, reply_with, unary
 from kvstore.rpc.headers import Headers
 from kvstore.server.lessor import TimeLeft
 from kvstore.server.local_member import LocalMember
@@ -30,46 +30,35 @@ class LeaseService:
 
     def methods(self) -> tuple[Method, ...]:
         """The rows of this service."""
-        rows = (
+        rows = unary(
+            SERVICE,
             ("LeaseGrant", pb.LeaseGrantRequest, self.grant),
             ("LeaseRevoke", pb.LeaseRevokeRequest, self.revoke),
             ("LeaseTimeToLive", pb.LeaseTimeToLiveRequest, self.time_to_live),
             ("LeaseLeases", pb.LeaseLeasesRequest, self.leases),
-        )
-        has_leader = self._member.has_leader
-        unary = tuple(
-            Method(service=SERVICE, name=name, request_type=request, handler=handler, needs_leader=has_leader)
-            for name, request, handler in rows
         )
         keep_alive = Method(
             service=SERVICE,
             name="LeaseKeepAlive",
             request_type=pb.LeaseKeepAliveRequest,
             opens=lambda call: KeepAliveStream(self._member, self._headers, call),
-            needs_leader=has_leader,
         )
-        return (*unary, keep_alive)
+        return (*rows, keep_alive)
 
     def grant(self, request: pb.LeaseGrantRequest, call: Call) -> None:
         """Create a lease; without an id this member chooses one."""
-        self._member.lessor.grant(request.ID, request.TTL, partial(self._granted, call))
+        self._member.lessor.grant(request.ID, request.TTL, partial(reply_to_outcome, call, self._granted))
 
-    def _granted(self, call: Call, outcome: Any) -> None:
-        if isinstance(outcome, KVError):
-            call.fail(outcome)
-            return
+    def _granted(self, outcome: LeaseGrantResult) -> Message:
         header = self._headers.at(outcome.revision)
-        reply_with(call, lambda: pb.LeaseGrantResponse(header=header, ID=outcome.id, TTL=outcome.ttl_seconds))
+        return pb.LeaseGrantResponse(header=header, ID=outcome.id, TTL=outcome.ttl_seconds)
 
     def revoke(self, request: pb.LeaseRevokeRequest, call: Call) -> None:
         """End a lease, and its keys with it."""
-        self._member.lessor.revoke(request.ID, partial(self._revoked, call))
+        self._member.lessor.revoke(request.ID, partial(reply_to_outcome, call, self._revoked))
 
-    def _revoked(self, call: Call, outcome: Any) -> None:
-        if isinstance(outcome, KVError):
-            call.fail(outcome)
-        else:
-            reply_with(call, lambda: pb.LeaseRevokeResponse(header=self._headers.at(outcome.revision)))
+    def _revoked(self, outcome: LeaseResult) -> Message:
+        return pb.LeaseRevokeResponse(header=self._headers.at(outcome.revision))
 
     def time_to_live(self, request: pb.LeaseTimeToLiveRequest, call: Call) -> None:
         """What a lease has left. The keys are read here, so first everything must have arrived that the
@@ -79,18 +68,12 @@ class LeaseService:
     def _told(self, call: Call, request: pb.LeaseTimeToLiveRequest, left: TimeLeft | KVError) -> None:
         if isinstance(left, KVError):
             call.fail(left)
-        elif request.keys and left.granted_seconds:
-            self._member.barrier(partial(self._proven, call, request, left))
+            return
+        make = partial(self._time_left, request, left)
+        if request.keys and left.granted_seconds:
+            self._member.barrier(partial(reply_unless, call, make))
         else:
-            reply_with(call, partial(self._time_left, request, left))
-
-    def _proven(
-        self, call: Call, request: pb.LeaseTimeToLiveRequest, left: TimeLeft, error: KVError | None
-    ) -> None:
-        if error is not None:
-            call.fail(error)
-        else:
-            reply_with(call, partial(self._time_left, request, left))
+            reply_with(call, make)
 
     def _time_left(self, request: pb.LeaseTimeToLiveRequest, left: TimeLeft) -> Message:
         header = self._headers.current()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-from kvstore.engine import DeleteRange, check_delete
+from google.protobuf.message import Message
+
+from kvstore.engine import DeleteRange, DeleteResult, check_delete
 from kvstore.errors import KVError
-from kvstore.rpc.call import Call, Method, reply_with
+from kvstore.rpc.call import Call, Method, unary
 from kvstore.rpc.headers import Headers
-from kvstore.rpc.relayed import relayed
+from kvstore.rpc.relayed import relay, relayed
 from kvstore.server.local_member import LocalMember
 from kvstore.server.lock_queue import Held, LockQueues
 from kvstore.wire import v3lock_pb2 as pb
@@ -28,43 +29,27 @@ class LockService:
     def methods(self) -> tuple[Method, ...]:
         """The rows of this service."""
         rows = (("Lock", pb.LockRequest, self.lock), ("Unlock", pb.UnlockRequest, self.unlock))
-        return tuple(
-            Method(
-                service=SERVICE,
-                name=name,
-                request_type=request_type,
-                handler=handler,
-                needs_leader=self._member.has_leader,
-            )
-            for name, request_type, handler in rows
-        )
+        return unary(SERVICE, *rows)
 
     def lock(self, request: pb.LockRequest, call: Call) -> None:
         """Wait until the lease holds the lock; a caller that leaves, leaves the queue."""
         try:
-            place = self._queues.enter(request.name, request.lease, partial(self._settled, call))
+            place = self._queues.enter(request.name, request.lease, partial(relay, call, self._locked))
         except KVError as error:
             raise relayed(error) from None
         call.on_gone(place.cancel)
 
-    def _settled(self, call: Call, outcome: Held | KVError) -> None:
-        if isinstance(outcome, KVError):
-            call.fail(relayed(outcome))
-        else:
-            header = self._headers.at(outcome.revision)
-            reply_with(call, lambda: pb.LockResponse(header=header, key=outcome.key))
+    def _locked(self, held: Held) -> Message:
+        return pb.LockResponse(header=self._headers.at(held.revision), key=held.key)
 
     def unlock(self, request: pb.UnlockRequest, call: Call) -> None:
         """Delete the key of a place, whoever asks and whether or not it is there, as in etcd."""
         command = DeleteRange(request.key)
         try:
             check_delete(command)
-            self._member.propose(command, partial(self._unlocked, call))
+            self._member.propose(command, partial(relay, call, self._unlocked))
         except KVError as error:
             raise relayed(error) from None
 
-    def _unlocked(self, call: Call, outcome: Any) -> None:
-        if isinstance(outcome, KVError):
-            call.fail(relayed(outcome))
-        else:
-            reply_with(call, lambda: pb.UnlockResponse(header=self._headers.at(outcome.revision)))
+    def _unlocked(self, outcome: DeleteResult) -> Message:
+        return pb.UnlockResponse(header=self._headers.at(outcome.revision))

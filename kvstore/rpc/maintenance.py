@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from google.protobuf.message import Message
 
-from kvstore.engine import Alarm, AlarmAction, AlarmMember, AlarmType
-from kvstore.errors import KVError, NoLeader
-from kvstore.rpc.call import Call, Method, reply_with
+from kvstore.engine import Alarm, AlarmAction, AlarmMember, AlarmResult, AlarmType
+from kvstore.errors import NoLeader
+from kvstore.rpc.call import Call, Method, reply_to_outcome, reply_unless, unary
 from kvstore.rpc.headers import Headers
 from kvstore.server.local_member import LocalMember
 from kvstore.version import ETCD_VERSION
@@ -36,22 +35,8 @@ class MaintenanceService:
 
     def methods(self) -> tuple[Method, ...]:
         """The rows of this service."""
-        return (
-            Method(
-                service=SERVICE,
-                name="Status",
-                request_type=pb.StatusRequest,
-                handler=self.status,
-                needs_leader=self._member.has_leader,
-            ),
-            Method(
-                service=SERVICE,
-                name="Alarm",
-                request_type=pb.AlarmRequest,
-                handler=self.alarm,
-                needs_leader=self._member.has_leader,
-            ),
-        )
+        rows = (("Status", pb.StatusRequest, self.status), ("Alarm", pb.AlarmRequest, self.alarm))
+        return unary(SERVICE, *rows)
 
     def status(self, _request: pb.StatusRequest, _call: Call) -> Message:
         """This member alone, without asking the others."""
@@ -78,26 +63,20 @@ class MaintenanceService:
     def alarm(self, request: pb.AlarmRequest, call: Call) -> Message | None:
         """List, raise or clear alarms. Clearing what does not stand, or raising NONE, changes nothing."""
         if request.action == pb.AlarmRequest.GET:
-            self._member.barrier(partial(self._listed, call, request.alarm))
+            self._member.barrier(partial(reply_unless, call, partial(self._list, request.alarm)))
             return None
         if request.alarm not in _WIRE_KINDS or request.action not in _CHANGES:
             return pb.AlarmResponse(header=self._headers.current())
         command = Alarm(action=request.action, member_id=request.memberID, alarm=request.alarm)
-        self._member.propose(command, partial(self._changed, call))
+        self._member.propose(command, partial(reply_to_outcome, call, self._changed))
         return None
 
-    def _listed(self, call: Call, kind: int, error: KVError | None) -> None:
-        if error is not None:
-            call.fail(error)
-            return
+    def _list(self, kind: int) -> Message:
         standing = self._member.engine.alarms()
-        reply_with(call, lambda: self._response([a for a in standing if kind in (pb.NONE, a.alarm)]))
+        return self._response([alarm for alarm in standing if kind in (pb.NONE, alarm.alarm)])
 
-    def _changed(self, call: Call, outcome: Any) -> None:
-        if isinstance(outcome, KVError):
-            call.fail(outcome)
-        else:
-            reply_with(call, lambda: self._response(outcome.alarms))
+    def _changed(self, outcome: AlarmResult) -> Message:
+        return self._response(outcome.alarms)
 
     def _response(self, alarms: Sequence[AlarmMember]) -> Message:
         answered = pb.AlarmResponse(header=self._headers.current())

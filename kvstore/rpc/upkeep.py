@@ -10,7 +10,7 @@ from functools import partial
 from google.protobuf.message import Message
 
 from kvstore.errors import InvalidDowngradeTarget, KVError, NoDowngrade, WrongVersionFormat
-from kvstore.rpc.call import Call, Method, reply_with
+from kvstore.rpc.call import Call, Method, reply_with, unary
 from kvstore.rpc.headers import Headers
 from kvstore.rpc.maintenance import SERVICE
 from kvstore.server.local_member import LocalMember
@@ -29,21 +29,12 @@ class UpkeepService:
 
     def methods(self) -> tuple[Method, ...]:
         """The rows of this service."""
-        rows = (
+        return unary(
+            SERVICE,
             ("Hash", pb.HashRequest, self.hash),
             ("HashKV", pb.HashKVRequest, self.hash_kv),
             ("Defragment", pb.DefragmentRequest, self.defragment),
             ("Downgrade", pb.DowngradeRequest, self.downgrade),
-        )
-        return tuple(
-            Method(
-                service=SERVICE,
-                name=name,
-                request_type=request_type,
-                handler=handler,
-                needs_leader=self._member.has_leader,
-            )
-            for name, request_type, handler in rows
         )
 
     def hash(self, _request: pb.HashRequest, call: Call) -> None:

@@ -48,7 +48,6 @@ class WatchService:
                 name="Watch",
                 request_type=pb.WatchRequest,
                 opens=self.open,
-                needs_leader=self._member.has_leader,
             ),
         )
 
