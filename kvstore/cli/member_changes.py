@@ -62,6 +62,13 @@ def _change(found: Settings, method: Method[Any, Any], request: Message) -> Any:
     return run(found, lambda connection: connection.call(method, request))
 
 
+def _change_one(found: Settings, method: Method[Any, Any], request: Any, done: str) -> None:
+    """Change the member that the request names, and print what was `done` to it."""
+    chosen = _chosen(found)
+    reply = _change(found, method, request)
+    chosen.change(reply, f"Member {request.ID:16x} {done} cluster {reply.header.cluster_id:16x}\n")
+
+
 @member.command("add", cls=Command, options_metavar="<name> --peer-urls=... [options]")
 @click.argument("args", nargs=-1, metavar="")
 @_peer_urls_option
@@ -97,11 +104,8 @@ def add(args: tuple[str, ...], peer_urls: str, learner: bool) -> None:
 @global_options
 def remove(args: tuple[str, ...]) -> None:
     """Remove a member for ever; its id is in hexadecimal."""
-    member_id = _one_id(args)
-    found = settings()
-    chosen = _chosen(found)
-    reply = _change(found, MEMBER_REMOVE, rpc_pb2.MemberRemoveRequest(ID=member_id))
-    chosen.change(reply, f"Member {member_id:16x} removed from cluster {reply.header.cluster_id:16x}\n")
+    request = rpc_pb2.MemberRemoveRequest(ID=_one_id(args))
+    _change_one(settings(), MEMBER_REMOVE, request, "removed from")
 
 
 @member.command("update", cls=Command, options_metavar="<id> --peer-urls=... [options]")
@@ -110,12 +114,8 @@ def remove(args: tuple[str, ...]) -> None:
 @global_options
 def update(args: tuple[str, ...], peer_urls: str) -> None:
     """Move a member to other peer URLs."""
-    member_id = _one_id(args)
-    found = settings()
-    chosen = _chosen(found)
-    request = rpc_pb2.MemberUpdateRequest(ID=member_id, peerURLs=_urls(peer_urls))
-    reply = _change(found, MEMBER_UPDATE, request)
-    chosen.change(reply, f"Member {member_id:16x} updated in cluster {reply.header.cluster_id:16x}\n")
+    request = rpc_pb2.MemberUpdateRequest(ID=_one_id(args), peerURLs=_urls(peer_urls))
+    _change_one(settings(), MEMBER_UPDATE, request, "updated in")
 
 
 @member.command("promote", cls=Command, options_metavar="<id> [options]")
@@ -123,11 +123,8 @@ def update(args: tuple[str, ...], peer_urls: str) -> None:
 @global_options
 def promote(args: tuple[str, ...]) -> None:
     """Let a learner vote, once it is in sync with the leader."""
-    member_id = _one_id(args)
-    found = settings()
-    chosen = _chosen(found)
-    reply = _change(found, MEMBER_PROMOTE, rpc_pb2.MemberPromoteRequest(ID=member_id))
-    chosen.change(reply, f"Member {member_id:16x} promoted in cluster {reply.header.cluster_id:16x}\n")
+    request = rpc_pb2.MemberPromoteRequest(ID=_one_id(args))
+    _change_one(settings(), MEMBER_PROMOTE, request, "promoted in")
 
 
 @click.command("move-leader", cls=Command, options_metavar="<id> [options]")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from kvstore.wire import rpc_pb2, v3election_pb2, v3lock_pb2
+from kvstore.wire import rpc_pb2 as pb
+from kvstore.wire import v3election_pb2 as election_pb
+from kvstore.wire import v3lock_pb2 as lock_pb
 
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
@@ -32,81 +34,36 @@ class Caller(Protocol):
         """Make one call. Raises `kvstore.errors.KVError`."""
 
 
-RANGE = Method("/etcdserverpb.KV/Range", rpc_pb2.RangeRequest, rpc_pb2.RangeResponse, changes=False)
-PUT = Method("/etcdserverpb.KV/Put", rpc_pb2.PutRequest, rpc_pb2.PutResponse, changes=True)
-DELETE_RANGE = Method(
-    "/etcdserverpb.KV/DeleteRange", rpc_pb2.DeleteRangeRequest, rpc_pb2.DeleteRangeResponse, changes=True
-)
-TXN = Method("/etcdserverpb.KV/Txn", rpc_pb2.TxnRequest, rpc_pb2.TxnResponse, changes=True)
-MEMBER_LIST = Method(
-    "/etcdserverpb.Cluster/MemberList", rpc_pb2.MemberListRequest, rpc_pb2.MemberListResponse, changes=False
-)
-STATUS = Method(
-    "/etcdserverpb.Maintenance/Status", rpc_pb2.StatusRequest, rpc_pb2.StatusResponse, changes=False
-)
-ALARM = Method("/etcdserverpb.Maintenance/Alarm", rpc_pb2.AlarmRequest, rpc_pb2.AlarmResponse, changes=True)
-COMPACT = Method(
-    "/etcdserverpb.KV/Compact", rpc_pb2.CompactionRequest, rpc_pb2.CompactionResponse, changes=True
-)
-HASH_KV = Method(
-    "/etcdserverpb.Maintenance/HashKV", rpc_pb2.HashKVRequest, rpc_pb2.HashKVResponse, changes=False
-)
-DEFRAGMENT = Method(
-    "/etcdserverpb.Maintenance/Defragment",
-    rpc_pb2.DefragmentRequest,
-    rpc_pb2.DefragmentResponse,
-    changes=False,
-)
-MEMBER_ADD = Method(
-    "/etcdserverpb.Cluster/MemberAdd", rpc_pb2.MemberAddRequest, rpc_pb2.MemberAddResponse, changes=True
-)
-MEMBER_REMOVE = Method(
-    "/etcdserverpb.Cluster/MemberRemove",
-    rpc_pb2.MemberRemoveRequest,
-    rpc_pb2.MemberRemoveResponse,
-    changes=True,
-)
-MEMBER_UPDATE = Method(
-    "/etcdserverpb.Cluster/MemberUpdate",
-    rpc_pb2.MemberUpdateRequest,
-    rpc_pb2.MemberUpdateResponse,
-    changes=True,
-)
-MEMBER_PROMOTE = Method(
-    "/etcdserverpb.Cluster/MemberPromote",
-    rpc_pb2.MemberPromoteRequest,
-    rpc_pb2.MemberPromoteResponse,
-    changes=True,
-)
-MOVE_LEADER = Method(
-    "/etcdserverpb.Maintenance/MoveLeader",
-    rpc_pb2.MoveLeaderRequest,
-    rpc_pb2.MoveLeaderResponse,
-    changes=True,
-)
-LEASE_GRANT = Method(
-    "/etcdserverpb.Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest, rpc_pb2.LeaseGrantResponse, changes=True
-)
-LEASE_REVOKE = Method(
-    "/etcdserverpb.Lease/LeaseRevoke", rpc_pb2.LeaseRevokeRequest, rpc_pb2.LeaseRevokeResponse, changes=True
-)
-LEASE_TIME_TO_LIVE = Method(
-    "/etcdserverpb.Lease/LeaseTimeToLive",
-    rpc_pb2.LeaseTimeToLiveRequest,
-    rpc_pb2.LeaseTimeToLiveResponse,
-    changes=False,
-)
-LEASE_LEASES = Method(
-    "/etcdserverpb.Lease/LeaseLeases", rpc_pb2.LeaseLeasesRequest, rpc_pb2.LeaseLeasesResponse, changes=False
-)
-LOCK = Method("/v3lockpb.Lock/Lock", v3lock_pb2.LockRequest, v3lock_pb2.LockResponse, changes=True)
-UNLOCK = Method("/v3lockpb.Lock/Unlock", v3lock_pb2.UnlockRequest, v3lock_pb2.UnlockResponse, changes=True)
-CAMPAIGN = Method(
-    "/v3electionpb.Election/Campaign",
-    v3election_pb2.CampaignRequest,
-    v3election_pb2.CampaignResponse,
-    changes=True,
-)
-RESIGN = Method(
-    "/v3electionpb.Election/Resign", v3election_pb2.ResignRequest, v3election_pb2.ResignResponse, changes=True
-)
+def _read(name: str, request: type[Request], reply: type[Reply]) -> Method[Request, Reply]:
+    """A call, as service and name, that may be made again; the package is that of its messages."""
+    return Method(f"/{request.DESCRIPTOR.file.package}.{name}", request, reply, changes=False)
+
+
+def _change(name: str, request: type[Request], reply: type[Reply]) -> Method[Request, Reply]:
+    """A call, as service and name, that is made once; the package is that of its messages."""
+    return replace(_read(name, request, reply), changes=True)
+
+
+RANGE = _read("KV/Range", pb.RangeRequest, pb.RangeResponse)
+PUT = _change("KV/Put", pb.PutRequest, pb.PutResponse)
+DELETE_RANGE = _change("KV/DeleteRange", pb.DeleteRangeRequest, pb.DeleteRangeResponse)
+TXN = _change("KV/Txn", pb.TxnRequest, pb.TxnResponse)
+MEMBER_LIST = _read("Cluster/MemberList", pb.MemberListRequest, pb.MemberListResponse)
+STATUS = _read("Maintenance/Status", pb.StatusRequest, pb.StatusResponse)
+ALARM = _change("Maintenance/Alarm", pb.AlarmRequest, pb.AlarmResponse)
+COMPACT = _change("KV/Compact", pb.CompactionRequest, pb.CompactionResponse)
+HASH_KV = _read("Maintenance/HashKV", pb.HashKVRequest, pb.HashKVResponse)
+DEFRAGMENT = _read("Maintenance/Defragment", pb.DefragmentRequest, pb.DefragmentResponse)
+MEMBER_ADD = _change("Cluster/MemberAdd", pb.MemberAddRequest, pb.MemberAddResponse)
+MEMBER_REMOVE = _change("Cluster/MemberRemove", pb.MemberRemoveRequest, pb.MemberRemoveResponse)
+MEMBER_UPDATE = _change("Cluster/MemberUpdate", pb.MemberUpdateRequest, pb.MemberUpdateResponse)
+MEMBER_PROMOTE = _change("Cluster/MemberPromote", pb.MemberPromoteRequest, pb.MemberPromoteResponse)
+MOVE_LEADER = _change("Maintenance/MoveLeader", pb.MoveLeaderRequest, pb.MoveLeaderResponse)
+LEASE_GRANT = _change("Lease/LeaseGrant", pb.LeaseGrantRequest, pb.LeaseGrantResponse)
+LEASE_REVOKE = _change("Lease/LeaseRevoke", pb.LeaseRevokeRequest, pb.LeaseRevokeResponse)
+LEASE_TIME_TO_LIVE = _read("Lease/LeaseTimeToLive", pb.LeaseTimeToLiveRequest, pb.LeaseTimeToLiveResponse)
+LEASE_LEASES = _read("Lease/LeaseLeases", pb.LeaseLeasesRequest, pb.LeaseLeasesResponse)
+LOCK = _change("Lock/Lock", lock_pb.LockRequest, lock_pb.LockResponse)
+UNLOCK = _change("Lock/Unlock", lock_pb.UnlockRequest, lock_pb.UnlockResponse)
+CAMPAIGN = _change("Election/Campaign", election_pb.CampaignRequest, election_pb.CampaignResponse)
+RESIGN = _change("Election/Resign", election_pb.ResignRequest, election_pb.ResignResponse)
