@@ -271,12 +271,13 @@ class _Assembly:
             self._member.leader_loss.close()
 
     async def _close_unstarted(self) -> None:
-        if self._transport is not None:
-            await self._transport.close()
-        if self._writer is not None:
-            await self._writer.close()
-        if self._directory is not None:
-            await self._directory.state.close()
+        async with AsyncExitStack() as steps:  # taken from the last to the first
+            if self._directory is not None:
+                steps.push_async_callback(self._directory.state.close)
+            if self._writer is not None:
+                steps.push_async_callback(self._writer.close)
+            if self._transport is not None:
+                steps.push_async_callback(self._transport.close)
 
     def _make_node(self, opened: Opened, engine: Engine) -> Node:
         config, directory, founding = self._config, opened.directory, opened.founding

@@ -20,6 +20,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from raft.core import BootState, Config, RaftCore
@@ -178,10 +179,15 @@ class Node:
         self._recovered = replace(self._recovered, entries=())  # the core holds them now
         self._ended = False
         self.membership.refresh()
-        await self._transport.start(hello, self)
-        # A random phase, so that members started together do not count their silence in step.
+        # Planned before the transport starts, which may bring this member's end; at a random phase, so
+        # that members started together do not count their silence in step.
         self._tick_at_s = self._loop.time() + self._rng.random() * self._tick_s
         self._tick_timer = self._loop.call_at(self._tick_at_s, self._on_tick)
+        try:
+            await self._transport.start(hello, self)
+        except BaseException:
+            self._end()
+            raise
         self._wake()
 
     def _meet(self, conf: ConfState, hello: Hello) -> None:
@@ -299,16 +305,16 @@ class Node:
         """Leave at once, so that the others elect at once; then settle, flush and close. Idempotent."""
         if self._stopped:
             return
-        self._stopped = True
-        failed = self._ended
+        failed, self._stopped = self._ended, True
         if not failed:
             self._end()
-        await self._transport.close()
-        await self._failover.close()
-        await self.snapshots.close()
-        await self._write_behind.close(flush=not failed)
-        await self._write_behind.state.close()
-        await self._log.close()
+        async with AsyncExitStack() as steps:  # from the last to the first; all are taken, whichever fails
+            steps.push_async_callback(self._log.close)
+            steps.push_async_callback(lambda: self._write_behind.state.close())
+            steps.push_async_callback(self._write_behind.close, flush=not failed)
+            steps.push_async_callback(self.snapshots.close)
+            steps.push_async_callback(self._failover.close)
+            steps.push_async_callback(self._transport.close)
 
     def fail(self, reason: str) -> None:
         """Something happened after which nothing may be promised or answered: give up this process.

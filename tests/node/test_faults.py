@@ -15,8 +15,10 @@ from raft.core.ready import ReadState
 from raft.core.types import Role
 from raft.node import Node, NodeError, NoSpace, NotApplied, OutcomeUnknown, ReadTimedOut
 from raft.node.failover import Failover
+from raft.storage.memory_state import MemoryStateFile
 from raft.storage.protocol import StateMark
-from raft.transport.protocol import ForwardedBatch
+from raft.transport.memory import MemoryTransport
+from raft.transport.protocol import ForwardedBatch, Hello
 
 Scenario = Callable[[SimulatedCluster], Awaitable[None]]
 
@@ -563,6 +565,69 @@ def test_what_the_log_reports_while_the_state_is_loaded_is_heard(monkeypatch: py
         await cluster.start(1)
         await cluster.wait_until(lambda: len(cluster.members[1].failures) > failures)
         assert cluster.members[1].failures[-1] == "the disk is gone"
+
+    run(scenario, size=1)
+
+
+def test_what_ends_a_member_while_it_starts_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = MemoryTransport.start
+    ended: list[int] = []
+
+    async def start(self: MemoryTransport, hello: Hello, receiver: Node) -> None:
+        await genuine(self, hello, receiver)
+        receiver.fail("the disk is gone")
+        ended.append(receiver._turns)
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        cluster.crash(1)
+        monkeypatch.setattr(MemoryTransport, "start", start)
+        node = await cluster.start(1)
+        assert cluster.members[1].failures[-1] == "the disk is gone"
+        await asyncio.sleep(1)
+        assert node._tick_timer is not None
+        assert node._tick_timer.cancelled()
+        assert [node._turns] == ended, "it does nothing more"
+
+    run(scenario, size=1)
+
+
+def test_a_member_that_cannot_listen_does_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start(self: MemoryTransport, hello: Hello, receiver: Node) -> None:
+        raise OSError("the address is taken")
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        cluster.crash(1)
+        with monkeypatch.context() as patched:
+            patched.setattr(MemoryTransport, "start", start)
+            with pytest.raises(OSError, match="taken"):
+                await cluster.start(1)
+        node = cluster.members[1].running
+        assert node.failed
+        assert node._tick_timer is not None
+        assert node._tick_timer.cancelled()
+        await node.stop()
+
+    run(scenario, size=1)
+
+
+def test_a_step_of_stopping_that_fails_keeps_none_of_the_others_from_being_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def close(self: MemoryTransport) -> None:
+        raise OSError("planted")
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        member = cluster.members[1]
+        await cluster.propose(1, b"k")
+        with monkeypatch.context() as patched:
+            patched.setattr(MemoryTransport, "close", close)
+            with pytest.raises(OSError, match="planted"):
+                await member.running.stop()
+        state = member.running._write_behind.state
+        assert isinstance(state, MemoryStateFile)
+        assert state._closed
+        assert member.writer is not None
+        assert member.writer._closing
 
     run(scenario, size=1)
 
