@@ -48,6 +48,10 @@ STOP_PATIENCE_S = 10.0
 """For a gRPC server to stop beyond its grace. All calls are cancelled by then, which takes milliseconds;
 one whose handler does not end must not keep the log and the state file from being closed."""
 
+REOPEN_RETRY_S = 0.25
+"""Between attempts to listen again at addresses that were ours a moment ago. A member nobody can dial hears
+nobody, so it is as good as gone until one succeeds."""
+
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
@@ -95,6 +99,8 @@ class GrpcTransport:
         self._server: grpc.aio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reopening: asyncio.Task[None] | None = None
+        self._severed = False
+        """The listener that is open, or being opened, was shut: another is needed."""
         self._images_sent = 0
         """Attempts to send an image so far; picks the next URL in turn."""
         self._closed = False
@@ -238,20 +244,25 @@ class GrpcTransport:
         self._server = server
 
     def _reopen(self) -> None:
-        if self._closed or self._server is None:
+        if self._closed or (self._server is None and self._reopening is None):
             return
+        self._severed = True
         if self._reopening is None or self._reopening.done():
             assert self._loop is not None
             self._reopening = self._loop.create_task(self._reopen_server())
 
     async def _reopen_server(self) -> None:
-        server, self._server = self._server, None
-        assert server is not None
-        await server.stop(None)
-        try:
-            await self._open_server()
-        except OSError:
-            logger.exception("cannot listen for peers again; this member can only dial")
+        while self._severed and not self._closed:
+            self._severed = False
+            server, self._server = self._server, None
+            if server is not None:
+                await _see_stopped(asyncio.ensure_future(server.stop(None)), STOP_PATIENCE_S)
+            try:
+                await self._open_server()
+            except OSError as error:
+                logger.warning("nobody can dial this member for now: %s", error)
+                self._severed = True
+                await asyncio.sleep(REOPEN_RETRY_S)
 
     def _judge(self, hello: Hello) -> HelloAnswer:
         answer = self._receiver.on_hello(hello)

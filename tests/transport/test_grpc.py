@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -291,3 +292,79 @@ async def test_a_server_that_does_not_stop_is_given_up(
         await transport.close()
     assert "is given up" in caplog.text
     await stop(None)
+
+
+async def test_a_severed_member_listens_again_though_its_server_does_not_stop(
+    grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, recorder, second, _ = await grpc_harness.pair()
+    server, stop = first._server, first._server.stop
+
+    async def never(grace: float | None) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(grpc_transport, "STOP_PATIENCE_S", 0.05)
+    monkeypatch.setattr(server, "stop", never)
+    first.sever()
+    await recorder.until(lambda: first._server not in (None, server), poll=True)
+    assert await second.probe(1) is Liveness.ALIVE
+    await stop(None)
+
+
+async def test_a_severed_member_listens_again_once_its_address_is_free(
+    grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, recorder, second, _ = await grpc_harness.pair()
+    genuine, refused = first._open_server, 3
+
+    async def taken() -> None:
+        nonlocal refused
+        if refused:
+            refused -= 1
+            raise OSError(errno.EADDRINUSE, "planted")
+        await genuine()
+
+    monkeypatch.setattr(grpc_transport, "REOPEN_RETRY_S", 0.01)
+    monkeypatch.setattr(first, "_open_server", taken)
+    first.sever()
+    await recorder.until(lambda: not refused and first._server is not None, poll=True)
+    assert await second.probe(1) is Liveness.ALIVE
+
+
+async def test_a_member_severed_while_it_reopens_listens_in_the_end(
+    grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, recorder, second, _ = await grpc_harness.pair()
+    genuine, opened = first._open_server, 0
+
+    async def severed_meanwhile() -> None:
+        nonlocal opened
+        await genuine()
+        opened += 1
+        if opened == 1:
+            await asyncio.to_thread(first.sever)
+            await asyncio.sleep(0)  # the loop hears of it before the opening is over
+
+    monkeypatch.setattr(first, "_open_server", severed_meanwhile)
+    first.sever()
+    await recorder.until(lambda: opened == 2, poll=True)
+    assert await second.probe(1) is Liveness.ALIVE
+
+
+async def test_closing_does_not_wait_for_an_address_that_stays_taken(
+    grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport, recorder = await grpc_harness.member(1, 10)
+    attempts = 0
+
+    async def taken() -> None:
+        nonlocal attempts
+        attempts += 1
+        raise OSError(errno.EADDRINUSE, "planted")
+
+    monkeypatch.setattr(grpc_transport, "REOPEN_RETRY_S", 0.01)
+    monkeypatch.setattr(transport, "_open_server", taken)
+    transport.sever()
+    await recorder.until(lambda: attempts > 1, poll=True)
+    async with asyncio.timeout(10):
+        await transport.close()
