@@ -18,14 +18,16 @@ from collections import deque
 from raft.transport.protocol import ForwardedBatch, ForwardRefused
 
 WINDOWS_MAX = 1024
-"""Origins remembered in one term: members times their restarts in it. The oldest goes first; a
-process that many restarts ago sends nothing any more."""
+"""Origins remembered in one term: members times their restarts in it. Of the processes that are not the
+latest of their member, the one silent for longest is forgotten first: so many restarts later nothing of it
+is under way. The latest are never forgotten, however long ago they sent: their next batch would look like
+one behind a gap, and their first like one never taken."""
 
 
 class _Window:
     """What one process of one origin has sent for the term that is led."""
 
-    __slots__ = ("boot_id", "member_id", "next", "pending")
+    __slots__ = ("boot_id", "member_id", "next", "pending", "taken")
 
     def __init__(self, member_id: int, boot_id: int) -> None:
         self.member_id = member_id
@@ -34,6 +36,8 @@ class _Window:
         """The position expected next. Everything below is in the log, or in `pending`."""
         self.pending: deque[ForwardedBatch] = deque()
         """Taken in order, and not yet appended. Bounded by the origin's own window."""
+        self.taken = 0
+        """How many batches of all origins had been taken with its latest one; 0 before its first."""
 
 
 class Forwarding:
@@ -42,6 +46,8 @@ class Forwarding:
     def __init__(self) -> None:
         self._term = 0
         self._windows: dict[tuple[int, int], _Window] = {}
+        self._taken = 0
+        """Batches taken since start."""
         self.waiting: deque[tuple[_Window, ForwardedBatch]] = deque()
         """Read-only outside. Every pending batch, in order of arrival; agrees with the windows' queues."""
 
@@ -64,13 +70,24 @@ class Forwarding:
         assert leading_term == self._term, "lead() comes before the first batch of a term"
         if window is None:
             if len(self._windows) >= WINDOWS_MAX:
-                del self._windows[next(iter(self._windows))]
+                self._forget_one()
             window = self._windows[key] = _Window(member_id, batch.boot_id)
         if batch.counter == window.next:
             window.next += 1
+            self._taken += 1
+            window.taken = self._taken
             window.pending.append(batch)
             self.waiting.append((window, batch))
         return None
+
+    def _forget_one(self) -> None:
+        """Make room for another origin, unless every one is the latest process of its member."""
+        by_use = sorted(self._windows.values(), key=lambda window: window.taken)
+        latest = {window.member_id: window for window in by_use}
+        for window in by_use:
+            if window is not latest[window.member_id] and not window.pending:
+                del self._windows[window.member_id, window.boot_id]
+                return
 
     def pending(self) -> list[bytes]:
         """Entry data of every batch to append, in order."""

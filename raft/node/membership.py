@@ -54,7 +54,9 @@ LEARNER_READY_RATIO = 0.9
 """A learner may be promoted when it holds this share of what the leader holds (etcd: readyPercent)."""
 
 ORIGINS_MAX = 1024
-"""Processes whose newest change the leader of a term remembers; the oldest goes first."""
+"""Processes whose newest change the leader of a term remembers; the oldest goes first. Nothing can come of
+it: a change is sent again only while its caller waits, for seconds, and before it is forgotten that many
+other processes must have had one of theirs applied. Of a process forgotten later, any next change is news."""
 
 REMOVAL_TICKS = 10
 """How long streams to a removed member stay, so that it hears of it and its answers leave (as in etcd)."""

@@ -10,7 +10,7 @@ import pytest
 from raft.node.config import NodeConfig
 from raft.node.envelope import decode_envelope
 from raft.node.errors import NodeError, NoLeader, NotApplied, OutcomeUnknown, RequestTimedOut, Stopped
-from raft.node.forwarding import Forwarding
+from raft.node.forwarding import WINDOWS_MAX, Forwarding
 from raft.node.proposals import Batch, Proposals, settle_batch
 from raft.transport.protocol import ForwardedBatch
 
@@ -274,3 +274,35 @@ def test_two_processes_of_one_origin_do_not_share_a_window() -> None:
     leader.on_batch(2, ForwardedBatch(5, BOOT + 1, 1, b"new"), 5)
     leader.on_batch(2, ForwardedBatch(5, BOOT, 1, b"old"), 5)
     assert leader.pending() == [b"old", b"new"]
+
+
+def test_the_restarts_of_one_member_never_make_the_leader_forget_another() -> None:
+    """A forgotten window takes nothing from the middle, and takes or disowns again what is in the log."""
+    leader = Forwarding()
+    leader.lead(5)
+    first, second = (ForwardedBatch(5, BOOT, position, b"living") for position in (1, 2))
+    leader.on_batch(3, first, 5)
+    log = leader.pending()
+    leader.appended()
+    for restart in range(2 * WINDOWS_MAX):
+        leader.on_batch(2, ForwardedBatch(5, 1000 + restart, 1, b"restarted"), 5)
+        leader.appended()
+    assert len(leader._windows) == WINDOWS_MAX
+    for batch in (first, second, second, first):
+        assert leader.on_batch(3, batch, 5) is None
+    log += leader.pending()
+    leader.appended()
+    assert log == [b"living", b"living"]
+    assert leader.step_down() == []
+    refusal = leader.on_batch(3, second, 0)
+    assert refusal is not None
+    assert refusal.counter == 3, "what it sent is in the log"
+
+
+def test_as_many_members_as_windows_are_all_remembered() -> None:
+    leader = Forwarding()
+    leader.lead(5)
+    for member in range(1, WINDOWS_MAX + 3):
+        leader.on_batch(member, ForwardedBatch(5, BOOT, 1, b"x"), 5)
+    leader.on_batch(1, ForwardedBatch(5, BOOT, 1, b"x"), 5)
+    assert len(leader.pending()) == WINDOWS_MAX + 2
