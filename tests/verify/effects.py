@@ -26,7 +26,8 @@ Act = Callable[[Any, int], Any]
 class Effect(NamedTuple):
     """Something that happens at one moment."""
 
-    earliest_ns: int
+    earliest_ns: int | Callable[[Any], int]
+    """Or how to tell it from the state before."""
     latest_ns: float
     must: bool
     act: Act
@@ -53,7 +54,8 @@ def explained(initial: Hashable, effects: Sequence[Effect], accept: Callable[[An
         bound = min((effects[n].latest_ns for n in left if effects[n].must), default=NEVER)
         for n in left:
             effect = effects[n]
-            at = max(now, effect.earliest_ns)
+            earliest = effect.earliest_ns(state) if callable(effect.earliest_ns) else effect.earliest_ns
+            at = max(now, earliest)
             if at > bound or at > effect.latest_ns:
                 continue
             after = effect.act(state, at)

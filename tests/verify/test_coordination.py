@@ -94,7 +94,8 @@ def life(*lines: Line) -> list[Line]:
 
 def seen(begin: float, present: bool) -> list[Line]:
     key = {"lease": 1, "key": "k"}
-    return one(begin, begin + 0.1, 1, "observe", key, {**key, "revision": 9, "present": present})
+    done = {**key, "revision": 4 + int(begin * 10), "present": present}
+    return one(begin, begin + 0.1, 1, "observe", key, done)
 
 
 def renewed(begin: float, ttl: int) -> list[Line]:
