@@ -201,7 +201,7 @@ def leases_explained(operations: Sequence[Operation]) -> bool:
     ]
     effects += [
         Effect(
-            lambda state, lease=lease: dict(state[1]).get(lease, NOBODY).sure_ns,  # type: ignore[misc]
+            lambda state, lease=lease: dict(state[1]).get(lease, NOBODY).sure_ns,
             NEVER,
             False,
             lambda state, at, lease=lease: _end(state, lease, None),
