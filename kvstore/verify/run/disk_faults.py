@@ -10,9 +10,12 @@ import shutil
 import time
 from pathlib import Path
 
+import grpc.aio
+
 from kvstore.verify.run.cluster import Wrapping
 from kvstore.verify.run.faults import FaultMissedError, Field, Missing
 from kvstore.verify.run.write_trace import DATA_BYTES_MAX, TRACED, TracedDirectory, TraceError
+from kvstore.wire import rpc_pb2
 
 FLUSH_TIMEOUT_S = 10.0
 """For strace to write the last lines after its process was killed."""
@@ -24,6 +27,18 @@ TAIL_BYTES = 16_384
 """End of a trace that holds the ends of all threads."""
 
 FAILURE_TIMEOUT_S = 25.0
+PAGES_BEFORE_FULL = 2
+"""Writes of a thread to the state file that still find room, so that the file can be opened."""
+
+DISARM_TIMEOUT_S = 15.0
+STATE_NAME = "state"
+LOG_NAME = "wal"
+UNFINISHED_NAME = "next.tmp"
+SEGMENT_SUFFIX = ".wal"
+SECTOR_BYTES = 512
+"""The layout of a member's directory, as seen from outside: a segment's records follow its first sector."""
+
+_ALARMS = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET)
 NO_STRACE = "strace is not installed"
 
 
@@ -135,6 +150,8 @@ class _Injected:
 
     what = ""
     """What the fault is called."""
+    targets: tuple[str, ...] = ()
+    """Parts of the calls' text; each must show in an injected one, or the fault did not take hold."""
 
     def __init__(self, field: Field) -> None:
         self.field = field
@@ -148,6 +165,12 @@ class _Injected:
         """What strace is told to inject."""
         raise NotImplementedError
 
+    def before_restart(self, number: int) -> None:
+        """Make the member's directory ready for the fault; its process is dead."""
+
+    async def after_restart(self) -> None:
+        """Take back what the fault leaves behind; the member has been started again without it."""
+
     async def begin(self) -> str:
         cluster = self.field.cluster
         number = await self.field.pick()
@@ -155,6 +178,7 @@ class _Injected:
         self._trace = self.field.directory / f"injected-node{number}-{time.monotonic_ns()}"
         cluster.may_end[number] = True
         await cluster.kill(number)
+        self.before_restart(number)
         wrapping = cluster.wrappings.setdefault(number, Wrapping())
         wrapping.before = _strace("-o", str(self._trace), *self.arguments(number))
         await cluster.restart(number)
@@ -162,14 +186,17 @@ class _Injected:
         return f"{self.what} on node{number}"
 
     async def _wait_injected(self, deadline: float) -> None:
-        while not self._injections():
+        while not all(self._injections().values()):
             if time.monotonic() > deadline:
                 return
             await asyncio.sleep(0.2)
 
-    def _injections(self) -> int:
+    def _injections(self) -> dict[str, int]:
+        """How many errors were injected, by target."""
         trace = self._trace
-        return trace.read_bytes().count(b"(INJECTED)") if trace is not None and trace.exists() else 0
+        text = trace.read_text(errors="replace") if trace is not None and trace.exists() else ""
+        injected = [line for line in text.splitlines() if "(INJECTED)" in line]
+        return {target: sum(target in line for line in injected) for target in self.targets}
 
     async def end(self) -> str:
         cluster = self.field.cluster
@@ -177,22 +204,25 @@ class _Injected:
             raise FaultMissedError("no member was chosen")
         (number,) = self.nodes
         ended = "its process ended" if number not in cluster.alive else "it went on"
-        count = self._injections()
+        counts = self._injections()
         cluster.wrappings[number].before = ()
         if number in cluster.alive:
             await cluster.kill(number)
         await cluster.restart(number)
         cluster.may_end[number] = False
         self.nodes = ()
-        if not count:
-            raise FaultMissedError("no error was injected")
-        return f"{count} errors injected into node{number}; {ended}"
+        await self.after_restart()
+        if missed := [target for target, count in counts.items() if not count]:
+            raise FaultMissedError(f"no error was injected for {' nor '.join(missed)}")
+        told = " and ".join(f"{count} for {target}" for target, count in counts.items())
+        return f"errors injected into node{number}: {told}; {ended}"
 
 
 class SyncError(_Injected):
     """A sync fails with EIO: the outcome is unknown and the member must promise nothing more."""
 
     what = "EIO from fdatasync"
+    targets = ("fdatasync",)
 
     def arguments(self, number: int) -> tuple[str, ...]:
         when = self.field.rng.randint(*SYNCS_BEFORE_ERROR)
@@ -200,13 +230,46 @@ class SyncError(_Injected):
 
 
 class DiskFull(_Injected):
-    """No room for the state file's pages nor for the next segment of the log."""
+    """No room for the state file's pages, nor for the next segment of the log, which is prepared ahead."""
 
     what = "ENOSPC"
+    targets = (STATE_NAME, UNFINISHED_NAME)
 
     def arguments(self, number: int) -> tuple[str, ...]:
         data = self.field.cluster.data_of(number)
-        state = sorted(str(path) for path in data.glob("state*.db"))
-        paths = [path for name in state for path in ("-P", name, "-P", f"{name}-wal")]
-        trace = ("-e", "trace=pwrite64,fallocate,ftruncate")
-        return (*paths, *trace, "-e", "inject=pwrite64,fallocate:error=ENOSPC:when=3+")
+        state = sorted(str(path) for path in data.glob(f"{STATE_NAME}*.db"))
+        paths = [*state, *(f"{name}-wal" for name in state), str(data / LOG_NAME / UNFINISHED_NAME)]
+        chosen = [argument for path in paths for argument in ("-P", path)]
+        room = ("-e", "inject=fallocate:error=ENOSPC")
+        pages = ("-e", f"inject=pwrite64:error=ENOSPC:when={PAGES_BEFORE_FULL + 1}+")
+        return ("-y", *chosen, "-e", "trace=pwrite64,fallocate", *room, *pages)
+
+    def before_restart(self, number: int) -> None:
+        """Take away the segment prepared in reserve, as if the member had died before it was.
+
+        A run never writes enough to use up a segment, so nobody would ask for room.
+        """
+        segments = sorted((self.field.cluster.data_of(number) / LOG_NAME).glob(f"*{SEGMENT_SUFFIX}"))
+        with segments[-1].open("rb") as newest:
+            newest.seek(SECTOR_BYTES)
+            is_spare = len(segments) > 1 and not any(newest.read(SECTOR_BYTES))
+        if is_spare:
+            segments[-1].unlink()
+
+    async def after_restart(self) -> None:
+        """Disarm the alarm, under which nothing is written: an operator who has made room does so."""
+        cluster = self.field.cluster
+        deadline = time.monotonic() + DISARM_TIMEOUT_S
+        while time.monotonic() < deadline:
+            try:
+                status = await cluster.call(cluster.numbers[0], "Maintenance/Alarm", _ALARMS, timeout_s=2.0)
+                if not status.alarms:
+                    return
+                for alarm in status.alarms:
+                    disarm = rpc_pb2.AlarmRequest(
+                        action=rpc_pb2.AlarmRequest.DEACTIVATE, memberID=alarm.memberID, alarm=alarm.alarm
+                    )
+                    await cluster.call(cluster.numbers[0], "Maintenance/Alarm", disarm, timeout_s=2.0)
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.2)  # no leader yet, or the member is just starting
+        raise FaultMissedError("the alarm could not be disarmed")
