@@ -3,9 +3,11 @@
 * ordered: revisions never go back; unique: no event twice; atomic: a revision is never split;
 * reliable: between two events delivered, none is missing; resumable: from its start on, none is missing;
 * bookmarkable: a progress notice at a revision comes after every event up to it;
-* prev-value and is-create: what an event says of the past is true; filter: nothing but what was asked for.
+* prev-value and is-create: what an event says of the past is true, and a previous value asked for is told
+  unless compaction may have taken it; filter: nothing but what was asked for.
 
-And all watchers see the same. Operations:
+And all watchers see the same: what some operation of the history wrote, once, when it was at it. Operations
+(values distinct, nobody else writes to keys that are watched):
 
 =========  ===========================================  =====================================================
 f          invoked                                      completed
@@ -22,13 +24,17 @@ An event is [mod type key value create version prev], `prev` being [value mod] o
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from kvstore.verify.history import Operation, Outcome, Verdict
+from kvstore.verify.moments import contradictions, moments
 from kvstore.verify.sets import conclude
+from kvstore.verify.watch_log import Log
 
 
 class WatchEvent(NamedTuple):
@@ -43,67 +49,63 @@ class WatchEvent(NamedTuple):
     prev: Any
 
 
-class _Log:
-    """Everything that is known to have happened, by (revision, key)."""
-
-    def __init__(self) -> None:
-        self.entries: dict[tuple[int, str], tuple[str, Any]] = {}
-        """(revision, key) -> (type, value)."""
-        self.order: list[tuple[int, str]] = []
-        """The same keys, sorted."""
-        self.of_key: dict[str, list[int]] = {}
-        """Revisions at which each key is known to have changed, ascending."""
-
-    def add(self, revision: int, key: str, kind: str, value: Any) -> bool:
-        """False when something else is known to have happened there."""
-        return self.entries.setdefault((revision, key), (kind, value)) == (kind, value)
-
-    def settle(self) -> None:
-        self.order = sorted(self.entries)
-        for revision, key in self.order:
-            self.of_key.setdefault(key, []).append(revision)
+Watch = tuple[Operation, list[list[WatchEvent]]]
+"""A watch with its batches."""
 
 
-def check_watches(operations: Sequence[Operation]) -> Verdict:
-    """Judge a history of writes and watches."""
-    return conclude(len(operations), _findings(operations))
+def check_watches(operations: Sequence[Operation], *, compacted_through: int | None = None) -> Verdict:
+    """Judge a history of writes and watches.
+
+    `compacted_through`: nothing above that revision was compacted meanwhile; None when that is not known.
+    Raises ValueError for a history without times.
+    """
+    through = math.inf if compacted_through is None else compacted_through
+    return conclude(len(operations), _findings(operations, through))
 
 
-def _findings(operations: Sequence[Operation]) -> Iterator[str]:
-    log = _Log()
-    watches: list[tuple[Operation, list[list[WatchEvent]]]] = []
+def _findings(operations: Sequence[Operation], compacted_through: float) -> Iterator[str]:
+    log = Log()
+    watches: list[Watch] = []
     for operation in operations:
-        if operation.outcome is not Outcome.OK:
-            continue
-        if operation.f == "watch":
+        if operation.f != "watch":
+            yield from log.take(operation)
+        elif operation.outcome is Outcome.OK:
             batches = [[WatchEvent(*event) for event in batch] for batch in operation.completed["batches"]]
             watches.append((operation, batches))
-        else:
-            yield from _take_write(log, operation)
     for operation, batches in watches:
         for event in (event for batch in batches for event in batch):
-            if not log.add(event.mod, event.key, event.type, event.value):
-                known = log.entries[event.mod, event.key]
-                yield f"disagreement at revision {event.mod}: {known!r} or {event!r} in {_name(operation)}"
-    log.settle()
+            where = f"{event!r} in {_name(operation)}"
+            yield from log.witness(event.mod, event.key, event.type, event.value, where)
+            if event.prev is not None:
+                yield from log.witness(
+                    event.prev[1], event.key, "put", event.prev[0], f"the prev-value of {where}"
+                )
+    yield from log.settle()
     for operation, batches in watches:
-        yield from _one_watch(operation, batches, log)
-    yield from _unknown_effects(operations, log)
+        yield from _one_watch(operation, batches, log, compacted_through)
+    yield from _order(log, watches)
 
 
-def _take_write(log: _Log, operation: Operation) -> Iterator[str]:
-    revision = operation.completed["revision"]
-    if operation.f == "delete":
-        if operation.completed["deleted"]:
-            log.add(revision, operation.invoked[0], "delete", None)
-        return
-    for key, value in operation.invoked:
-        if not log.add(revision, key, "put", value):
-            yield f"two writes at revision {revision}: {operation.describe()}"
+def _order(log: Log, watches: Sequence[Watch]) -> Iterator[str]:
+    """Revisions respect the times of writes, and no watch shows one that was yet to come."""
+    shown = []
+    for operation, batches in watches:
+        told = [operation.completed["created"], *(notice[0] for notice in operation.completed["progress"])]
+        told += [event.mod for batch in batches for event in batch]
+        reply = {"revision": max(told), "watched": True}
+        shown.append(replace(operation, completed=reply, called_ns=0))  # it may show the past
+    yield from contradictions(moments([*log.placed(), *shown], _revision))
 
 
-def _one_watch(operation: Operation, batches: list[list[WatchEvent]], log: _Log) -> Iterator[str]:
-    name, asked = _name(operation), operation.invoked
+def _revision(operation: Operation) -> tuple[int, bool]:
+    reply = operation.completed
+    return reply["revision"], not reply.get("watched") and bool(reply.get("deleted", True))
+
+
+def _one_watch(
+    operation: Operation, batches: list[list[WatchEvent]], log: Log, compacted_through: float
+) -> Iterator[str]:
+    name, asked, reply = _name(operation), operation.invoked, operation.completed
     events = [event for batch in batches for event in batch]
     seen = {(event.mod, event.key) for event in events}
     if len(seen) < len(events):
@@ -114,20 +116,21 @@ def _one_watch(operation: Operation, batches: list[list[WatchEvent]], log: _Log)
     for earlier, later in pairwise(batches):
         if earlier and later and earlier[-1].mod == later[0].mod:
             yield f"atomic: revision {later[0].mod} was split in {name}"
+    first = asked["start"] or reply["created"] + 1
     for event in events:
-        yield from _event(event, asked, log, name)
-    first = asked["start"] or operation.completed["created"] + 1
-    if operation.completed["compacted"]:
-        if events:
-            yield f"reliable: events before the refusal of a compacted start in {name}"
-        return
+        if event.mod < first:
+            yield f"filter: {event!r} lies before the start of {name}"
+        yield from _event(event, asked, log, name, compacted_through)
     last = max([event.mod for event in events], default=0)
     yield from _missing(first, last, "reliable", asked, seen, log, name)
-    for revision, before in operation.completed["progress"]:
+    for revision, before in reply["progress"]:
         told = {(event.mod, event.key) for batch in batches[:before] for event in batch}
         yield from _missing(first, revision, "bookmarkable", asked, told, log, name)
         if any(event.mod <= revision for batch in batches[before:] for event in batch):
             yield f"bookmarkable: an event at or before {revision} came after that notice in {name}"
+    following = max([first, last + 1, *(revision + 1 for revision, _ in reply["progress"])])
+    if reply["compacted"] and not following < reply["compacted"] <= compacted_through:
+        yield f"resumable: refused at {following}, compacted through {reply['compacted']}, in {name}"
 
 
 def _missing(
@@ -136,7 +139,7 @@ def _missing(
     which: str,
     asked: dict[str, Any],
     seen: set[tuple[int, str]],
-    log: _Log,
+    log: Log,
     name: str,
 ) -> Iterator[str]:
     """Known events between two revisions that the watch asked for and did not see."""
@@ -149,39 +152,31 @@ def _missing(
                 yield f"{which}: {kind} of {key!r} at revision {revision} is missing in {name}"
 
 
-def _event(event: WatchEvent, asked: dict[str, Any], log: _Log, name: str) -> Iterator[str]:
+def _event(
+    event: WatchEvent, asked: dict[str, Any], log: Log, name: str, compacted_through: float
+) -> Iterator[str]:
     if not event.key.startswith(asked["prefix"]) or asked["no_put" if event.type == "put" else "no_delete"]:
         yield f"filter: {event!r} was not asked for in {name}"
-    if asked["start"] and event.mod < asked["start"]:
-        yield f"filter: {event!r} lies before the start of {name}"
     if event.type == "put" and (event.create == event.mod) != (event.version == 1):
         yield f"is-create: {event!r} in {name}"
-    if event.type == "put" and event.version > 1:
-        creation = log.entries.get((event.create, event.key))
-        if creation is not None and creation[0] != "put":
-            yield f"is-create: {event!r} names a creation that was a {creation[0]} in {name}"
+    if event.type == "put":
+        for why in log.doubt_of_life(event.key, event.mod, event.create, event.version):
+            yield f"is-create: {event!r} {why} in {name}"
+    elif (event.create, event.version) != (0, 0):
+        yield f"is-create: {event!r} is a deletion in {name}"
+    had_one = event.type == "delete" or event.version > 1
     if event.prev is None:
+        if asked["prev"] and had_one and event.mod > compacted_through:
+            yield f"prev-value: {event!r} tells none in {name}"
         return
-    value, mod = event.prev
+    mod = event.prev[1]
     if not asked["prev"]:
         yield f"filter: {event!r} tells a previous value nobody asked for in {name}"
-    if log.entries.get((mod, event.key), ("put", value)) != ("put", value):
-        yield f"prev-value: {event!r}, but then was {log.entries[mod, event.key]!r} in {name}"
+    if not had_one or mod >= event.mod or (event.type == "put" and mod < event.create):
+        yield f"prev-value: {event!r} had none such in {name}"
     changes = log.of_key.get(event.key, ())
     if bisect_left(changes, event.mod) > bisect_right(changes, mod):
         yield f"prev-value: {event!r} skips a change in {name}"
-
-
-def _unknown_effects(operations: Sequence[Operation], log: _Log) -> Iterator[str]:
-    """What certainly failed shows nowhere."""
-    values = {
-        (key, value): revision for (revision, key), (_, value) in log.entries.items() if value is not None
-    }
-    for operation in operations:
-        if operation.f == "write" and operation.outcome is Outcome.FAIL:
-            for key, value in operation.invoked:
-                if (key, value) in values:
-                    yield f"seen at revision {values[key, value]}: {operation.describe()}"
 
 
 def _name(operation: Operation) -> str:

@@ -132,6 +132,10 @@ FIRST = [2, "put", "w/a", "1", 2, 1, None]
 SECOND = [3, "put", "w/a", "2", 2, 2, ["1", 2]]
 BESIDE = [3, "put", "w/b", "2", 3, 1, None]
 THIRD = [4, "delete", "w/a", None, 0, 0, ["2", 3]]
+LIE = [5, "put", "w/b", "7", 3, 2, None]
+DENIED = one(1.0, 1.1, 3, "write", [["w/b", "7"]], None, "fail")
+LATE = one(4.0, 4.1, 3, "write", [["w/b", "7"]], None, "info")
+"""Asked for when the watch had ended."""
 
 
 def watched(batches: list[list[Any]], start: int = 1, **more: Any) -> list[Line]:
@@ -171,10 +175,24 @@ WRITES = [
         (watched([[[2, "put", "x", "1", 2, 1, None]]]), "filter"),
         (watched([[FIRST], [SECOND, BESIDE]], start=3), "filter"),
         (watched([[[2, "put", "w/a", "7", 2, 1, None]]]), "disagreement"),
-        (one(1.0, 1.1, 3, "write", [["w/a", "1"]], None, "fail"), "seen at revision"),
+        ([*DENIED, *watched([[FIRST], [SECOND, BESIDE], [THIRD], [LIE]])], "seen at revision"),
+        (watched([[FIRST], [SECOND, BESIDE], [THIRD], [LIE]]), "nobody wrote"),
+        (watched([[FIRST], [SECOND, BESIDE]], compacted=9), None),
+        (watched([[SECOND, BESIDE]], start=3, compacted=4), "resumable"),
+        ([*LATE, *watched([[FIRST], [SECOND, BESIDE], [THIRD], [LIE]])], "revisions went back"),
     ],
 )
 def test_watches(lines: list[Line], says: str | None) -> None:
     verdict = check_watches(history(*WRITES, *lines))
     assert verdict.kind is (VerdictKind.VALID if says is None else VerdictKind.INVALID), verdict
     assert says is None or any(says in line for line in verdict.explanation), verdict
+
+
+def test_a_previous_value_may_only_be_missing_where_history_was_compacted() -> None:
+    """A server that never tells one must not pass."""
+    operations = history(*WRITES, *watched([[FIRST], [[*SECOND[:6], None], BESIDE]]))
+    assert check_watches(operations).kind is VerdictKind.VALID
+    assert check_watches(operations, compacted_through=3).kind is VerdictKind.VALID
+    verdict = check_watches(operations, compacted_through=2)
+    assert verdict.kind is VerdictKind.INVALID
+    assert "tells none" in verdict.explanation[0]
