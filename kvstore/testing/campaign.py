@@ -1,7 +1,8 @@
 """`python -m kvstore.testing`: many seeds of both levels of simulation, on all processors; one verdict.
 
 * passed: every seed kept every promise, enough was asked and served, and the probes were reached.
-* failed: a promise was broken, or a long campaign missed a probe that has no recorded reason.
+* failed: a promise was broken, a long campaign missed a probe that has no recorded reason, or a probe was
+  reached that on record cannot be.
 * void: nothing broke, and too little was shown: no seed, too few calls served, too many void seeds.
 """
 
@@ -102,10 +103,14 @@ class Tally:
         names = [name for name, count in sorted(self.probes.items()) if not count]
         return {n: unreached[n] for n in names if n in unreached}, [n for n in names if n not in unreached]
 
+    def belied(self) -> dict[str, str]:
+        """Probes reached against the recorded reason why they cannot be."""
+        return {n: why for n, why in sorted(LEVELS[self.level].unreached.items()) if self.probes[n]}
+
     @property
     def verdict(self) -> str:
         level = LEVELS[self.level]
-        if self.failures or (self.seeds >= level.seeds_for_probes and self.missed()[1]):
+        if self.failures or self.belied() or (self.seeds >= level.seeds_for_probes and self.missed()[1]):
             return "failed"
         issued = self.operations.total()
         served = sum(count for how, count in self.operations.items() if how.endswith(" ok"))
@@ -136,6 +141,7 @@ class Tally:
             "probes": dict(sorted(self.probes.items())),
             "probes_not_reached": excused,
             "probes_missed": missed,
+            "probes_belied": self.belied(),
             "counts": dict(sorted(self.counts.items())),
         }
 
@@ -154,6 +160,7 @@ def describe(level: str, found: dict[str, Any]) -> str:
         f"  {found['faults_injected']} faults: {faults}",
         *(f"  not reached: {name} ({why})" for name, why in found["probes_not_reached"].items()),
     ]
+    lines += [f"  REACHED, and on record it cannot be: {name}" for name in found["probes_belied"]]
     if found["seeds"] >= LEVELS[level].seeds_for_probes:
         lines += [f"  missed: {name}" for name in found["probes_missed"]]
     lines += [f"  void seed {row['seed']}: {row['reason']}" for row in found["void"][:SHOWN_MAX]]

@@ -120,7 +120,7 @@ class Level(NamedTuple):
     length_s: float
     probes: tuple[str, ...]
     unreached: Mapping[str, str]
-    """Probes that a campaign need not reach, each with the reason."""
+    """Probes that a campaign cannot reach, each with the reason. One that is reached belies its reason."""
     ok_share_min: float
     """A campaign that serves a smaller share of all calls has mostly tested refusals: void."""
     seeds_for_probes: int

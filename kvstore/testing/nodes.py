@@ -279,7 +279,8 @@ class Run:
         while loop.time() < end_s:
             await asyncio.sleep(POLL_STATUS_S)
             self._no_violation()
-            self.cluster.probes.polled({node.member_id: node.status() for node in self.cluster.running})
+            statuses = {node.member_id: node.status() for node in self.cluster.running}
+            self.cluster.probes.polled(statuses, self.cluster.wiped)
             for client in crowd:
                 if client.done():
                     client.result()  # only a failure ends it so early

@@ -36,7 +36,6 @@ NODE_PROBES = (
     "a suffix is overwritten",
     "an image fails at its receiver",
     "an image fails on its way",
-    "an image goes on where it broke off",
     "an image is brought to its end",
     "an image is half received",
     "the state file lags far behind",
@@ -87,7 +86,7 @@ NODE_PROBES = (
 )
 
 NODE_UNREACHED: dict[str, str] = {}
-"""Probes that a campaign need not reach, each with the reason."""
+"""Probes that a campaign cannot reach, each with the reason. One that is reached belies its reason."""
 
 LAG = 20
 """Entries by which a state file that lags far is behind."""
@@ -120,8 +119,6 @@ class NodeProbes:
         """The latest wish to hand over: term and successor."""
         self._status: dict[int, NodeStatus] = {}
         """What each running process last said of itself."""
-        self._half: dict[int, int] = {}
-        """Member to the bytes it had of an image when its reception broke off."""
 
     def hit(self, name: str, *, when: bool = True) -> None:
         if when:
@@ -172,13 +169,15 @@ class NodeProbes:
 
     # ---- what members say of themselves
 
-    def polled(self, statuses: Mapping[int, NodeStatus]) -> None:
-        """All running processes, every few hundredths of a second."""
+    def polled(self, statuses: Mapping[int, NodeStatus], wiped: Collection[int]) -> None:
+        """All running processes, every few hundredths of a second; `wiped` lost the disk they began with."""
         leaders = [status for status in statuses.values() if status.role is Role.LEADER]
         self.hit("two members believe they lead", when=len(leaders) > 1)
         for member_id, status in statuses.items():
             before = self._status.get(member_id)
             self._look(status, before)
+            refused = member_id in wiped and not status.admitted and bool(status.peers)
+            self.hit("a fresh disk is not let in", when=refused)
             for index in status.matched.values() if status.role is Role.LEADER else ():
                 self.hit("a member is behind the compacted log", when=0 < index < status.first_index - 1)
         self._status = dict(statuses)
@@ -188,7 +187,6 @@ class NodeProbes:
         hit("a learner follows", when=bool(status.conf.learners))
         hit("a log is compacted", when=status.first_index > 1)
         hit("the state file lags far behind", when=status.durable_index + LAG < status.applied)
-        hit("a fresh disk is not let in", when=not status.admitted and status.applied > 0)
         hit("a cut log waits for a leader's word", when=not status.trusted)
         hit("commands wait while nobody leads", when=status.waiting_operations > 0 and not status.leader)
         hit("several batches are under way", when=status.in_flight_operations > 1)
@@ -199,14 +197,6 @@ class NodeProbes:
             hit("an image fails on its way", when=images.send_failures > before.images.send_failures)
             failed = images.receive_failures > before.images.receive_failures
             hit("an image fails at its receiver", when=failed)
-            self._look_at_reception(status, before)
-
-    def _look_at_reception(self, status: NodeStatus, before: NodeStatus) -> None:
-        now, then = status.images.receiving, before.images.receiving
-        if then is not None and now is not None and now[1] == then[1]:
-            moved = now[0] > then[0] > 0 and self._half.get(status.member_id) == then[0]
-            self.hit("an image goes on where it broke off", when=moved)
-            self._half[status.member_id] = now[0] if now[0] == then[0] else 0
 
     # ---- processes
 

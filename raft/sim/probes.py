@@ -141,8 +141,17 @@ PROBES = (
     "a write whose fate is unknown is committed",
 )
 
-UNREACHED: dict[str, str] = {}
-"""Probes that a campaign need not reach, each with the reason."""
+UNREACHED = {
+    "an acknowledgement goes beyond the leader's log": (
+        "who answers in the leader's term holds of it only what that leader sent, and knows nothing "
+        "committed that the leader lacks: reached, it means that a disk forgot or a commit was lost"
+    ),
+    f"a write is refused: {DropReason.REMOVED.value}": (
+        "a leader steps down in the call that applies its removal; only `step_down_on_removal=False`, "
+        "which is for transcripts of another implementation, lets it go on"
+    ),
+}
+"""Probes that a campaign cannot reach, each with the reason. One that is reached belies its reason."""
 
 MANY = 5
 """Entries that count as many: more than a change of leader leaves behind by the way."""

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from kvstore.testing import campaign
-from kvstore.testing.campaign import Tally, main
+from kvstore.testing.campaign import Tally, describe, main
 from kvstore.testing.levels import LEVELS, SeedResult, run_core
 from raft.core.log import Log
 from raft.sim.busy import CALLS_PER_S_MIN, HEALED_S, busy_s
@@ -62,6 +62,17 @@ def test_a_long_campaign_must_reach_every_probe(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(LEVELS, "core", few._replace(unreached={"never": "it cannot be"}))
     found = tally(*[result(probes={"often": 1})] * 2)
     assert (found.verdict, found.missed()) == ("passed", ({"never": "it cannot be"}, []))
+    found = tally(result(probes={"often": 1, "never": 1}))
+    assert (found.verdict, found.belied()) == ("failed", {"never": "it cannot be"})
+    assert "REACHED, and on record it cannot be: never" in describe("core", found.summary(1.0, 60.0))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_only_known_probes_have_a_reason_not_to_be_reached(level: str) -> None:
+    known = LEVELS[level].probes
+    assert len(set(known)) == len(known) > 50
+    assert set(LEVELS[level].unreached) <= set(known)
+    assert all(len(why.split()) > 5 for why in LEVELS[level].unreached.values())
 
 
 def test_an_idle_hour_is_not_busy() -> None:
