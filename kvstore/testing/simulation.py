@@ -28,6 +28,7 @@ from raft.storage import (
     open_member,
 )
 from raft.storage.memory import MemoryFile, MemoryLock, PowerCut
+from raft.storage.memory_state import MemoryStateFile
 from raft.storage.protocol import Row
 from raft.storage.wal import Log
 from raft.transport.memory import MemoryTransport, Network
@@ -35,6 +36,7 @@ from raft.transport.memory import MemoryTransport, Network
 logger = logging.getLogger(__name__)
 
 CLUSTER_ID = 0xC1
+DATA_DIRECTORY = "/data"
 SEGMENT_BYTES = 64 * 1024
 """Small, so that segments change often, and cheap to hold in memory."""
 POLL_S = 0.01
@@ -169,12 +171,23 @@ class SimulatedNode(Node):
     """A member whose process can be made to stand still, as by SIGSTOP."""
 
     paused = False
+    _paused_at_s = 0.0
+    """When it began to stand still; counts while `paused`."""
+    _still_s = 0.0
+    """How long it stood still before that."""
     turned: Callable[[RaftCore], None] | None = None
     """Called after each turn."""
 
     @property
     def core(self) -> RaftCore:
         return self._core
+
+    @property
+    def state_path(self) -> str:
+        """The state file in use; what else stands beside it are images."""
+        state = self._write_behind.state
+        assert isinstance(state, MemoryStateFile)
+        return state.path
 
     def ask(self, action: Callable[[RaftCore], None]) -> None:
         """Have something done to the core by its owner, in its next turn."""
@@ -191,7 +204,16 @@ class SimulatedNode(Node):
             if self.turned is not None and not self._ended:
                 self.turned(self._core)
 
+    @property
+    def still_s(self) -> float:
+        """How long this process has stood still in all: time that nobody can ask it to account for."""
+        return self._still_s + (self._loop.time() - self._paused_at_s if self.paused else 0.0)
+
+    def pause(self) -> None:
+        self.paused, self._paused_at_s = True, self._loop.time()
+
     def resume(self) -> None:
+        self._still_s = self.still_s
         self.paused = False
         self._turn()
 
@@ -249,7 +271,7 @@ class SimulatedCluster:
         files = _ProcessFiles(member.files)
         directory = await open_member(
             files,
-            "/data",
+            DATA_DIRECTORY,
             cluster_id=CLUSTER_ID,
             member_id=member_id,
             bootstrap=Bootstrap(conf=ConfState(voters=self._voters)),
@@ -390,13 +412,14 @@ class SimulatedCluster:
         return [member.node for member in self.members.values() if member.node is not None]
 
     def leader(self) -> Node | None:
-        """The leader a majority of all members follows, if there is one."""
+        """The leader a majority of its voters follows, if there is one. What others believe, who were removed
+        or still learn of the cluster, is no matter."""
         for node in self.running:
             if node.is_leader:
-                followers = [other for other in self.running if other.leader == node.member_id]
                 voters = node.core.conf.voters
-                votes = sum(follower.member_id in voters for follower in followers)
-                if votes * 2 > len(voters) and all(f.term == node.term for f in followers):
+                voting = [other for other in self.running if other.member_id in voters]
+                followers = [other for other in voting if other.leader == node.member_id]
+                if len(followers) * 2 > len(voters) and all(f.term == node.term for f in followers):
                     return node
         return None
 

@@ -33,10 +33,16 @@ def test_a_removed_leader_stays_until_the_others_can_do_without_its_vote() -> No
     run_seed(211, length_s=15.0, features=("members",))
 
 
+def test_who_waits_for_a_leader_that_was_paused_blames_nobody() -> None:
+    """In seed 1046 a leader lost all others for five seconds amid a transfer, and led again by its end."""
+    report = run_seed(1046)
+    assert report.operations["transfer fail"] > 0
+
+
 @pytest.mark.parametrize(
     ("broken", "invariant"),
     [
-        ("forgets who was removed", "membership converges|a healed majority elects a leader"),
+        ("forgets who was removed", "membership converges"),
         ("changes the list only", "an acknowledged change of the membership holds"),
     ],
 )
@@ -62,5 +68,6 @@ def test_what_goes_wrong_is_seen(broken: str, invariant: str, monkeypatch: pytes
             self._core = core
 
         monkeypatch.setattr(Membership, "apply", apply_to_the_list_only)
-    with pytest.raises(SimulationFailed, match=invariant):
+    with pytest.raises(SimulationFailed) as caught:
         run_seed(0, length_s=LENGTH_S, features=("members",), classes=("drop",))
+    assert caught.value.invariant == invariant
