@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raft.storage import InlineLogWriter
-from raft.storage.images import IMAGE_PREFIX, STATE_PREFIX
 from raft.storage.memory import Fault, PowerCut
 from raft.storage.records import SECTOR_BYTES
 from raft.storage.wal import Log
@@ -96,27 +95,33 @@ class SlowLogWriter(InlineLogWriter):
 class FaultyDisk:
     """One fault of a member's disk, to be planted as `MemoryFiles.fault`."""
 
-    def __init__(self, fault: Callable[[int, str, str], BaseException | None]) -> None:
+    def __init__(
+        self,
+        fault: Callable[[int, str, str], BaseException | None],
+        *,
+        log_directory: str,
+        state_path: Callable[[], str],
+    ) -> None:
+        """`state_path` is asked for the state file that the member uses now; images stand beside it."""
         self._fault = fault
-        self.hits = 0
-        """Calls that failed: a member that met one may give up."""
+        self._log_directory = log_directory
+        self._state_path = state_path
         self.struck = 0
-        """Those of them that no member outlives."""
+        """Calls that failed in a way that no process outlives: with the power gone, or with an outcome that
+        is unknown, of the log or of the state file in use. A full disk is waited out, and an image that
+        cannot be written is given up."""
+        self.log_refused = 0
+        """Calls that found no room for another segment. A process outlives them while the last one lasts."""
 
     def __call__(self, call: int, operation: str, path: str) -> BaseException | None:
         error = self._fault(call, operation, path)
-        self.hits += error is not None
-        self.struck += error is not None and not _is_image(operation, path)
+        if error is not None:
+            in_log = f"{path}/".startswith(f"{self._log_directory}/")
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            self.log_refused += full and in_log
+            no_image = in_log or path == self._state_path()
+            self.struck += isinstance(error, PowerCut) or (no_image and not full)
         return error
-
-
-def _is_image(operation: str, path: str) -> bool:
-    """Whether a member outlives an error there: images of the state come and go beside the log, and one
-    that cannot be written is given up."""
-    name = path.rpartition("/")[2]
-    if path.rpartition("/")[0].endswith("wal") or name == "wal":
-        return False
-    return name.startswith((IMAGE_PREFIX, STATE_PREFIX)) or operation in ("unlink", "sync_directory")
 
 
 def io_error(first_call: int, operations: Sequence[str]) -> Fault:

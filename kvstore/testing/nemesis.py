@@ -12,11 +12,13 @@ from kvstore.testing.disks import FaultyDisk, SlowLogWriter, flip, io_error, no_
 from kvstore.testing.faults import Fault
 from kvstore.testing.judge import Judge
 from kvstore.testing.probes import NodeProbes
-from kvstore.testing.simulation import SimulatedCluster, SimulatedNode
+from kvstore.testing.simulation import DATA_DIRECTORY, SimulatedCluster, SimulatedNode
 from raft.node.membership import REMOVED_REASON
 from raft.storage import Damaged, MemoryFiles
+from raft.storage.directory import LOG_NAME
+from raft.storage.memory import Fault as DiskFault
 from raft.storage.records import SECTOR_BYTES
-from raft.storage.wal import Log
+from raft.storage.wal import LOG_USED_UP, Log
 from raft.transport.protocol import Hello
 
 SUPERVISE_S = 0.01
@@ -26,6 +28,8 @@ RESTART_S = 0.5
 """A process that ended by itself is started again after this."""
 
 NEVER_S = float("inf")
+
+LOG_DIRECTORY = f"{DATA_DIRECTORY}/{LOG_NAME}"
 
 SEGMENT_BYTES_MAX = 1 << 20
 """More than any segment of a simulated log holds."""
@@ -101,7 +105,8 @@ class FaultyCluster(SimulatedCluster):
             self.loop.call_soon(self._bury, member_id, self.lives[member_id])
             return
         disk = self.disks.get(member_id)
-        if disk is None or not disk.hits:
+        log_full = disk is not None and disk.log_refused > 0 and reason.endswith(LOG_USED_UP)
+        if disk is None or not (disk.struck or log_full):
             self.judge.violate("no member stops by itself", f"member {member_id}: {reason}")
         self.processes["gave up"] += 1
         self.probes.hit("a failed disk ends a process", when=disk is not None and disk.struck > 0)
@@ -142,12 +147,15 @@ class FaultyCluster(SimulatedCluster):
         self.members[member_id].files = MemoryFiles()
         self.wiped.add(member_id)
 
-    def plant(self, member_id: int, disk: FaultyDisk) -> None:
+    def plant(self, member_id: int, fault: DiskFault) -> FaultyDisk | None:
+        """Have the member's disk fail from now on; None if there is no process to see it."""
         self._cut_for_good(member_id)
-        if self.members[member_id].node is None:
-            return
-        self.disks[member_id] = disk
-        self.members[member_id].files.fault = disk
+        node = self.members[member_id].node
+        if node is None:
+            return None
+        disk = FaultyDisk(fault, log_directory=LOG_DIRECTORY, state_path=lambda: node.state_path)
+        self.disks[member_id] = self.members[member_id].files.fault = disk
+        return disk
 
     def _cut_for_good(self, member_id: int) -> None:
         """A process whose power went in a callback of its own, which the loop caught, is no less dead."""
@@ -310,7 +318,7 @@ class Nemesis:
                 files = cluster.members[member_id].files
                 first = files.calls + self._rng.randrange(1, 60)
                 cluster.cutting.add(member_id)
-                cluster.plant(member_id, FaultyDisk(power_cut(first, at_sync=self._rng.random() < 0.7)))
+                cluster.plant(member_id, power_cut(first, at_sync=self._rng.random() < 0.7))
             await asyncio.sleep(self._rng.uniform(0, 0.3))
         for member_id in up:
             cluster.kill(member_id, fault.for_s * self._rng.random(), power=fault.detail != "kill")
@@ -332,11 +340,10 @@ class Nemesis:
             return
         calls, at_sync = fault.detail
         files = cluster.members[member_id].files
-        disk = FaultyDisk(power_cut(files.calls + calls, at_sync=at_sync))
         cluster.cutting.add(member_id)
-        cluster.plant(member_id, disk)
+        disk = cluster.plant(member_id, power_cut(files.calls + calls, at_sync=at_sync))
         await asyncio.sleep(1.0)
-        if cluster.disks.get(member_id) is disk:
+        if disk is not None and cluster.disks.get(member_id) is disk:
             cluster.kill(member_id, 0.0, power=True)
 
     async def _stop(self, fault: Fault) -> None:
@@ -357,7 +364,7 @@ class Nemesis:
         led = {node.member_id: node.term for node in paused if node.is_leader}
         cluster.probes.hit("a leader is paused", when=bool(led))
         for node in paused:
-            node.paused = True
+            node.pause()
         self.cut(links)  # what arrives waits in the sockets
         try:
             await asyncio.sleep(fault.for_s)
@@ -393,8 +400,8 @@ class Nemesis:
             return
         life = cluster.lives[member_id]
         after, operations = fault.detail
-        disk = FaultyDisk(io_error(cluster.members[member_id].files.calls + after, operations))
-        cluster.plant(member_id, disk)
+        disk = cluster.plant(member_id, io_error(cluster.members[member_id].files.calls + after, operations))
+        assert disk is not None, "the process runs and no power is going"
         await asyncio.sleep(fault.for_s)
         alive = cluster.members[member_id].node is not None and cluster.lives[member_id] == life
         if disk.struck and alive:
@@ -406,8 +413,7 @@ class Nemesis:
         cluster, (member_id,) = self._cluster, fault.members
         if cluster.members[member_id].node is None or member_id in cluster.disks:
             return
-        disk = FaultyDisk(no_space)
-        cluster.plant(member_id, disk)
+        disk = cluster.plant(member_id, no_space)
         await asyncio.sleep(fault.for_s)
         if cluster.disks.get(member_id) is disk:
             cluster.mend(member_id)
@@ -429,12 +435,11 @@ class Nemesis:
 
 def _newest_segment(cluster: FaultyCluster, member_id: int) -> str:
     """The segment of a member's log that holds its newest record."""
-    directory = "/data/wal"
     files = cluster.members[member_id].files
-    names = [name for name in files.list(directory) if name.endswith(".wal")]
+    names = [name for name in files.list(LOG_DIRECTORY) if name.endswith(".wal")]
     return next(
         path
-        for path in (f"{directory}/{name}" for name in reversed(names))
+        for path in (f"{LOG_DIRECTORY}/{name}" for name in reversed(names))
         if any(files.open(path).pread(SEGMENT_BYTES_MAX, SECTOR_BYTES))
     )
 

@@ -35,7 +35,7 @@ class MemoryStateFile:
 
     def __init__(self, files: FileSystem, path: str, identity: Identity) -> None:
         self._files = files
-        self._path = path
+        self.path = path
         self._rows: dict[bytes, bytes] = {}
         """The image at `_mark`."""
         self._mark = StateMark(0, 0, ConfState())
@@ -98,16 +98,16 @@ class MemoryStateFile:
     async def commit(self, mark: StateMark, rows: Sequence[Row]) -> None:
         """See StateFile."""
         if self._closed:
-            raise StateFileFailed(f"{self._path}: the state file is closed")
+            raise StateFileFailed(f"{self.path}: the state file is closed")
         if mark.index <= self._mark.index:
-            raise StateFileFailed(f"{self._path}: cannot go from index {self._mark.index} to {mark.index}")
+            raise StateFileFailed(f"{self.path}: cannot go from index {self._mark.index} to {mark.index}")
         body = _encode(mark, rows)
         frame = _frame(body)
         try:
             self._file.pwrite(frame, self._end)
             self._file.datasync()
         except OSError as error:
-            raise _translate(self._path, error) from error
+            raise _translate(self.path, error) from error
         self._take(body)
         self._end += len(frame)
 

@@ -34,6 +34,9 @@ SEGMENT_BYTES_MIN = 16 * 1024
 FRAME_SHARE = 4
 """A frame is closed at a quarter of a segment, so that rotation wastes at most a quarter of one."""
 
+LOG_USED_UP = "disk full, and the log's last segment is used up"
+"""What a LogFull says of its directory."""
+
 ENTRY_OVERHEAD_BYTES = 13
 """What the encoding adds to one entry's data."""
 
@@ -221,9 +224,7 @@ class Log:
                 self._prepare()
             except NoSpace:
                 self._close_files()
-                raise LogFull(
-                    f"{self._directory}: disk full, and the log's last segment is used up"
-                ) from None
+                raise LogFull(f"{self._directory}: {LOG_USED_UP}") from None
         assert self._spare is not None
         assert self._file is not None
         sequence = self._segments[-1].sequence + 1

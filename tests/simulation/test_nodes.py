@@ -5,6 +5,7 @@ The seeds here are a short, fixed selection; `make simulate` goes on from there.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from kvstore.testing.disks import FaultyDisk
 from kvstore.testing.faults import CLASSES
 from kvstore.testing.nodes import SimulationFailed, run_seed
 from raft.core.read_index import ReadRounds, Round
 from raft.core.ready import Ready
 from raft.node.node import Node
-from raft.storage.memory import MemoryFile
+from raft.storage import StateFileFailed, memory_state
+from raft.storage.memory import MemoryFile, PowerCut
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 12
@@ -39,11 +42,22 @@ def test_promises_hold_under_a_swarm_of_faults(seed: int) -> None:
     assert sum(report.faults.values()) > 0
 
 
+EFFECTS = {
+    "hung-disk": "a leader's disk hangs",
+    "io-error": "a failed disk ends a process",
+    "rot": "a damaged log is refused",
+    "wipe": "a fresh disk is not let in",
+}
+"""What faults of a class must have led to, where that has a name."""
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_promises_hold_under_each_class(name: str) -> None:
     report = run_seed(1000, classes=(name,), length_s=6)
     print(report)
     assert set(report.faults) == {name}
+    if name in EFFECTS:
+        assert report.probes.get(EFFECTS[name], 0) > 0, "it struck, and nobody felt it"
 
 
 def test_a_seed_repeats_its_run() -> None:
@@ -104,12 +118,17 @@ def promises_leave_before_the_sync(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Node, "_execute", eager)
 
 
+def a_full_disk_ends_the_process(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory_state, "_translate", lambda path, error: StateFileFailed(path))
+
+
 Bug = Callable[[pytest.MonkeyPatch], None]
 
 BUGS: dict[Bug, tuple[Sequence[str], str]] = {
     sync_is_a_no_op: (("crash",), "one batch|starts on"),
     promises_leave_before_the_sync: (("crash", "slow-disk"), "batch|completeness"),
     reads_skip_the_quorum: (("isolate-leader", "pause"), "is linearizable"),
+    a_full_disk_ends_the_process: (("no-space",), "no member stops by itself"),
 }
 """What is broken, under which faults, and what the judge must say of it. See also `test_mutants.py`."""
 
@@ -121,6 +140,35 @@ def test_a_broken_member_is_caught(bug: Bug, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(SimulationFailed, match=verdict) as caught:
         run_seeds(classes)
     print(caught.value)
+
+
+EIO, ENOSPC = OSError(errno.EIO, "failed"), OSError(errno.ENOSPC, "full")
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "ends"),
+    [
+        ("/data/wal/0000000000000001.wal", EIO, True),
+        ("/data/wal", EIO, True),
+        ("/data/state-0000000000000007.db", EIO, True),
+        ("/data/state-0000000000000009.db", EIO, False),
+        ("/data/image-1.db", EIO, False),
+        ("/data/wal/0000000000000001.wal", ENOSPC, False),
+        ("/data/state-0000000000000007.db", ENOSPC, False),
+        ("/data/image-1.db", PowerCut("gone"), True),
+    ],
+)
+def test_a_process_may_end_only_for_what_none_outlives(path: str, error: BaseException, ends: bool) -> None:
+    disk = FaultyDisk(
+        lambda call, operation, path: error if operation == "pwrite" else None,
+        log_directory="/data/wal",
+        state_path=lambda: "/data/state-0000000000000007.db",
+    )
+    assert disk(1, "datasync", path) is None
+    assert disk.struck == 0
+    assert disk(2, "pwrite", path) is error
+    assert disk.struck == ends
+    assert disk.log_refused == (error is ENOSPC and "wal" in path)
 
 
 def run_seeds(classes: Sequence[str]) -> None:
