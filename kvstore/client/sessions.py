@@ -122,11 +122,14 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         assert self._keeping is not None
+        lost = self.lost.is_set()  # it is set when the renewing ends, for whatever reason
         self._keeping.cancel()
         await asyncio.wait([self._keeping])
-        if not self.lost.is_set():
+        if not lost:
             with contextlib.suppress(KVError):  # then it ends by itself
                 await self._connection.call(LEASE_REVOKE, rpc_pb2.LeaseRevokeRequest(ID=self.lease))
+        if not self._keeping.cancelled():
+            self._keeping.result()  # a fault in the renewing must not pass for a lease that ended
 
     async def _keep(self) -> None:
         try:

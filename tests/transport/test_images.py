@@ -263,3 +263,25 @@ def test_frames_survive_the_wire() -> None:
     for junk in (b"\xff\xff", b""):
         with pytest.raises(codec.Malformed):
             codec.decode_image_frame(junk)
+
+
+@pytest.mark.asyncio
+async def test_a_sender_that_is_cancelled_ends_so_wherever_it_is(harness: Any) -> None:
+    """Also when the receiver leaves in the same moment: gRPC tells of that by a cancellation, too."""
+    first, _, second, other = await harness.pair()
+    leaving = None
+    for turns in (0, 1, 2, 4, 8, 16, 64, 256):
+        sink = Sink()
+        sink.install.clear()  # never at its end
+        take_into(other, sink)
+        sending = asyncio.create_task(first.send_image(2, OFFER, read, lambda offset: None))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if turns == 256:
+            await other.until(lambda sink=sink: sink.data == DATA, poll=True)
+            leaving = asyncio.create_task(second.close())
+        sending.cancel()
+        await asyncio.wait([sending])
+        assert sending.cancelled(), turns
+    assert leaving is not None
+    await leaving
