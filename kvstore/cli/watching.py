@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -184,13 +186,39 @@ def _read_line(words: Sequence[str]) -> Wanted:
     return _wanted(options.pop("args"), command, **options)
 
 
+async def _next_line() -> bytes:
+    """One line of standard input, empty at its end.
+
+    It is read by a thread that ends with the process. Nobody can call a read off, and whoever waited for it,
+    as the loop does for its own threads, would end only when something is typed.
+    """
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Future[bytes] = loop.create_future()
+    buffered = sys.stdin.buffer
+    source = getattr(buffered, "raw", buffered)  # a buffer would be locked when the process ends
+
+    def deliver(line: bytes) -> None:
+        if not arrived.done():
+            arrived.set_result(line)
+
+    def read() -> None:
+        try:
+            line = source.readline()
+        except OSError:  # the terminal is gone
+            line = b""
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(deliver, line)
+
+    threading.Thread(target=read, name="standard input", daemon=True).start()
+    return await arrived
+
+
 async def _converse(found: Settings, chosen: Printer) -> None:
     """Read `watch ...` and `progress` from standard input, line by line."""
-    loop = asyncio.get_running_loop()
     watchings: list[Watching] = []
     async with connect(found) as connection, asyncio.TaskGroup() as group:
         while True:
-            line = await loop.run_in_executor(None, sys.stdin.buffer.readline)
+            line = await _next_line()
             if not line.endswith(b"\n"):
                 raise invalid_input("error reading watch request line: EOF")
             text = os.fsdecode(line[:-1])
