@@ -80,6 +80,17 @@ def settings(directory: Path, **more: Any) -> Settings:
     return Settings(workload="register", nemeses=("kill",), directory=directory, seed=1, **more)
 
 
+def test_members_that_are_watched_tell_progress_while_a_watch_lasts(tmp_path: Path) -> None:
+    """By itself a server tells it every ten minutes, and nothing would be judged of it."""
+    flags = {
+        workload: Run(
+            Settings(workload=workload, nemeses=("kill",), directory=tmp_path, seed=1)
+        ).cluster.plan.server_arguments
+        for workload in ("watch", "register")
+    }
+    assert flags == {"watch": ("--experimental-watch-progress-notify-interval=200ms",), "register": ()}
+
+
 EVENTS = [
     {"time": 1_000_000, "process": 0, "type": "invoke", "f": "put", "value": ["a", "1"], "node": 0},
     {"time": 3_000_000, "process": 0, "type": "ok", "f": "put", "value": {"revision": 2}, "node": 0},

@@ -14,8 +14,10 @@ from kvstore.verify.load.slots import Slot
 WATCHERS_SHARE = 4
 """Every so-manieth slot watches; the others write."""
 
-WATCH_PREFIX = "w/"
 WATCH_KEYS = 8
+WRITTEN_FOLDERS = "wwwv"
+WATCH_PREFIXES = ("w/", "w/", "w/3", "v/")
+"""What is watched: most of it, one key, the rest. Every watch has news of others that it must not tell."""
 WATCH_EVENTS_MAX = 20_000
 """Events one watch records before it is ended: bounds a line of the history."""
 
@@ -48,7 +50,7 @@ async def watch(slot: Slot) -> None:
 
 async def _change(slot: Slot) -> None:
     draw = slot.rng.random()
-    keys = [f"{WATCH_PREFIX}{slot.rng.randrange(WATCH_KEYS)}" for _ in range(2)]
+    keys = [f"{slot.rng.choice(WRITTEN_FOLDERS)}/{slot.rng.randrange(WATCH_KEYS)}" for _ in range(2)]
     if draw < 0.2:
 
         async def delete() -> dict[str, Any]:
@@ -79,7 +81,7 @@ async def _watcher(slot: Slot) -> None:
         else:
             start = latest + 1
         asked = {
-            "prefix": WATCH_PREFIX,
+            "prefix": rng.choice(WATCH_PREFIXES),
             "start": start,
             "prev": rng.random() < 0.5,
             "no_put": rng.random() < 0.1,

@@ -57,6 +57,7 @@ class Compaction:
                     number, "Maintenance/Status", rpc_pb2.StatusRequest(), timeout_s=1.0
                 )
                 revision = max(1, status.header.revision - rng.randrange(COMPACT_BEHIND_MAX))
+                self.field.compacted_through = max(self.field.compacted_through, revision)
                 await cluster.call(
                     number, "KV/Compact", rpc_pb2.CompactionRequest(revision=revision), timeout_s=2.0
                 )

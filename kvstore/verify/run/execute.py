@@ -37,6 +37,10 @@ AFTERWARDS_S = 1.5
 LEASES_END_S = 15.0
 """After the last client: by then every lease of the lease workload has ended, elections included."""
 
+WATCH_FLAGS = ("--experimental-watch-progress-notify-interval=200ms",)
+"""For the watch workload: watches there last for seconds, and by itself a server tells progress every ten
+minutes. In the words that etcd 3.5 knows too."""
+
 OK_SHARE_MIN = 0.5
 """Below this a run says little: it is void."""
 
@@ -80,7 +84,7 @@ class Run:
             nodes=free_nodes(settings.nodes),
             token=secrets.token_hex(8),
             python_arguments=settings.program,
-            server_arguments=settings.server_flags,
+            server_arguments=(*(WATCH_FLAGS if settings.workload == "watch" else ()), *settings.server_flags),
         )
         self.cluster = ClusterUnderTest(plan)
         self.field = Field(
@@ -218,7 +222,7 @@ class Run:
                 )
                 for pair in reply.kvs
             }
-        return Finals(contents=contents, revision=revision)
+        return Finals(contents=contents, revision=revision, compacted_through=self.field.compacted_through)
 
     def _judge(self) -> RunResult:
         assert self.load is not None

@@ -72,6 +72,8 @@ class Field:
     """Processes of clients; filled when they have started."""
     means: dict[str, str] = field(default_factory=dict)
     """By what a fault is done where there is a choice, for the configuration of the run."""
+    compacted_through: int = 0
+    """Highest revision through which compaction was asked for; 0 while nobody did."""
 
     async def leader_or_any(self) -> int:
         """The leader, or a living member when nobody leads. Raises FaultMissedError with no member left."""

@@ -44,6 +44,8 @@ class Finals:
     contents: Mapping[str, Contents]
     """By member: key -> (value, mod, create, version, lease)."""
     revision: int
+    compacted_through: int | None = None
+    """No history above this revision was compacted during the run; None when that is not known."""
 
     def keys(self, prefix: str) -> dict[str, Collection[str]]:
         return {name: [key for key in held if key.startswith(prefix)] for name, held in self.contents.items()}
@@ -81,7 +83,7 @@ def _checks(
         "append": {"list-append": lambda: check_list_append(operations)},
         "set": {"set": lambda: check_set(operations, finals.keys("s/"))},
         "counter": {"counter": lambda: check_counter(operations, finals.versions("c/"))},
-        "watch": {"watch": lambda: check_watches(operations)},
+        "watch": {"watch": lambda: check_watches(operations, compacted_through=finals.compacted_through)},
         "lock": {"lock": lambda: check_locks(operations, fenced=False)},
         "lock-fenced": {"lock with fencing": lambda: check_locks(operations, fenced=True)},
         "lease": {
