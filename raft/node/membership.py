@@ -250,7 +250,9 @@ class Membership:
         """This member was removed, and leaves when it is not needed any more.
 
         Until they have applied the removal, the others count its vote: if too many of them are gone, they
-        cannot elect without it. So it stays until most of the others have said that it is removed.
+        cannot elect without it. So it stays until most of the others have said that it is removed; and
+        until the changes it has handed over are settled, its own removal perhaps, which a slow disk may
+        not have let it apply yet. They end with their time at the latest.
         """
         if self._closed:
             return
@@ -260,7 +262,9 @@ class Membership:
             patience_s = REMOVAL_PATIENCE_TICKS * self._config.heartbeat_interval_ms / 1000
             self._loop.call_later(patience_s, self._leave, REMOVED_REASON)
         others = [voter for voter in self.conf.voters if voter != self._id]
-        if sum(other in self._expelled_by for other in others) > len(others) // 2 and not self._leaving:
+        dismissed = sum(other in self._expelled_by for other in others) > len(others) // 2
+        asking = any(request.target is not None for request in self._waiting)
+        if dismissed and not asking and not self._leaving:
             self._leaving = True
             self._loop.call_soon(self._leave, REMOVED_REASON)
 
@@ -305,6 +309,8 @@ class Membership:
             if request.target is not None and now_s >= request.sent_s + RESEND_MS / 1000:
                 self._send(request)
         self.run()
+        if self.removed:
+            self._remove()
 
     def on_message(self, member: int, boot_id: int, message: Message) -> None:
         """A change handed to us, or the refusal of one of ours."""
@@ -421,6 +427,8 @@ class Membership:
             self.stepped_down()
             return
         forwarded = self._forwarded[0]
+        if self._awaits_leaver(forwarded):
+            return
         refusal = self._append(forwarded.change)
         if refusal is None:
             if len(self._appended) >= ORIGINS_MAX and forwarded.origin not in self._appended:
@@ -431,6 +439,21 @@ class Membership:
         else:
             return  # not now: an earlier change is not applied, or leadership is being handed on
         self._forwarded.popleft()
+
+    def _awaits_leaver(self, forwarded: _Forwarded) -> bool:
+        """Whether a member that asked for its own removal, a former leader mostly, has not answered yet.
+
+        Until then it is not sent what is appended, and once removed it is sent nothing: it could not tell
+        its caller. A sick disk may keep it from answering, so half of its caller's time must do.
+        """
+        member = forwarded.origin[0]
+        wait_ends_s = forwarded.deadline_s - self._config.request_timeout_ms / 2000
+        return (
+            ConfStep(ConfStepKind.REMOVE, member) in forwarded.change.steps
+            and self._clock() < wait_ends_s
+            and member in self._transport.connected_peers()
+            and not any(peer.match for peer in self._core.status().peers if peer.member == member)
+        )
 
     def _append(self, change: ConfChange) -> int | None:
         """Propose to our own core; why not, or None when it is in the log."""

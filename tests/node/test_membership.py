@@ -8,8 +8,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
+from kvstore.testing.disks import SlowLogWriter
 from raft.core.confchange import ConfChange, ConfStep, ConfStepKind, ConfTransition
 from raft.node import ChangeRefused, LearnerNotReady, NotApplied, OutcomeUnknown, TransferFailed
+from raft.storage.wal import Log
 
 Scenario = Callable[[SimulatedCluster], Awaitable[None]]
 REMOVED = "the member has been permanently removed from the cluster"
@@ -202,6 +204,37 @@ def test_a_member_removed_while_it_was_down_is_told_so_and_ends() -> None:
         assert leader_id(cluster) != down
         await cluster.propose(via, b"goes on")
 
+    run(scenario)
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_who_asks_for_its_own_removal_is_answered_though_its_disk_is_slow(
+    leads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others have dismissed it by the time it can apply what it asked for."""
+    slow: list[int] = []
+
+    def make_writer(
+        self: SimulatedCluster,
+        member: int,
+        log: Log,
+        fatal: Callable[[str], None],
+        on_space: Callable[[bool], None],
+    ) -> SlowLogWriter:
+        def duration_s() -> float:
+            return 1.5 if member in slow else 0.0
+
+        return SlowLogWriter(
+            log, loop=self.loop, fatal=fatal, on_space=on_space, duration_s=duration_s, chance=lambda: 0.0
+        )
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        gone = leader_id(cluster) if leads else follower_id(cluster)
+        slow.append(gone)
+        assert await remove(cluster, gone, gone) == len(ledger(cluster, gone)) - 1
+        await cluster.wait_until(lambda: cluster.members[gone].failures == [REMOVED])
+
+    monkeypatch.setattr(SimulatedCluster, "make_writer", make_writer)
     run(scenario)
 
 
