@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 
 GIVE_UP_S = 10.0
@@ -17,6 +18,10 @@ GIVE_UP_S = 10.0
 
 POLLS_PER_DEADLINE = 8
 """How finely half the election timeout is measured: late by an eighth at most."""
+
+UNHEARD_POLLS = 2
+"""Polls for which the loop may leave what it was told unheard before it counts as stuck. On a busy machine
+a healthy loop is late for one; cutting its sockets would end every stream and call for nothing."""
 
 
 class Watchdog:
@@ -64,25 +69,34 @@ class Watchdog:
 
     def _run(self) -> None:
         poll_s = self._deadline_s / POLLS_PER_DEADLINE
-        told_at = 0.0
-        """Age of the stall when the loop was told; 0.0 while there is none."""
-        severed = False
+        told = False
+        """The loop was told of the stall in progress."""
+        unheard = 0
+        """Polls since then at which it had not heard of it yet."""
+        away_s = 0.0
+        """How much of the stall in progress this thread slept through: then the whole process stood still,
+        and the disk had nobody to answer."""
+        polled_s = time.monotonic()
         while not self._stop.wait(poll_s):
+            before_s, polled_s = polled_s, time.monotonic()
+            late_s = polled_s - before_s - poll_s
+            if late_s > self._deadline_s:
+                away_s += late_s
             stalled = self._stalled_seconds()
             if stalled < self._deadline_s:
-                told_at, severed = 0.0, False
+                told, unheard, away_s = False, 0, 0.0
                 continue
-            if stalled >= GIVE_UP_S:
+            if stalled - away_s >= GIVE_UP_S:
                 self._fatal(f"the log's disk has not answered for {stalled:.1f} s")
                 return
-            if not told_at:
-                told_at = stalled
+            if not told:
+                told = True
                 self._heard.clear()
                 try:
                     self._loop.call_soon_threadsafe(self._tell)
                 except RuntimeError:
                     return  # the loop is closed: the node has stopped
-            elif not severed and not self._heard.is_set():
-                # A whole poll later the loop has not turned: it is stuck.
-                severed = True
-                self._sever()
+            elif not self._heard.is_set():
+                unheard += 1
+                if unheard == UNHEARD_POLLS:  # once per stall
+                    self._sever()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from raft.storage import Watchdog
+from raft.storage import Watchdog, watchdog
+from raft.storage.watchdog import UNHEARD_POLLS
 
 DEADLINE_S = 10.0
 
@@ -52,6 +54,36 @@ class Watched:
                 await asyncio.sleep(0.001)
 
 
+class Steps:
+    """Lets the watchdog look when the test says so, and no earlier."""
+
+    def __init__(self) -> None:
+        self._waiting = threading.Semaphore(0)
+        self._allowed = threading.Semaphore(0)
+        self._ended = False
+
+    def wait(self, timeout: float) -> bool:
+        self._waiting.release()
+        self._allowed.acquire()
+        return self._ended
+
+    def set(self) -> None:
+        self._ended = True
+        self._allowed.release()
+
+    def look(self) -> None:
+        """One look, to its end."""
+        assert self._waiting.acquire(timeout=DEADLINE_S)
+        self._allowed.release()
+        assert self._waiting.acquire(timeout=DEADLINE_S)
+        self._waiting.release()
+
+    def look_last(self) -> None:
+        """One look, with which the watchdog ends."""
+        assert self._waiting.acquire(timeout=DEADLINE_S)
+        self._allowed.release()
+
+
 @pytest.fixture
 def make() -> Any:
     return Watched
@@ -87,6 +119,46 @@ async def test_a_stuck_loop_gets_its_sockets_closed(make: Any) -> None:
     assert watched.severed.wait(DEADLINE_S)  # the loop stands still here, as in a hanging inline sync
     watched.dog.stop()
     assert watched.fatal == []
+
+
+@pytest.mark.asyncio
+async def test_a_loop_that_is_only_late_keeps_its_sockets(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched, steps = make(asyncio.get_running_loop()), Steps()
+    monkeypatch.setattr(watched.dog, "_stop", steps)
+    watched.dog.start()
+    for late in (UNHEARD_POLLS - 1, UNHEARD_POLLS):
+        watched.age_s = 0.1
+        for _ in range(1 + late):  # this loop stands still meanwhile
+            steps.look()
+        assert watched.severed.is_set() == (late == UNHEARD_POLLS)
+        await asyncio.wait_for(watched.stalled.wait(), DEADLINE_S)
+        steps.look()
+        watched.age_s = 0.0
+        steps.look()
+        watched.stalled.clear()
+    watched.dog.stop()
+    assert watched.stalls == 2
+
+
+@pytest.mark.asyncio
+async def test_a_process_that_stood_still_is_not_ended_for_it(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of a sync for longer than a disk is given, and gone on: the disk is well."""
+    watched, steps = make(asyncio.get_running_loop()), Steps()
+    monkeypatch.setattr(watched.dog, "_stop", steps)
+    clock_s = 0.0
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: clock_s))
+    watched.dog.start()
+    steps.look()
+    clock_s += 60.0
+    watched.age_s = 60.5
+    steps.look()
+    assert watched.fatal == []
+    watched.age_s = 70.5
+    steps.look_last()
+    assert watched.ended.wait(DEADLINE_S), "it has hung for ten seconds that were seen"
+    watched.dog.stop()
 
 
 @pytest.mark.asyncio
