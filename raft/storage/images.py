@@ -16,12 +16,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from raft.storage.errors import Damaged
+from raft.storage.errors import Damaged, StateFileFailed
 from raft.storage.files import File, FileSystem
 from raft.storage.protocol import Identity, StateFile, StateMark
 
@@ -60,7 +61,9 @@ class StateFormat(Protocol):
 class Background(Protocol):
     """Where work that blocks on the disk for long is done."""
 
-    async def run(self, function: Callable[[], T]) -> T: ...
+    async def run(self, function: Callable[[], T], give_up: Callable[[], None] | None = None) -> T:
+        """Call the function. A cancelled caller calls `give_up`, and goes on when the function has ended: it
+        may be at work on a file."""
 
     def close(self) -> None:
         """Wait for what is being done."""
@@ -72,12 +75,14 @@ class ThreadBackground:
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(IMAGE_THREADS, thread_name_prefix="raft-images")
 
-    async def run(self, function: Callable[[], T]) -> T:
-        """A cancelled caller goes on only when the function has ended: it may be at work on a file."""
+    async def run(self, function: Callable[[], T], give_up: Callable[[], None] | None = None) -> T:
+        """See Background."""
         future = asyncio.get_running_loop().run_in_executor(self._executor, function)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
+            if give_up is not None:
+                give_up()
             await asyncio.wait([future])
             raise
 
@@ -88,7 +93,7 @@ class ThreadBackground:
 class InlineBackground:
     """At once, in the caller: for simulation."""
 
-    async def run(self, function: Callable[[], T]) -> T:
+    async def run(self, function: Callable[[], T], give_up: Callable[[], None] | None = None) -> T:
         return function()
 
     def close(self) -> None:
@@ -148,23 +153,29 @@ class ImageStore:
     # -- copies for others
 
     async def build(self, state: StateFile) -> Image:
-        """Copy what `state` holds durably, without disturbing it. Takes seconds for a large state."""
+        """Copy what `state` holds durably, without disturbing it. Takes seconds for a large state; cancelled,
+        it ends at once."""
         async with self._building:
             self._numbers += 1
             path = f"{self._directory}/{IMAGE_PREFIX}{self._numbers}{_SUFFIX}"
+            unwanted = threading.Event()
             try:
-                return await self._background.run(lambda: self._build(state, path))
+                return await self._background.run(
+                    lambda: self._build(state, path, lambda: not unwanted.is_set()), unwanted.set
+                )
             except BaseException:
                 await self._background.run(lambda: self._unlink(path))
                 raise
 
-    def _build(self, state: StateFile, path: str) -> Image:
-        mark = state.copy_to(path)
+    def _build(self, state: StateFile, path: str, wanted: Callable[[], bool]) -> Image:
+        mark = state.copy_to(path, wanted)
         digest = hashlib.sha256()
         file = self._files.open(path)
         try:
             size = file.size()
             for offset in range(0, size, READ_BYTES):
+                if not wanted():
+                    raise StateFileFailed(f"{path}: the copy was given up")
                 digest.update(file.pread(READ_BYTES, offset))
         finally:
             file.close()

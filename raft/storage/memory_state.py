@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from struct import Struct
 
 from crc32c import crc32c
@@ -111,7 +111,7 @@ class MemoryStateFile:
         self._take(body)
         self._end += len(frame)
 
-    def copy_to(self, path: str) -> StateMark:
+    def copy_to(self, path: str, wanted: Callable[[], bool]) -> StateMark:
         """See StateFile."""
         body = _encode(self._mark, list(self._rows.items()))
         try:

@@ -108,11 +108,12 @@ class StateFile(Protocol):
     async def mark(self) -> StateMark:
         """The durable index; index 0 on a fresh file."""
 
-    def copy_to(self, path: str) -> StateMark:
+    def copy_to(self, path: str, wanted: Callable[[], bool]) -> StateMark:
         """Copy the durable image into a new file at `path`; its mark. The bytes are durable on return, the
         name is not. Blocks, on any thread, while commits go on; one copy at a time.
 
-        Raises StateFileFull or StateFileFailed.
+        Asks `wanted` now and then, on that thread, and gives up when the copy is not wanted any more.
+        Raises StateFileFull or StateFileFailed, which also stands for having given up.
         """
 
     async def commit(self, mark: StateMark, rows: Sequence[Row]) -> None:

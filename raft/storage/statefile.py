@@ -11,7 +11,7 @@ import asyncio
 import errno
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import aiosqlite
 
@@ -38,6 +38,9 @@ rewrites of the same pages, small enough that folding takes well under a second.
 
 SCAN_ROWS = 2048
 """Rows per chunk of a scan: a hop to the thread costs as much as reading some hundred rows."""
+
+COPY_LOOK_STEPS = 10_000
+"""Steps of SQLite's machine between two looks at whether a copy is still wanted: some milliseconds of it."""
 
 BUSY_TIMEOUT_MS = 5000
 """Only our own connections share the file; a writer meets a reader at checkpoints only."""
@@ -142,13 +145,14 @@ class SqliteStateFile:
                 raise translated from error
             # No room to fold: the journal keeps growing until there is, and a commit says so.
 
-    def copy_to(self, path: str) -> StateMark:
+    def copy_to(self, path: str, wanted: Callable[[], bool]) -> StateMark:
         """See StateFile. Runs beside the writer, on a connection of its own."""
         self._copying = True
         try:
             connection = sqlite3.connect(self._path, isolation_level=None)
             try:
                 connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+                connection.set_progress_handler(lambda: not wanted(), COPY_LOOK_STEPS)
                 connection.execute("VACUUM INTO ?", (path,))
             finally:
                 connection.close()

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from raft.core.ready import AppendToken, AppendWork
 from raft.core.types import ConfState, HardState, SnapshotMeta
-from raft.storage import Damaged, DirectoryForeign, MemberDirectory, MemoryFiles, StateMark, StorageError
-from raft.storage.images import STATE_NAME, state_name
+from raft.storage import (
+    Damaged,
+    DirectoryForeign,
+    MemberDirectory,
+    MemoryFiles,
+    StateFileFailed,
+    StateMark,
+    StorageError,
+)
+from raft.storage.images import IMAGE_PREFIX, STATE_NAME, ThreadBackground, state_name
 from raft.storage.memory import PowerCut
 from raft.storage.protocol import StateFile
 
@@ -231,3 +242,33 @@ async def test_power_cut_at_every_step_of_an_installation(kit: Any) -> None:
     else:
         pytest.fail("the installation never came to its end")
     assert found == {7, 40}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("summing", [False, True])
+async def test_a_copy_in_the_making_keeps_nobody_waiting(
+    summing: bool, disk: Any, kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member that stops, or a caller who leaves, does not wait until a large state is copied."""
+    background = ThreadBackground()
+    member = await disk.open(background=background)
+    copying, genuine = threading.Event(), member.state.copy_to
+
+    def copy_to(path: str, wanted: Callable[[], bool]) -> StateMark:
+        mark = genuine(path, lambda: True)
+        copying.set()
+        while wanted():
+            time.sleep(0.001)  # as large as you like
+        if summing:
+            return mark
+        raise StateFileFailed("given up")
+
+    monkeypatch.setattr(member.state, "copy_to", copy_to)
+    making = asyncio.create_task(member.images.build(member.state))
+    assert await asyncio.to_thread(copying.wait, 10)
+    making.cancel()
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncio.CancelledError):
+            await making
+    assert not [name for name in disk.files.list(disk.path) if name.startswith(IMAGE_PREFIX)]
+    await kit.close(member)

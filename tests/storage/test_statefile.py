@@ -222,3 +222,22 @@ async def test_looking_the_file_over_does_not_hold_up_the_loop(
     await state.close()
     assert len(threads) == 1
     assert threads[0] is not threading.current_thread()
+
+
+@pytest.mark.asyncio
+async def test_a_copy_that_is_not_wanted_any_more_ends_half_way(tmp_path: Path) -> None:
+    state = await statefile.open_sqlite_state(str(tmp_path / "state.db"), IDENTITY)
+    await state.commit(StateMark(3, 1, CONF), [(b"%d" % number, b"x" * 100) for number in range(20_000)])
+    asked: list[int] = []
+
+    def wanted() -> bool:
+        asked.append(len(asked))
+        return len(asked) < 2
+
+    with pytest.raises(StateFileFailed, match="interrupted"):
+        await asyncio.to_thread(state.copy_to, str(tmp_path / "given-up.db"), wanted)
+    assert len(asked) == 2
+    await state.commit(StateMark(4, 1, CONF), [(b"goes on", b"")])
+    whole = str(tmp_path / "whole.db")
+    assert await asyncio.to_thread(state.copy_to, whole, lambda: True) == StateMark(4, 1, CONF)
+    await state.close()
