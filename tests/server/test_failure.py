@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import grpc
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from kvstore.app import StartError
 from kvstore.wire import rpc_pb2 as pb
 from kvstore.wire import v3lock_pb2
+from raft.transport.grpc_transport import GrpcTransport
 
 OTHER = "another-cluster"
 
@@ -108,3 +110,34 @@ async def test_client_urls_that_cannot_be_published_are_an_error_not_a_silence(m
     await member.start()
     with pytest.raises(StartError, match="cannot join the cluster: etcdserver: request is too large"):
         await member.ready()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("error", [OSError("planted"), asyncio.CancelledError()], ids=["failed", "cut"])
+async def test_a_close_that_breaks_off_leaves_no_thread_that_keeps_the_process(
+    members, until, monkeypatch, error
+) -> None:
+    """Of a loop that ends meanwhile, or a step that fails; the thread of an open state file never ends."""
+    (member,) = members.plan(1)
+    before = set(threading.enumerate())
+    await member.start()
+    await member.ready()
+    genuine = GrpcTransport.close
+
+    async def close(self) -> None:
+        await genuine(self)
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GrpcTransport, "close", close)
+        with pytest.raises(type(error)):
+            await member.stop()
+
+    def left() -> list[threading.Thread]:
+        started = set(threading.enumerate()) - before
+        return [thread for thread in started if not thread.daemon and not thread.name.startswith("asyncio_")]
+
+    await until(lambda: not left())
+    await member.start()
+    await member.ready()
+    assert await member.get(b"k") is None
