@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 
 import pytest
 
-from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
+from kvstore.testing import SimulatedCluster, run_virtual
 from raft.core.messages import Message, MessageType
 from raft.core.ready import AppendToken, AppendWork
 from raft.core.types import EMPTY_HARD_STATE, ConfState, Entry, EntryId, EntryKind, SnapshotMeta
@@ -18,8 +18,7 @@ from raft.storage import MemoryFiles
 from raft.storage.memory import PowerCut
 from raft.storage.protocol import Identity, Recovered
 from raft.transport.protocol import Hello
-
-Scenario = Callable[[SimulatedCluster], Awaitable[None]]
+from tests.node.scenarios import Scenario, ledger
 
 
 def run(scenario: Scenario, *, size: int = 3) -> None:
@@ -29,12 +28,6 @@ def run(scenario: Scenario, *, size: int = 3) -> None:
         await cluster.stop_all()
 
     run_virtual(main())
-
-
-def ledger(cluster: SimulatedCluster, member_id: int) -> list[bytes]:
-    machine = cluster.members[member_id].machine
-    assert isinstance(machine, LedgerMachine)
-    return machine.applied
 
 
 def test_fresh_disks_take_part_only_when_enough_others_have_spoken() -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import pytest
 
-from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
+from kvstore.testing import SimulatedCluster, run_virtual
 from kvstore.testing.simulation import CLUSTER_ID
 from raft.node import NodeConfig, NotApplied, TooManyRequests
 from raft.node.applying import Applier
 from raft.node.config import APPLY_SLICE_OPERATIONS_MAX
-
-Scenario = Callable[[SimulatedCluster], Awaitable[None]]
+from tests.node.scenarios import Scenario, ledger
 
 
 def run(scenario: Scenario, config: Callable[[int], NodeConfig] | None = None) -> None:
@@ -26,12 +25,6 @@ def run(scenario: Scenario, config: Callable[[int], NodeConfig] | None = None) -
         await cluster.stop_all()
 
     run_virtual(main())
-
-
-def ledger(cluster: SimulatedCluster, member_id: int) -> list[bytes]:
-    machine = cluster.members[member_id].machine
-    assert isinstance(machine, LedgerMachine)
-    return machine.applied
 
 
 async def write(cluster: SimulatedCluster, writers: int, each: int, members: list[int]) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
-from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
+from kvstore.testing import SimulatedCluster, run_virtual
 from raft.node import NoLeader, NotApplied, OutcomeUnknown, ReadTimedOut, RequestTimedOut, Stopped
-
-Scenario = Callable[[SimulatedCluster], Awaitable[None]]
+from tests.node.scenarios import Scenario, ledger
 
 
 def run(scenario: Scenario, *, seed: int = 1, size: int = 3) -> None:
@@ -24,12 +22,6 @@ def run(scenario: Scenario, *, seed: int = 1, size: int = 3) -> None:
 
     print(f"seed {seed}")  # shown with a failure, to repeat it
     run_virtual(main())
-
-
-def ledger(cluster: SimulatedCluster, member_id: int) -> list[bytes]:
-    machine = cluster.members[member_id].machine
-    assert isinstance(machine, LedgerMachine)
-    return machine.applied
 
 
 def followers(cluster: SimulatedCluster) -> list[int]:

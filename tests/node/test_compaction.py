@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import cast
 
-from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
+from kvstore.testing import SimulatedCluster
 from kvstore.testing.simulation import CLUSTER_ID
 from raft.core import BootState, Config, RaftCore
 from raft.core.types import EMPTY_HARD_STATE, EMPTY_SNAPSHOT, ConfState, SnapshotMeta
 from raft.node import NodeConfig, compaction
 from raft.storage.protocol import LogWriter, StateMark
-
-Scenario = Callable[[SimulatedCluster], Awaitable[None]]
+from tests.node.scenarios import ledger, play
 
 STEP = 64
 """Entries worth a compaction here: the product's thousand, in a fraction of the time."""
@@ -28,18 +26,6 @@ def config(member_id: int) -> NodeConfig:
     )
 
 
-def run(scenario: Scenario, *, seed: int) -> None:
-    async def main() -> None:
-        cluster = SimulatedCluster(seed=seed, size=3, config=config)
-        await cluster.start_all()
-        await cluster.wait_for_leader()
-        await scenario(cluster)
-        await cluster.stop_all()
-
-    print(f"seed {seed}")
-    run_virtual(main())
-
-
 async def write(cluster: SimulatedCluster, member: int, name: str) -> None:
     """One entry per command: each is awaited before the next."""
     for n in range(ENTRIES):
@@ -48,12 +34,6 @@ async def write(cluster: SimulatedCluster, member: int, name: str) -> None:
 
 def bases(cluster: SimulatedCluster) -> list[int]:
     return [node.status().first_index - 1 for node in cluster.running]
-
-
-def ledger(cluster: SimulatedCluster, member: int) -> list[bytes]:
-    machine = cluster.members[member].machine
-    assert isinstance(machine, LedgerMachine)
-    return machine.applied
 
 
 def test_every_member_forgets_what_all_hold_and_starts_again_without_it() -> None:
@@ -71,7 +51,7 @@ def test_every_member_forgets_what_all_hold_and_starts_again_without_it() -> Non
             await cluster.read_barrier(member)
             assert len(ledger(cluster, member)) == ENTRIES + member, "nothing lost, nothing applied twice"
 
-    run(scenario, seed=1)
+    play(scenario, seed=1, config=config)
 
 
 def test_a_tail_of_the_log_is_kept_for_a_member_that_is_down() -> None:
@@ -91,7 +71,7 @@ def test_a_tail_of_the_log_is_kept_for_a_member_that_is_down() -> None:
         await cluster.read_barrier(down)
         assert len(ledger(cluster, down)) == ENTRIES
 
-    run(scenario, seed=2)
+    play(scenario, seed=2, config=config)
 
 
 def test_a_new_leader_serves_a_member_that_lags_behind_its_base() -> None:
@@ -111,7 +91,7 @@ def test_a_new_leader_serves_a_member_that_lags_behind_its_base() -> None:
             await cluster.read_barrier(member)
             assert len(ledger(cluster, member)) == 4 * ENTRIES
 
-    run(scenario, seed=3)
+    play(scenario, seed=3, config=config)
 
 
 def test_an_image_taken_amid_apply_work_waits_for_the_end_of_that_work() -> None:

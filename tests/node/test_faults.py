@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import pytest
 
-from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
+from kvstore.testing import SimulatedCluster
 from raft.core.machine import RaftCore
 from raft.core.ready import ReadState
 from raft.core.types import Role
@@ -19,32 +19,7 @@ from raft.storage.memory_state import MemoryStateFile
 from raft.storage.protocol import StateMark
 from raft.transport.memory import MemoryTransport
 from raft.transport.protocol import ForwardedBatch, Hello
-
-Scenario = Callable[[SimulatedCluster], Awaitable[None]]
-
-
-def run(scenario: Scenario, *, seed: int = 1, size: int = 3) -> None:
-    async def main() -> None:
-        cluster = SimulatedCluster(seed=seed, size=size)
-        await cluster.start_all()
-        await cluster.wait_for_leader()
-        await scenario(cluster)
-        await cluster.stop_all()
-
-    print(f"seed {seed}")
-    run_virtual(main())
-
-
-def ledger(cluster: SimulatedCluster, member_id: int) -> list[bytes]:
-    machine = cluster.members[member_id].machine
-    assert isinstance(machine, LedgerMachine)
-    return machine.applied
-
-
-def leader_id(cluster: SimulatedCluster) -> int:
-    leader = cluster.leader()
-    assert leader is not None
-    return leader.member_id
+from tests.node.scenarios import Scenario, leader_id, ledger, play
 
 
 class Load:
@@ -130,7 +105,7 @@ def test_killing_leaders_under_load_loses_and_repeats_nothing(seed: int) -> None
         await load.finish()
         assert len(load.acknowledged) > 500
 
-    run(scenario, seed=seed)
+    play(scenario, seed=seed)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -160,7 +135,7 @@ def test_partitions_resets_and_kills_under_load_lose_and_repeat_nothing(seed: in
         await load.finish()
         assert len(load.acknowledged) > 300
 
-    run(scenario, seed=seed)
+    play(scenario, seed=seed)
 
 
 def test_writes_in_flight_on_the_survivors_outlive_the_leader() -> None:
@@ -177,7 +152,7 @@ def test_writes_in_flight_on_the_survivors_outlive_the_leader() -> None:
                 assert max(Counter(ledger(cluster, survivor)).values()) == 1
             await cluster.start(dead)
 
-    run(scenario)
+    play(scenario)
 
 
 def test_without_the_leaders_memory_of_positions_repeats_would_be_applied_twice(
@@ -198,7 +173,7 @@ def test_without_the_leaders_memory_of_positions_repeats_would_be_applied_twice(
     monkeypatch.setattr("raft.node.forwarding.Forwarding.on_batch", take_everything)
     monkeypatch.setattr("raft.node.forwarding.Forwarding.step_down", lambda self: self.waiting.clear() or [])
     with pytest.raises(AssertionError, match="applied twice"):
-        run(resets_under_load(3), seed=3)
+        play(resets_under_load(3), seed=3)
 
 
 def resets_under_load(seed: int) -> Scenario:
@@ -223,7 +198,7 @@ def resets_under_load(seed: int) -> Scenario:
 
 @pytest.mark.parametrize("seed", [3, 4])
 def test_a_hundred_resets_of_a_living_leaders_streams_change_no_term_and_lose_nothing(seed: int) -> None:
-    run(resets_under_load(seed), seed=seed)
+    play(resets_under_load(seed), seed=seed)
 
 
 def test_a_dead_leader_is_replaced_in_a_fraction_of_the_election_timeout() -> None:
@@ -244,7 +219,7 @@ def test_a_dead_leader_is_replaced_in_a_fraction_of_the_election_timeout() -> No
             await asyncio.sleep(0.5)
 
     for seed in range(4):
-        run(scenario, seed=seed)
+        play(scenario, seed=seed)
     gaps.sort()
     print([round(gap * 1000) for gap in gaps])
     assert gaps[len(gaps) // 2] < 0.05
@@ -263,7 +238,7 @@ def test_silence_takes_the_election_timeout() -> None:
         assert not [n for n in cluster.running if n is not leader and n.leader == leader.member_id]
         await cluster.wait_until(lambda: not leader.is_leader, what="the old leader's own verdict")
 
-    run(scenario)
+    play(scenario)
 
 
 def test_a_probe_that_meets_silence_changes_nothing() -> None:
@@ -280,7 +255,7 @@ def test_a_probe_that_meets_silence_changes_nothing() -> None:
         await asyncio.sleep(0.85)
         assert {(node.term, node.leader) for node in cluster.running} == {(term, leader)}
 
-    run(scenario)
+    play(scenario)
 
 
 def test_a_stopped_leader_is_replaced_at_once() -> None:
@@ -291,7 +266,7 @@ def test_a_stopped_leader_is_replaced_at_once() -> None:
         await cluster.wait_for_leader()
         assert cluster.loop.time() - begun_s < 0.3
 
-    run(scenario)
+    play(scenario)
 
 
 def test_a_fast_round_that_is_lost_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +288,7 @@ def test_a_fast_round_that_is_lost_is_tried_again(monkeypatch: pytest.MonkeyPatc
         assert campaigns > 2
         assert cluster.loop.time() - begun_s < 0.9
 
-    run(scenario)
+    play(scenario)
 
 
 def test_a_plan_to_campaign_ends_when_a_leader_is_known() -> None:
@@ -328,7 +303,7 @@ def test_a_plan_to_campaign_ends_when_a_leader_is_known() -> None:
             assert isinstance(failover, Failover)
             assert failover._campaign is None
 
-    run(scenario)
+    play(scenario)
 
 
 # ---------------------------------------------------------------------- reads
@@ -367,7 +342,7 @@ def stale_reads_scenario(stale: list[bytes]) -> Scenario:
 
 def test_a_cut_off_leader_answers_no_read_from_the_past() -> None:
     stale: list[bytes] = []
-    run(stale_reads_scenario(stale))
+    play(stale_reads_scenario(stale))
     assert stale == []
 
 
@@ -384,7 +359,7 @@ def test_without_the_quorum_check_the_same_reads_are_stale(monkeypatch: pytest.M
 
     monkeypatch.setattr(RaftCore, "read_index", unconfirmed)
     stale: list[bytes] = []
-    run(stale_reads_scenario(stale))
+    play(stale_reads_scenario(stale))
     assert stale
 
 
@@ -401,7 +376,7 @@ def test_reads_whose_round_is_lost_are_asked_again() -> None:
         assert 0.4 < cluster.loop.time() - begun_s < 0.8
         assert cluster.members[follower].running.status().statistics.read_rounds == 2
 
-    run(scenario)
+    play(scenario)
 
 
 def test_reads_survive_the_death_of_the_leader() -> None:
@@ -414,7 +389,7 @@ def test_reads_survive_the_death_of_the_leader() -> None:
             await asyncio.gather(*reads)
             await cluster.start(dead)
 
-    run(scenario)
+    play(scenario)
 
 
 def test_many_reads_share_few_rounds() -> None:
@@ -430,7 +405,7 @@ def test_many_reads_share_few_rounds() -> None:
         assert statistics.reads == 1000
         assert statistics.read_rounds <= 60
 
-    run(scenario)
+    play(scenario)
 
 
 # ---------------------------------------------------------------------- disk
@@ -457,7 +432,7 @@ def test_a_leader_whose_sync_hangs_hands_over_and_comes_back(monkeypatch: pytest
         await cluster.wait_until(lambda: b"without the sick one" in ledger(cluster, sick))
         assert len({node.leader for node in cluster.running}) == 1
 
-    run(scenario)
+    play(scenario)
 
 
 def test_a_failed_write_of_the_log_ends_the_member_and_is_unknown_to_its_clients() -> None:
@@ -479,7 +454,7 @@ def test_a_failed_write_of_the_log_ends_the_member_and_is_unknown_to_its_clients
         await cluster.start(sick)
         await cluster.propose(sick, b"after")
 
-    run(scenario)
+    play(scenario)
 
 
 def test_a_leader_without_room_for_its_log_lets_another_lead_and_comes_back() -> None:
@@ -501,7 +476,7 @@ def test_a_leader_without_room_for_its_log_lets_another_lead_and_comes_back() ->
         await cluster.wait_for_leader()
         await cluster.propose(sick, b"again")
 
-    run(scenario)
+    play(scenario)
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -519,7 +494,7 @@ def test_leadership_goes_to_the_member_that_has_room(place: int) -> None:
         for member in cluster.members:
             await cluster.propose(member, b"where there is room %d" % member)
 
-    run(scenario)
+    play(scenario)
 
 
 def test_when_no_member_has_room_one_leads_all_the_same_and_reads_are_served() -> None:
@@ -535,7 +510,7 @@ def test_when_no_member_has_room_one_leads_all_the_same_and_reads_are_served() -
             with pytest.raises(NoSpace):
                 await cluster.propose(leader_id(cluster), b"no room")
 
-    run(scenario)
+    play(scenario)
 
 
 def test_what_the_log_reports_while_the_state_is_loaded_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -566,7 +541,7 @@ def test_what_the_log_reports_while_the_state_is_loaded_is_heard(monkeypatch: py
         await cluster.wait_until(lambda: len(cluster.members[1].failures) > failures)
         assert cluster.members[1].failures[-1] == "the disk is gone"
 
-    run(scenario, size=1)
+    play(scenario, size=1)
 
 
 def test_what_ends_a_member_while_it_starts_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -588,7 +563,7 @@ def test_what_ends_a_member_while_it_starts_leaves_no_timer(monkeypatch: pytest.
         assert node._tick_timer.cancelled()
         assert [node._turns] == ended, "it does nothing more"
 
-    run(scenario, size=1)
+    play(scenario, size=1)
 
 
 def test_a_member_that_cannot_listen_does_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -607,7 +582,7 @@ def test_a_member_that_cannot_listen_does_nothing_more(monkeypatch: pytest.Monke
         assert node._tick_timer.cancelled()
         await node.stop()
 
-    run(scenario, size=1)
+    play(scenario, size=1)
 
 
 def test_a_step_of_stopping_that_fails_keeps_none_of_the_others_from_being_taken(
@@ -629,7 +604,7 @@ def test_a_step_of_stopping_that_fails_keeps_none_of_the_others_from_being_taken
         assert member.writer is not None
         assert member.writer._closing
 
-    run(scenario, size=1)
+    play(scenario, size=1)
 
 
 def test_a_single_member_without_room_refuses_writes_and_serves_reads() -> None:
@@ -642,4 +617,4 @@ def test_a_single_member_without_room_refuses_writes_and_serves_reads() -> None:
         node.on_log_space(True)
         await cluster.propose(1, b"room")
 
-    run(scenario, size=1)
+    play(scenario, size=1)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
-from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
+from kvstore.testing import SimulatedCluster, run_virtual
 from kvstore.testing.disks import SlowLogWriter
 from raft.core.confchange import ConfChange, ConfStep, ConfStepKind, ConfTransition
 from raft.node import ChangeRefused, LearnerNotReady, NotApplied, OutcomeUnknown, TransferFailed
 from raft.storage.wal import Log
+from tests.node.scenarios import Scenario, leader_id, ledger
 
-Scenario = Callable[[SimulatedCluster], Awaitable[None]]
 REMOVED = "the member has been permanently removed from the cluster"
 
 
@@ -45,18 +44,6 @@ def add_voter(cluster: SimulatedCluster, via: int, member: int) -> asyncio.Futur
 
 def remove(cluster: SimulatedCluster, via: int, member: int) -> asyncio.Future[object]:
     return cluster.change(via, change(ConfStepKind.REMOVE, member), b"remove %d" % member)
-
-
-def ledger(cluster: SimulatedCluster, member: int) -> list[bytes]:
-    machine = cluster.members[member].machine
-    assert isinstance(machine, LedgerMachine)
-    return machine.applied
-
-
-def leader_id(cluster: SimulatedCluster) -> int:
-    leader = cluster.leader()
-    assert leader is not None
-    return leader.member_id
 
 
 def follower_id(cluster: SimulatedCluster) -> int:

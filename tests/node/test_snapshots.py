@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
 
-from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
+from kvstore.testing import SimulatedCluster
 from kvstore.testing.simulation import CLUSTER_ID, SimulatedNode
 from raft.core.confchange import ConfChange, ConfStep, ConfStepKind
 from raft.core.messages import Message, MessageType
@@ -17,8 +16,7 @@ from raft.node import NodeConfig, OutcomeUnknown
 from raft.storage.images import IMAGE_PREFIX, state_name
 from raft.transport import images
 from raft.transport.protocol import ImageOffer, ImageRefused
-
-Scenario = Callable[[SimulatedCluster], Awaitable[None]]
+from tests.node.scenarios import ledger, play
 
 STEP = 16
 TAIL = 8
@@ -41,24 +39,6 @@ def config(member_id: int) -> NodeConfig:
         catchup_entries=TAIL,
         write_behind_ms=50,
     )
-
-
-def run(scenario: Scenario, *, seed: int) -> None:
-    async def main() -> None:
-        cluster = SimulatedCluster(seed=seed, size=3, config=config)
-        await cluster.start_all()
-        await cluster.wait_for_leader()
-        await scenario(cluster)
-        await cluster.stop_all()
-
-    print(f"seed {seed}")
-    run_virtual(main())
-
-
-def ledger(cluster: SimulatedCluster, member: int) -> list[bytes]:
-    machine = cluster.members[member].machine
-    assert isinstance(machine, LedgerMachine)
-    return machine.applied
 
 
 def installed(node: SimulatedNode) -> int:
@@ -130,7 +110,7 @@ def test_a_member_behind_the_log_is_brought_an_image_while_writes_go_on(seed: in
                 "the copies to go",
             )
 
-    run(scenario, seed=seed)
+    play(scenario, seed=seed, config=config)
 
 
 def receiving(node: SimulatedNode) -> int:
@@ -162,7 +142,7 @@ def test_a_transfer_survives_an_interruption_at_every_chunk(monkeypatch: pytest.
         assert (counted.installed, sent.built) == (1, 1)
         assert counted.received_bytes == sent.sent_bytes >= cuts * CHUNK
 
-    run(scenario, seed=3)
+    play(scenario, seed=3, config=config)
 
 
 def test_a_leader_that_dies_amid_a_transfer_is_replaced_and_so_is_its_image() -> None:
@@ -179,7 +159,7 @@ def test_a_leader_that_dies_amid_a_transfer_is_replaced_and_so_is_its_image() ->
         await caught_up(cluster, down)
         await cluster.wait_until(lambda: len(files_of(cluster, down)) == 1, IN_TIME_S, "one file")
 
-    run(scenario, seed=4)
+    play(scenario, seed=4, config=config)
 
 
 @pytest.mark.parametrize("seed", range(10, 40))
@@ -202,7 +182,7 @@ def test_the_receiver_may_crash_at_any_moment(seed: int) -> None:
         await caught_up(cluster, down)
         assert installed(node) or any(name.startswith("state-") for name in files_of(cluster, down))
 
-    run(scenario, seed=seed)
+    play(scenario, seed=seed, config=config)
 
 
 def test_commands_that_an_image_jumps_over_are_unknown_and_the_next_ones_go_through() -> None:
@@ -236,7 +216,7 @@ def test_commands_that_an_image_jumps_over_are_unknown_and_the_next_ones_go_thro
             assert await cluster.propose(apart, b"after %d" % n)
         await caught_up(cluster, apart)
 
-    run(scenario, seed=5)
+    play(scenario, seed=5, config=config)
 
 
 def test_a_member_that_joins_after_the_log_was_compacted_begins_with_an_image() -> None:
@@ -260,7 +240,7 @@ def test_a_member_that_joins_after_the_log_was_compacted_begins_with_an_image() 
         await cluster.propose(4, b"after a restart")
         await caught_up(cluster, 4)
 
-    run(scenario, seed=6)
+    play(scenario, seed=6, config=config)
 
 
 def test_a_full_disk_refuses_the_image_and_takes_it_later() -> None:
@@ -285,7 +265,7 @@ def test_a_full_disk_refuses_the_image_and_takes_it_later() -> None:
         await caught_up(cluster, down)
         assert installed(node) == 1
 
-    run(scenario, seed=7)
+    play(scenario, seed=7, config=config)
 
 
 def test_of_two_images_on_their_way_the_newer_wins() -> None:
@@ -342,4 +322,4 @@ def test_of_two_images_on_their_way_the_newer_wins() -> None:
             lambda: files_of(cluster, here.member_id) == ["state.db"], 2 * IN_TIME_S, "it to be forgotten"
         )
 
-    run(scenario, seed=8)
+    play(scenario, seed=8, config=config)
