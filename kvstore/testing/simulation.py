@@ -184,10 +184,10 @@ class SimulatedNode(Node):
 
     @property
     def state_path(self) -> str:
-        """The state file in use; what else stands beside it are images."""
+        """The state file in use, as faults of the disk name it; what else stands beside it are images."""
         state = self._write_behind.state
         assert isinstance(state, MemoryStateFile)
-        return state.path
+        return state.opened_as
 
     def ask(self, action: Callable[[RaftCore], None]) -> None:
         """Have something done to the core by its owner, in its next turn."""

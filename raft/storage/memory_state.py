@@ -35,7 +35,8 @@ class MemoryStateFile:
 
     def __init__(self, files: FileSystem, path: str, identity: Identity) -> None:
         self._files = files
-        self.path = path
+        self._path = self.opened_as = path
+        """What it is called; and what its open file was, which is how faults of the disk name that."""
         self._rows: dict[bytes, bytes] = {}
         """The image at `_mark`."""
         self._mark = StateMark(0, 0, ConfState())
@@ -45,7 +46,7 @@ class MemoryStateFile:
             if files.exists(path):
                 self._file: File = files.open(path)
             else:
-                unfinished = f"{path}.tmp"
+                unfinished = self.opened_as = f"{path}.tmp"
                 if files.exists(unfinished):
                     files.unlink(unfinished)
                 self._file = files.open(unfinished, create=True)
@@ -98,16 +99,16 @@ class MemoryStateFile:
     async def commit(self, mark: StateMark, rows: Sequence[Row]) -> None:
         """See StateFile."""
         if self._closed:
-            raise StateFileFailed(f"{self.path}: the state file is closed")
+            raise StateFileFailed(f"{self._path}: the state file is closed")
         if mark.index <= self._mark.index:
-            raise StateFileFailed(f"{self.path}: cannot go from index {self._mark.index} to {mark.index}")
+            raise StateFileFailed(f"{self._path}: cannot go from index {self._mark.index} to {mark.index}")
         body = _encode(mark, rows)
         frame = _frame(body)
         try:
             self._file.pwrite(frame, self._end)
             self._file.datasync()
         except OSError as error:
-            raise _translate(self.path, error) from error
+            raise _translate(self._path, error) from error
         self._take(body)
         self._end += len(frame)
 

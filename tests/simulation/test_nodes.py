@@ -17,11 +17,15 @@ import pytest
 from kvstore.testing.disks import FaultyDisk
 from kvstore.testing.faults import CLASSES
 from kvstore.testing.nodes import SimulationFailed, run_seed
+from kvstore.testing.virtual_loop import run_virtual
 from raft.core.read_index import ReadRounds, Round
 from raft.core.ready import Ready
+from raft.core.types import ConfState
 from raft.node.node import Node
 from raft.storage import StateFileFailed, memory_state
-from raft.storage.memory import MemoryFile, PowerCut
+from raft.storage.memory import MemoryFile, MemoryFiles, PowerCut
+from raft.storage.memory_state import MemoryStateFile, MemoryStateOpener
+from raft.storage.protocol import Identity, StateMark
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 12
@@ -169,6 +173,30 @@ def test_a_process_may_end_only_for_what_none_outlives(path: str, error: BaseExc
     assert disk(2, "pwrite", path) is error
     assert disk.struck == ends
     assert disk.log_refused == (error is ENOSPC and "wal" in path)
+
+
+def test_faults_of_the_state_file_bear_the_name_it_is_known_by() -> None:
+    """A fresh one was opened under another name than one found at a start."""
+
+    async def commit_to(opened: MemoryStateFile, index: int) -> set[str]:
+        seen: set[str] = set()
+        files.fault = lambda call, operation, path: seen.add(path)
+        await opened.commit(StateMark(index, 1, ConfState()), [])
+        files.fault = None
+        return seen
+
+    async def main() -> None:
+        for index in (1, 2):
+            opened = await MemoryStateOpener(files)("/data/state.db", identity)
+            assert await commit_to(opened, index) == {opened.opened_as}
+            names.append(opened.opened_as)
+
+    identity = Identity(cluster_id=1, member_id=2, disk_id=3)
+    names: list[str] = []
+    files = MemoryFiles()
+    files.make_directory("/data")
+    run_virtual(main())
+    assert len(set(names)) == 2
 
 
 def run_seeds(classes: Sequence[str]) -> None:
