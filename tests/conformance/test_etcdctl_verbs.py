@@ -30,7 +30,8 @@ class Line(NamedTuple):
     words: str
     stdin: str = ""
     until: int = 0
-    """Ends by itself when 0; else it is interrupted once it has printed so many lines."""
+    """Ends by itself when 0; else it is interrupted once it has printed so many lines, which must be all it
+    has to say: what comes after them is compared too."""
 
 
 def block(text: str) -> list[Line]:
@@ -99,11 +100,11 @@ LINES = [
         """
     ),
     Line("watch w --rev 2", until=9),
-    Line("watch '' --prefix --rev 2 --prev-kv", until=20),
-    Line("watch '' --prefix --rev 2 -w json", until=4),
-    Line("watch '' --prefix --rev 2 -w fields", until=20),
+    Line("watch '' --prefix --rev 2 --prev-kv", until=78),
+    Line("watch '' --prefix --rev 2 -w json", until=1),
+    Line("watch '' --prefix --rev 2 -w fields", until=130),
     Line("watch x --rev 2 -- sh -c 'echo $ETCD_WATCH_EVENT_TYPE $ETCD_WATCH_KEY $ETCD_WATCH_VALUE'", until=4),
-    Line("watch -i", "watch w --rev 2\n", until=6),
+    Line("watch -i", "watch w --rev 2\n", until=9),
     Line("watch"),
     *block(
         """
@@ -132,7 +133,7 @@ LINES = [
         elect -l e v
         """
     ),
-    Line("lock m2", until=1),
+    Line("lock m2", until=2),
     Line("elect e one", until=2),
     *block(
         """
@@ -161,7 +162,7 @@ LINES = [
         get '' --prefix -w fields
         """
     ),
-    Line("watch w --rev 2", until=1),
+    Line("watch w --rev 2"),
 ]
 
 
@@ -218,6 +219,7 @@ class Walker:
             finally:
                 timer.cancel()
                 process.kill()
+        assert process.returncode != -signal.SIGKILL, f"{line.words} did not end: {out!r}, {err!r}"
         granted = re.match(r"lease ([0-9a-f]{16}) granted", out)
         if granted:
             self._lease = granted.group(1)
@@ -234,8 +236,8 @@ class Walker:
         seen = [process.stdout.readline() for _ in range(line.until)]
         process.send_signal(signal.SIGINT)
         process.wait()
-        _, err = process.communicate()  # how much more was told by then is chance
-        return "".join(seen), err
+        rest, err = process.communicate()
+        return "".join(seen) + rest, err
 
 
 @pytest.mark.slow

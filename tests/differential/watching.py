@@ -321,7 +321,7 @@ class Watching:
     async def _progress(self, action: AskProgress, now: int) -> str | None:
         pairs = [one for one in self._pairs if one.stream == action.stream and one.ends is None]
         if not pairs or any(one.request.start_revision > now for one in pairs):
-            return None  # releases differ in what they say then
+            return None  # releases differ in whether they answer then, see README.md
         await self._catch_up(pairs, now)
         streams = self._streams[action.stream]
         for stream in streams:
