@@ -343,6 +343,8 @@ class Lessor:
             return
         assert isinstance(outcome, (LeaseResult, KVError))
         self._clock.sync(self._loop.time())
+        if due.id in self._clock.expiring:
+            return  # granted anew meanwhile, and that grant's end is on its way: it decides for who waits
         for renewal, place in self._held.pop(due.id, ()):
             self._renew_one(renewal, place, due.id)
             renewal.open -= 1

@@ -183,6 +183,25 @@ async def _unknown_end_is_proposed_again(made: Scene) -> None:
     assert made.engine.leases.ids() == []
 
 
+async def _late_end_of_an_earlier_grant_decides_nothing(made: Scene) -> None:
+    """Revoked and granted anew while its end was on its way, and ended again."""
+    made.apply(LeaseGrant(7, 2))
+    made.driver.hold = True
+    await asyncio.sleep(2.6)
+    made.apply(LeaseRevoke(7), LeaseGrant(7, 2))
+    earlier, made.driver.proposed = made.driver.proposed, []
+    await asyncio.sleep(2.6)
+    assert (len(earlier), len(made.driver.proposed)) == (1, 1)
+    await made.keep_alive(7)
+    made.driver.confirm()
+    made.driver.proposed, later = earlier, made.driver.proposed
+    made.driver.commit(OutcomeUnknown("?"), lost=True)
+    assert made.told == []
+    made.driver.proposed = later
+    made.driver.commit()
+    assert made.told == [TimeLeft(0, 0)]
+
+
 async def _end_of_a_lost_term_is_forgotten(made: Scene) -> None:
     made.apply(LeaseGrant(7, 2))
     made.driver.hold = True
@@ -304,6 +323,7 @@ test_waiting_renewals_share_a_question = scene(_waiting_renewals_share_a_questio
 test_a_deposed_leader_acknowledges_nothing = scene(_deposed_leader_acknowledges_nothing)
 test_a_renewal_waits_for_an_end_on_its_way = scene(_renewal_waits_for_an_end_on_its_way)
 test_an_end_of_unknown_outcome_is_proposed_again = scene(_unknown_end_is_proposed_again)
+test_a_late_end_of_an_earlier_grant_decides_nothing = scene(_late_end_of_an_earlier_grant_decides_nothing)
 test_an_end_of_a_lost_term_is_forgotten = scene(_end_of_a_lost_term_is_forgotten)
 test_a_mass_expiry_is_spread = scene(_mass_expiry_is_spread)
 test_followers_pass_on_what_waits = scene(_followers_pass_on_what_waits)
