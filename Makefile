@@ -24,6 +24,8 @@ SEEDS ?= 0-
 MINUTES ?= 1
 DIR ?=
 JEPSEN_MINUTES ?= 10
+# What cuts links between members: auto takes network namespaces where they can be had, relays elsewhere.
+NETWORK ?= auto
 NODES ?= 3
 
 .DEFAULT_GOAL := help
@@ -114,8 +116,8 @@ differential: $(STAMP) ## random programs against this store and etcd, every rep
 mirror: $(STAMP) ## make-mirror from here to etcd and back, compared; MIRROR_KEYS=100000; writes bench/results/mirror.json
 	$(BIN)/python -m bench.mirror --keys $(MIRROR_KEYS)
 
-jepsen: $(STAMP) ## real members, real clients, faults, histories judged; JEPSEN_MINUTES=10 NODES=3 SEED=; writes bench/results/jepsen
-	$(BIN)/python -m kvstore verify rotate --minutes $(JEPSEN_MINUTES) --nodes $(NODES) --directory bench/results/jepsen $(if $(SEED),--seed $(SEED))
+jepsen: $(STAMP) ## real members, real clients, faults, histories judged; JEPSEN_MINUTES=10 NODES=3 NETWORK=auto SEED=; writes bench/results/jepsen
+	$(BIN)/python -m kvstore verify rotate --minutes $(JEPSEN_MINUTES) --nodes $(NODES) --network $(NETWORK) --directory bench/results/jepsen $(if $(SEED),--seed $(SEED))
 
 jepsen-long: ## the same with seven members, for an hour
 	$(MAKE) jepsen JEPSEN_MINUTES=60 NODES=7

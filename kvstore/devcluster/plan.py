@@ -40,6 +40,8 @@ class NodePlan:
     peer_port: int
     """Where the other members reach it: the proxy's port, or its own without a proxy."""
     metrics_port: int
+    host: str = HOST
+    """Another one only where the member has a network of its own."""
 
     @property
     def name(self) -> str:
@@ -47,7 +49,7 @@ class NodePlan:
 
     @property
     def client_address(self) -> str:
-        return f"{HOST}:{self.client_port}"
+        return f"{self.host}:{self.client_port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,7 @@ class ClusterPlan:
     def command(self, node: NodePlan, listen_peer_port: int) -> list[str]:
         """Return the command line of a member that listens for peers on `listen_peer_port`."""
         client_url = f"http://{node.client_address}"
-        members = ",".join(f"{other.name}=http://{HOST}:{other.peer_port}" for other in self.nodes)
+        members = ",".join(f"{other.name}=http://{other.host}:{other.peer_port}" for other in self.nodes)
         return [
             sys.executable,
             *self.python_arguments,
@@ -93,19 +95,19 @@ class ClusterPlan:
             f"--data-dir={self.data_directory(node)}",
             f"--listen-client-urls={client_url}",
             f"--advertise-client-urls={client_url}",
-            f"--listen-peer-urls=http://{HOST}:{listen_peer_port}",
-            f"--initial-advertise-peer-urls=http://{HOST}:{node.peer_port}",
+            f"--listen-peer-urls=http://{node.host}:{listen_peer_port}",
+            f"--initial-advertise-peer-urls=http://{node.host}:{node.peer_port}",
             f"--initial-cluster={members}",
             f"--initial-cluster-token={self.token}",
             "--initial-cluster-state=new",
-            f"--listen-metrics-urls=http://{HOST}:{node.metrics_port}",
+            f"--listen-metrics-urls=http://{node.host}:{node.metrics_port}",
             "--log-format=console",
             *self.server_arguments,
         ]
 
     def check_ports(self) -> None:
         """Raise ClusterError naming the first port that another process holds."""
-        for node in self.nodes:
+        for node in (one for one in self.nodes if one.host == HOST):
             uses = (("clients", node.client_port), ("peers", node.peer_port), ("metrics", node.metrics_port))
             for use, port in uses:
                 with socket.socket() as trial:

@@ -22,6 +22,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from kvstore.devcluster.plan import HOST
 
@@ -36,6 +37,13 @@ WhoDials = Callable[[int, int], int | None]
 """From (its port, our port) of an accepted connection to the number of the dialling member."""
 
 
+class Affected(Protocol):
+    """Whatever carries a partition out."""
+
+    def partition_changed(self) -> None:
+        """Do to connections what the partition says now."""
+
+
 class Partition:
     """Which members cannot hear one another, and who wants to know when that changes."""
 
@@ -44,11 +52,16 @@ class Partition:
         """Ordered pairs: what the first says does not reach the second."""
         self._delays_s: dict[tuple[int, int], float] = {}
         """Ordered pairs whose words take this much longer."""
-        self._proxies: list[PeerProxy] = []
+        self._affected: list[Affected] = []
 
     @property
     def active(self) -> bool:
         return bool(self._cut)
+
+    @property
+    def cut(self) -> frozenset[tuple[int, int]]:
+        """Ordered pairs: what the first says does not reach the second."""
+        return self._cut
 
     def blocked(self, one: int | None, other: int) -> bool:
         """Whether this pair is cut off in any direction; an unrecognised dialler is, during any partition."""
@@ -100,11 +113,11 @@ class Partition:
         return sorted({other for pair in self._cut if number in pair for other in pair if other != number})
 
     def _changed(self) -> None:
-        for proxy in self._proxies:
-            proxy.partition_changed()
+        for one in self._affected:
+            one.partition_changed()
 
-    def register(self, proxy: PeerProxy) -> None:
-        self._proxies.append(proxy)
+    def register(self, affected: Affected) -> None:
+        self._affected.append(affected)
 
 
 class PeerProxy:

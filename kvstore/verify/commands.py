@@ -67,8 +67,17 @@ def check(file: str, model: str, semantics: str, initial: str | None, budget_s: 
 @click.option("--rate", type=float, default=600.0, show_default=True, help="Operations a second aimed at.")
 @click.option("--slots", type=int, default=16, show_default=True, help="Logical clients.")
 @click.option("--seed", type=int, default=None, help="Everything is drawn from it.  [default: a new one]")
+@click.option(
+    "--network",
+    type=click.Choice(["auto", "relay", "namespaces"]),
+    default="relay",
+    show_default=True,
+    help="What cuts links: relays, or network namespaces, which need root; auto: where they can be had.",
+)
 @click.option("--directory", type=click.Path(), default="jepsen", show_default=True)
-def run(workload: str, nemesis: str, directory: str, seed: int | None, **numbers: float) -> None:
+def run(
+    workload: str, nemesis: str, directory: str, seed: int | None, network: str, **numbers: float
+) -> None:
     """Test a new local cluster: clients, faults, judgement.
 
     Exit code: 0 valid, 1 invalid, 2 unknown or void, 3 it could not be carried out.
@@ -76,7 +85,10 @@ def run(workload: str, nemesis: str, directory: str, seed: int | None, **numbers
     from kvstore.verify.run.command import run_once  # the cluster's parts; `check` does without
 
     nemeses = tuple(name for name in nemesis.split(",") if name)
-    sys.exit(run_once(workload=workload, nemeses=nemeses, directory=directory, seed=seed, **numbers))
+    done = run_once(
+        workload=workload, nemeses=nemeses, directory=directory, seed=seed, network=network, **numbers
+    )
+    sys.exit(done)
 
 
 @verify.command()
@@ -84,15 +96,22 @@ def run(workload: str, nemesis: str, directory: str, seed: int | None, **numbers
 @click.option("--nodes", type=int, default=3, show_default=True, help="Members: 3, 5 or 7.")
 @click.option("--rate", type=float, default=800.0, show_default=True, help="Operations a second aimed at.")
 @click.option("--seed", type=int, default=None, help="Everything is drawn from it.  [default: a new one]")
+@click.option(
+    "--network",
+    type=click.Choice(["auto", "relay", "namespaces"]),
+    default="relay",
+    show_default=True,
+    help="What cuts links: relays, or network namespaces, which need root; auto: where they can be had.",
+)
 @click.option("--directory", type=click.Path(), default="jepsen", show_default=True)
-def rotate(minutes: float, directory: str, seed: int | None, **numbers: float) -> None:
+def rotate(minutes: float, directory: str, seed: int | None, network: str, **numbers: float) -> None:
     """Test new local clusters one after another, over workloads and faults.
 
     Exit code: 0 when every run is valid, 1 when one is invalid, 2 when one is unknown or void.
     """
     from kvstore.verify.run.command import run_rotation  # the cluster's parts; `check` does without
 
-    sys.exit(run_rotation(minutes=minutes, directory=directory, seed=seed, **numbers))
+    sys.exit(run_rotation(minutes=minutes, directory=directory, seed=seed, network=network, **numbers))
 
 
 def _initial(text: str | None) -> object:

@@ -6,7 +6,8 @@ The contract. `execute` carries out one run and leaves one directory: `config.js
 green, when fewer than half of its operations succeeded, when a fault it asked for never took hold, or
 when the server does not serve what the workload needs.
 
-* `cluster`: the members, as children of this process, on the loopback interface, between proxies.
+* `cluster`: the members, as children of this process, on the loopback interface, between proxies;
+  `namespaces`: the same members with a network each.
 * `faults` and its neighbours: nemeses as plug-ins, one fault at a time, everything taken back at the end.
 * `judge`: which checkers apply to a workload's history; two that apply must agree.
 * `report`, `timeline`: what a person or a machine reads afterwards.

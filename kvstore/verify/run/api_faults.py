@@ -125,9 +125,9 @@ class Snapshots:
 
     async def _installed(self, number: int) -> float:
         """How many images the member has installed since its start, from its metrics."""
-        port = self.field.cluster.plan.node(number).metrics_port
+        node = self.field.cluster.plan.node(number)
         try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await asyncio.open_connection(node.host, node.metrics_port)
             writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             text = await asyncio.wait_for(reader.read(METRICS_BYTES_MAX), 5)
             while more := await asyncio.wait_for(reader.read(METRICS_BYTES_MAX), 5):

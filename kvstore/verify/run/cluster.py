@@ -38,6 +38,9 @@ class Wrapping:
 class ClusterUnderTest(Supervisor):
     """Members, their proxies, and calls to each of them."""
 
+    held_called = "connections held"
+    """What `held_links` counts."""
+
     def __init__(self, plan: ClusterPlan) -> None:
         super().__init__(plan)
         self.wrappings: dict[int, Wrapping] = {}

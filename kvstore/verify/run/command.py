@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 from kvstore.devcluster.plan import ClusterError
 from kvstore.verify.load.workloads import WORKLOADS
 from kvstore.verify.run.execute import execute
+from kvstore.verify.run.namespaces import choose, enter_hub
 from kvstore.verify.run.nemeses import NEMESES
 from kvstore.verify.run.report import summary
 from kvstore.verify.run.rotation import rotate
@@ -22,7 +24,13 @@ EXIT_NOT_CARRIED_OUT = 3
 
 
 def run_once(
-    *, workload: str, nemeses: tuple[str, ...], directory: str, seed: int | None, **numbers: Any
+    *,
+    workload: str,
+    nemeses: tuple[str, ...],
+    directory: str,
+    seed: int | None,
+    network: str = "relay",
+    **numbers: Any,
 ) -> int:
     """Carry out one run and say what came of it; the exit code."""
     unknown = [name for name in nemeses if name not in NEMESES]
@@ -39,8 +47,10 @@ def run_once(
     )
     click.echo(f"seed {seed}, directory {settings.directory}")
     try:
+        settings.validate()
+        settings = replace(settings, network=_enter(network, nemeses))
         result = asyncio.run(execute(settings))
-    except (ClusterError, ValueError) as error:
+    except (ClusterError, OSError, ValueError) as error:
         click.echo(f"Error: {error}", err=True)
         return EXIT_NOT_CARRIED_OUT
     for line in summary(result):
@@ -48,11 +58,19 @@ def run_once(
     return EXIT_CODES[result.verdict]
 
 
-def run_rotation(*, minutes: float, directory: str, seed: int | None, **numbers: Any) -> int:
+def run_rotation(
+    *, minutes: float, directory: str, seed: int | None, network: str = "relay", **numbers: Any
+) -> int:
     """Carry out a rotation; the exit code: 0 only when every run is valid, 1 as soon as one is invalid."""
     seed = secrets.randbelow(10**9) if seed is None else seed
     click.echo(f"seed {seed}, {minutes:g} minutes, directory {directory}")
-    results = rotate(minutes=minutes, seed=seed, directory=_anchored(directory), say=click.echo, **numbers)
+    try:
+        chosen = _enter(network, ())
+    except (ClusterError, OSError, ValueError) as error:
+        click.echo(f"Error: {error}", err=True)
+        return EXIT_NOT_CARRIED_OUT
+    where = _anchored(directory)
+    results = rotate(minutes=minutes, seed=seed, directory=where, say=click.echo, network=chosen, **numbers)
     checked = sum(result.checked for result in results)
     verdicts = sorted({result.verdict for result in results})
     click.echo(
@@ -61,6 +79,16 @@ def run_rotation(*, minutes: float, directory: str, seed: int | None, **numbers:
     if "invalid" in verdicts:
         return EXIT_CODES["invalid"]
     return max((EXIT_CODES[verdict] for verdict in verdicts), default=EXIT_NOT_CARRIED_OUT)
+
+
+def _enter(network: str, nemeses: tuple[str, ...]) -> str:
+    """What cuts links; for namespaces this process has left the machine's network by then."""
+    chosen, why = choose(network, nemeses)
+    if why:
+        click.echo(f"links between members pass relays: {why}")
+    if chosen == "namespaces":
+        enter_hub()
+    return chosen
 
 
 def _anchored(directory: str) -> Path:

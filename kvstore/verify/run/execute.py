@@ -22,6 +22,7 @@ from kvstore.verify.run.clients import LoadProcesses
 from kvstore.verify.run.cluster import ClusterUnderTest
 from kvstore.verify.run.faults import Driver, Fault, Field, Missing, fired
 from kvstore.verify.run.judge import Check, Finals
+from kvstore.verify.run.namespaces import NamespacedCluster
 from kvstore.verify.run.nemeses import NEMESES
 from kvstore.verify.run.resource import GuardedResource
 from kvstore.verify.run.settings import Settings
@@ -86,13 +87,15 @@ class Run:
             python_arguments=settings.program,
             server_arguments=(*(WATCH_FLAGS if settings.workload == "watch" else ()), *settings.server_flags),
         )
-        self.cluster = ClusterUnderTest(plan)
+        namespaced = settings.network == "namespaces"
+        self.cluster = NamespacedCluster(plan) if namespaced else ClusterUnderTest(plan)
         self.field = Field(
             cluster=self.cluster,
             settings=settings,
             rng=self.rng,
             directory=settings.directory,
             client_pids=[],
+            means={"network": settings.network},
         )
         self.resource = GuardedResource()
         self.load: LoadProcesses | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc.aio
 
-from kvstore.devcluster.plan import HOST, ClusterError
+from kvstore.devcluster.plan import ClusterError
 from kvstore.verify.run.cluster import ClusterUnderTest, Wrapping
 from kvstore.verify.run.faults import FaultMissedError, Field
 from kvstore.wire import rpc_pb2
@@ -42,9 +42,9 @@ async def join_anew(cluster: ClusterUnderTest, number: int) -> None:
     """Add a removed member again, with an empty directory, and start it. Raises ClusterError."""
     node = cluster.plan.node(number)
     others = [other for other in cluster.alive if other != number]
-    url = f"http://{HOST}:{node.peer_port}"
+    url = f"http://{node.host}:{node.peer_port}"
     added = await _ask(cluster, others, "Cluster/MemberAdd", rpc_pb2.MemberAddRequest(peerURLs=[url]))
-    names = {f"http://{HOST}:{other.peer_port}": other.name for other in cluster.plan.nodes}
+    names = {f"http://{other.host}:{other.peer_port}": other.name for other in cluster.plan.nodes}
     initial = ",".join(f"{names[u]}={u}" for one in added.members for u in one.peerURLs)
     data = cluster.data_of(number)
     if data.exists():

@@ -84,7 +84,7 @@ class PartitionFault:
         self._held = 0
 
     def prepare(self) -> None:
-        """Nothing to prepare: every member stands behind a proxy."""
+        """Nothing to prepare: every member stands behind a proxy, or in a network of its own."""
 
     async def begin(self) -> str:
         links = await self._draw()
@@ -103,8 +103,8 @@ class PartitionFault:
         held = max(self._held, cluster.held_links())
         cluster.heal()
         if not held:
-            raise FaultMissedError("no connection was held")
-        return f"{held} connections held"
+            raise FaultMissedError(f"no {cluster.held_called}")
+        return f"{held} {cluster.held_called}"
 
 
 class Flapping(PartitionFault):
@@ -124,8 +124,9 @@ class Flapping(PartitionFault):
         cluster, rng = self.field.cluster, self.field.rng
         while True:
             cluster.partition_state.set_links(await self._draw())
-            self._flaps += cluster.held_links() > 0
+            held = cluster.held_links()
             await asyncio.sleep(rng.uniform(*FLAP_S))
+            self._flaps += max(held, cluster.held_links()) > 0
             cluster.heal()
             await asyncio.sleep(rng.uniform(*FLAP_S))
 
@@ -135,7 +136,7 @@ class Flapping(PartitionFault):
             await asyncio.wait([self._task])
         self.field.cluster.heal()
         if not self._flaps:
-            raise FaultMissedError("no connection was held")
+            raise FaultMissedError(f"no {self.field.cluster.held_called}")
         return f"cut off {self._flaps} times"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from kvstore.devcluster.plan import ClusterError
 from kvstore.verify.run import report
 from kvstore.verify.run.execute import RunResult, execute
+from kvstore.verify.run.namespaces import RELAYS_ONLY
 from kvstore.verify.run.settings import Settings
 
 ROTATION: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -58,7 +59,13 @@ def plan_runs(minutes: float, seed: int) -> list[tuple[str, tuple[str, ...], flo
 
 
 def rotate(
-    *, minutes: float, seed: int, directory: Path, say: Callable[[str], None], **numbers: Any
+    *,
+    minutes: float,
+    seed: int,
+    directory: Path,
+    say: Callable[[str], None],
+    network: str = "relay",
+    **numbers: Any,
 ) -> list[RunResult]:
     """Carry out the rotation and write `summary.json` and `junit.xml` for all of it."""
     results: list[RunResult] = []
@@ -73,6 +80,7 @@ def rotate(
             directory=directory / f"{place + 1:02}-{workload}",
             seed=seed + place,
             seconds=seconds,
+            network="relay" if RELAYS_ONLY & set(nemeses) else network,
             **numbers,
         )
         try:
@@ -110,6 +118,7 @@ def write_summary(results: list[RunResult], directory: Path, seconds: float, see
                 "workload": result.settings.workload,
                 "nemeses": list(result.settings.nemeses),
                 "seed": result.settings.seed,
+                "means": result.means,
                 "verdict": result.verdict,
                 "checked": result.checked,
                 "operations": result.counts,

@@ -39,6 +39,8 @@ class Settings:
     program: tuple[str, ...] = ("-m", "kvstore", "server")
     """What the interpreter is told to run as a member."""
     server_flags: tuple[str, ...] = ()
+    network: str = "relay"
+    """What cuts links between members: relay or namespaces; the latter needs `enter_hub` before."""
     keep_data: bool = False
     """Whether the members' data stays in the directory after a valid run."""
 
