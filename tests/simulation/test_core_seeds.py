@@ -20,7 +20,7 @@ SEEDS = range(12)
 RECORDED = {
     238496568323: "a process that was to die amid its sync died after the cluster was healed, for good",
     238496568327: "the same, with other members in the healed majority",
-    238496569161: "a member campaigned alone in an old configuration, its term always ahead of those it did not ask",
+    238496569161: "a member campaigned alone in an old configuration, its term ahead of those it did not ask",
 }
 """Seeds of campaigns that once failed, and of what; played in full length."""
 
