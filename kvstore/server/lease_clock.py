@@ -8,7 +8,7 @@ calls reads the clock, a monotonic one.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil
 from typing import NamedTuple
 
@@ -41,9 +41,9 @@ class LeaseClock:
         """The replicated table, which a snapshot may replace."""
         self.checkpoints = False
         """Whether a new leader starts a lease with what its checkpoint says; set before anything else."""
-        self.checkpointed: dict[int, None] = {}
-        """Leases for which a checkpoint was proposed in this term: the next leader may start them with
-        less than all, so a renewal must first undo that."""
+        self.checkpointed: dict[int, int] = {}
+        """Leases for which a checkpoint was proposed in this term, and which one it was: the next leader
+        may start them with less than all, so a renewal must first undo that."""
         self.term = 0
         """The term this member leads; 0 while it does not."""
         self._deadlines: dict[int, tuple[float, int]] = {}
@@ -149,13 +149,22 @@ class LeaseClock:
         lease = self._leases().find(lease_id)
         return lease is not None and lease.remaining_seconds != 0
 
-    def long_lived(self, now_s: float) -> list[Checkpoint]:
-        """What is left of the leases worth a checkpoint, rounded up: a key must not end early."""
+    def long_lived(self, now_s: float) -> list[int]:
+        """The leases worth a checkpoint."""
         return [
-            Checkpoint(lease_id, granted_at, ceil(deadline_s - now_s))
-            for lease_id, (deadline_s, granted_at) in self._deadlines.items()
+            lease_id
+            for lease_id, (deadline_s, _) in self._deadlines.items()
             if deadline_s - now_s > CHECKPOINT_INTERVAL_S
         ]
+
+    def checkpoints_of(self, lease_ids: Sequence[int], now_s: float) -> tuple[Checkpoint, ...]:
+        """What they have left at this moment, rounded up: a key must not end early. Not of those that end."""
+        found = ((lease_id, self._deadlines.get(lease_id)) for lease_id in lease_ids)
+        return tuple(
+            Checkpoint(lease_id, known[1], ceil(known[0] - now_s))
+            for lease_id, known in found
+            if known is not None and known[0] > now_s
+        )
 
     def due(self, now_s: float, limit: int) -> list[Due]:
         """Up to `limit` leases whose time is up, soonest first; they are `expiring` from now on."""

@@ -121,8 +121,11 @@ class Lessor:
         """Lease whose end is on its way to the renewals (and the place in them) that wait for it."""
         self._retries: deque[Due] = deque()
         """Ends whose proposal failed; proposed again, for they may or may not take effect."""
-        self._checkpoints: deque[Checkpoint] = deque()
-        """What is to be proposed next, a command's worth in each look."""
+        self._checkpoints: deque[int] = deque()
+        """Leases whose checkpoint is to be proposed next, a command's worth in each look. What they have left
+        is looked up only then: a renewal in between must not be undone by what was left before it."""
+        self._checkpoint_commands = 0
+        """Proposed so far; tells one checkpoint of a lease from the next."""
         self._checkpoints_at_s = 0.0
         """When they are taken again; only while this member leads."""
         self._in_flight = 0
@@ -269,11 +272,14 @@ class Lessor:
         """Have the next leader start these with their full time, then go on; no answer if that fails."""
         found = [lease for each in lease_ids if (lease := self._member.engine.leases.find(each)) is not None]
         command = LeaseCheckpoint(term, tuple(Checkpoint(each.id, each.granted_at, 0) for each in found))
+        checkpointed = self._clock.checkpointed
+        undoing = {lease_id: checkpointed.get(lease_id) for lease_id in lease_ids}
 
         def undone(outcome: Any) -> None:
             if not isinstance(outcome, KVError) and self._leads(term):
-                for lease_id in lease_ids:
-                    self._clock.checkpointed.pop(lease_id, None)
+                for lease_id, checkpoint in undoing.items():
+                    if checkpointed.get(lease_id) == checkpoint:  # else another is on its way behind this
+                        checkpointed.pop(lease_id, None)
                 self._clock.sync(self._loop.time())
                 then()
 
@@ -287,8 +293,12 @@ class Lessor:
         if not self._checkpoints:
             return
         count = min(len(self._checkpoints), LEASE_CHECKPOINTS_MAX)
-        taken = tuple(self._checkpoints.popleft() for _ in range(count))
-        self._clock.checkpointed.update(dict.fromkeys(each.id for each in taken))
+        lease_ids = [self._checkpoints.popleft() for _ in range(count)]
+        taken = self._clock.checkpoints_of(lease_ids, now_s)
+        if not taken:
+            return
+        self._checkpoint_commands += 1
+        self._clock.checkpointed.update(dict.fromkeys((each.id for each in taken), self._checkpoint_commands))
         self._member.propose(LeaseCheckpoint(self._clock.term, taken), lambda _: None)
 
     def _look_up(self, _term: int, lease_ids: list[int], reply: Callable[[bytes], None]) -> None:

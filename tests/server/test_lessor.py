@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kvstore.engine import Engine, LeaseGrant, LeaseRevoke, Put, encode
+from kvstore.engine import LEASE_CHECKPOINTS_MAX, Engine, LeaseGrant, LeaseRevoke, Put, encode
 from kvstore.errors import KVError, LeaseTtlTooLarge
 from kvstore.server.lessor import EXPIRIES_PER_SCAN_MAX, LEASE_TTL_SECONDS_MAX, Lessor, TimeLeft
 from kvstore.server.local_member import Limits, LocalMember
@@ -314,6 +314,43 @@ async def _checkpoint_on_its_way_is_undone_as_well(made: Scene) -> None:
     assert lease.remaining_seconds == 0
 
 
+async def _checkpoint_knows_of_a_renewal_before_it(made: Scene) -> None:
+    """More leases than one command holds: the last of them is renewed before its turn comes."""
+    made.lessor._clock.checkpoints = True
+    made.apply(*(LeaseGrant(number, 1000) for number in range(1, LEASE_CHECKPOINTS_MAX + 2)))
+    last = LEASE_CHECKPOINTS_MAX + 1
+    await asyncio.sleep(300.1)
+    assert made.engine.leases.find(1).remaining_seconds == 700 + 1
+    assert made.engine.leases.find(last).remaining_seconds == 0, "its turn is yet to come"
+    await made.keep_alive(last)
+    made.driver.confirm()
+    assert made.told == [TimeLeft(1000, 1_000_000)]
+    await asyncio.sleep(1)
+    assert made.engine.leases.find(last).remaining_seconds == 1000, "the next leader starts it with no less"
+
+
+async def _checkpoint_behind_the_undoing_of_another_is_undone_too(made: Scene) -> None:
+    made.lessor._clock.checkpoints = True
+    made.apply(LeaseGrant(7, 1000))
+    await asyncio.sleep(599.9)
+    assert made.engine.leases.find(7).remaining_seconds
+    made.driver.hold = True
+    await made.keep_alive(7)
+    made.driver.confirm()
+    assert len(made.driver.proposed) == 1
+    await asyncio.sleep(1)
+    assert len(made.driver.proposed) == 2, "the next checkpoint, behind the undoing of the first"
+    made.driver.commit()
+    assert made.told == [], "the next leader would start with less"
+    made.driver.commit()
+    assert made.told == [TimeLeft(1000, 1_000_000)]
+    assert made.engine.leases.find(7).remaining_seconds == 0
+
+
+test_a_checkpoint_knows_of_a_renewal_before_it = scene(_checkpoint_knows_of_a_renewal_before_it)
+test_a_checkpoint_behind_the_undoing_of_another_is_undone_too = scene(
+    _checkpoint_behind_the_undoing_of_another_is_undone_too
+)
 test_a_checkpoint_shortens_the_next_start_until_a_renewal = scene(
     _checkpoint_shortens_the_next_leaders_start_until_a_renewal
 )
