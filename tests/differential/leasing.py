@@ -187,7 +187,7 @@ DRAWS = (
     (8.0, draw_time_to_live),
     (2.0, draw_list),
     (14.0, draw_put),
-    (0.6, draw_expire),
+    (1.5, draw_expire),
 )
 OPTIONS = frozenset(
     f"lease {name}"

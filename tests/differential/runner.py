@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.differential import judge
 from tests.differential.context import Abandoned
-from tests.differential.kinds import make_program
+from tests.differential.kinds import Restart, make_program
 from tests.differential.pairs import MakeCluster, Pair
 from tests.differential.programs import Put, Step, Txn, without_inner_revisions
 from tests.differential.running import Alter, run_steps
@@ -110,7 +110,7 @@ class Run:
 
     async def _program(self, pair: Pair, index: int) -> None:
         steps = make_program(f"{self.seed}:{index}", self.kinds)
-        if pair.size > 1:
+        if pair.size > 1 or any(isinstance(step.request, Restart) for step in steps):
             steps = [without_inner_revisions(step) for step in steps]
         self.tally.programs += 1
         try:

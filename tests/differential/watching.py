@@ -82,7 +82,7 @@ def draw_create(generator: Generator) -> Step:
     """A watch with every option there is."""
     draw, options = generator.random, ["watch"]
     key, range_end, kind = generator.interval()
-    if kind == "empty" and generator.chance(0.5):
+    if kind == "empty" and generator.chance(0.3):
         key, range_end, kind = generator.key(), b"", "single"
     request = Create(key=key, range_end=range_end)
     options.append(f"watch {kind}")
@@ -99,7 +99,7 @@ def draw_create(generator: Generator) -> Step:
         request.start_revision = NOW
     elif has(0.1, "start in the future"):
         request.start_revision = NOW + draw.choice((1, 2, 5))
-    elif has(0.05, "start compacted"):
+    elif has(0.12, "start compacted"):
         request.start_revision = BASE - 200
     if has(0.35, "prev_kv"):
         request.prev_kv = True
@@ -113,7 +113,7 @@ def draw_create(generator: Generator) -> Step:
         request.fragment = True
     if has(0.1, "progress_notify"):
         request.progress_notify = True
-    if has(0.03, "without key"):
+    if has(0.06, "without key"):
         request.key = b""
     generator.labels += 1
     return Step(CreateWatch(generator.labels, draw.randrange(STREAMS), request), tuple(options))
