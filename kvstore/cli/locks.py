@@ -17,9 +17,9 @@ import grpc.aio
 from kvstore.cli.exits import CommandError, ExitCode, bad_arguments
 from kvstore.cli.gotext import quote
 from kvstore.cli.options import INT, Command, global_options, settings
-from kvstore.cli.printers import Printer, printer
+from kvstore.cli.printers import Printer
 from kvstore.cli.requests import to_bytes
-from kvstore.cli.verbs import run
+from kvstore.cli.verbs import printer_for, run
 from kvstore.client import CAMPAIGN, LOCK, RANGE, RESIGN, UNLOCK, Connection, Session, wait_for
 from kvstore.wire import rpc_pb2, v3election_pb2, v3lock_pb2
 
@@ -135,8 +135,7 @@ def lock(args: tuple[str, ...], ttl: int) -> int:
     if not args:
         raise bad_arguments("lock takes a lock name argument and an optional command to execute")
     found = settings()
-    chosen = printer(found.write_out, in_hex=found.hex)
-    chosen.check("get")
+    chosen = printer_for(found, "get")
     try:
         run(found, lambda connection: _hold(connection, args[0], args[1:], ttl, chosen))
     except _ChildFailed as failed:
@@ -205,8 +204,7 @@ def elect(args: tuple[str, ...], listen: bool) -> None:
     if not listen and len(args) == 1:
         raise bad_arguments("no proposal argument but -l not set")
     found = settings()
-    chosen = printer(found.write_out, in_hex=found.hex)
-    chosen.check("get")
+    chosen = printer_for(found, "get")
     if listen:
         run(found, lambda connection: _listen(connection, args[0], chosen))
     else:

@@ -13,8 +13,7 @@ from kvstore.cli.exits import CommandError, ExitCode, bad_arguments
 from kvstore.cli.gotext import parse_hex_id, quote
 from kvstore.cli.members import listed_endpoints, member
 from kvstore.cli.options import Command, Settings, global_options, settings
-from kvstore.cli.printers import Printer, printer
-from kvstore.cli.verbs import connect, run
+from kvstore.cli.verbs import connect, printer_for, run
 from kvstore.client import (
     MEMBER_ADD,
     MEMBER_PROMOTE,
@@ -29,12 +28,6 @@ from kvstore.server.settings import parse_url
 from kvstore.wire import rpc_pb2
 
 _peer_urls_option = click.option("--peer-urls", default="", help="URLs of the member, separated by commas.")
-
-
-def _chosen(found: Settings) -> Printer:
-    chosen = printer(found.write_out, in_hex=found.hex)
-    chosen.check("change")
-    return chosen
 
 
 def _one_id(args: Sequence[str]) -> int:
@@ -64,7 +57,7 @@ def _change(found: Settings, method: Method[Any, Any], request: Message) -> Any:
 
 def _change_one(found: Settings, method: Method[Any, Any], request: Any, done: str) -> None:
     """Change the member that the request names, and print what was `done` to it."""
-    chosen = _chosen(found)
+    chosen = printer_for(found, "change")
     reply = _change(found, method, request)
     chosen.change(reply, f"Member {request.ID:16x} {done} cluster {reply.header.cluster_id:16x}\n")
 
@@ -81,7 +74,7 @@ def add(args: tuple[str, ...], peer_urls: str, learner: bool) -> None:
     if len(args) > 1:
         raise bad_arguments("too many arguments")
     found = settings()
-    chosen = _chosen(found)
+    chosen = printer_for(found, "change")
     request = rpc_pb2.MemberAddRequest(peerURLs=_urls(peer_urls), isLearner=learner)
     reply = _change(found, MEMBER_ADD, request)
     added = reply.member.ID
@@ -139,7 +132,7 @@ def move_leader(args: tuple[str, ...]) -> None:
     except ValueError as error:
         raise bad_arguments(str(error)) from None
     found = settings()
-    chosen = _chosen(found)
+    chosen = printer_for(found, "change")
     endpoints = listed_endpoints(found, cluster=False)
 
     async def move() -> tuple[int, rpc_pb2.MoveLeaderResponse]:

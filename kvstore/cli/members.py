@@ -11,8 +11,8 @@ import click
 from kvstore.cli.exits import CommandError, ExitCode
 from kvstore.cli.gotext import format_duration
 from kvstore.cli.options import INT, Group, Settings, global_options, settings
-from kvstore.cli.printers import EndpointHash, EndpointHealth, EndpointStatus, printer
-from kvstore.cli.verbs import connect, run
+from kvstore.cli.printers import EndpointHash, EndpointHealth, EndpointStatus
+from kvstore.cli.verbs import connect, printer_for, run
 from kvstore.client import ALARM, HASH_KV, MEMBER_LIST, RANGE, STATUS, Connection
 from kvstore.errors import Code, KVError
 from kvstore.wire import rpc_pb2
@@ -52,8 +52,7 @@ def listed_endpoints(found: Settings, *, cluster: bool) -> Sequence[str]:
 def status(cluster: bool) -> None:
     """Print version, size, leader and log position of each endpoint."""
     found = settings()
-    chosen = printer(found.write_out, in_hex=found.hex)
-    chosen.check("statuses")
+    chosen = printer_for(found, "statuses")
     endpoints = listed_endpoints(found, cluster=cluster)
     statuses: list[EndpointStatus] = []
 
@@ -80,8 +79,7 @@ def status(cluster: bool) -> None:
 def hashkv(rev: int, cluster: bool) -> None:
     """Print a checksum of the history that each endpoint holds."""
     found = settings()
-    chosen = printer(found.write_out, in_hex=found.hex)
-    chosen.check("hashes")
+    chosen = printer_for(found, "hashes")
     endpoints = listed_endpoints(found, cluster=cluster)
     hashes: list[EndpointHash] = []
 
@@ -110,8 +108,7 @@ def hashkv(rev: int, cluster: bool) -> None:
 def health(cluster: bool) -> None:
     """Check that each endpoint answers a linearizable read."""
     found = settings()
-    chosen = printer(found.write_out, in_hex=found.hex)
-    chosen.check("healths")
+    chosen = printer_for(found, "healths")
     endpoints = listed_endpoints(found, cluster=cluster)
 
     async def ask() -> list[EndpointHealth]:
@@ -157,7 +154,7 @@ def member() -> None:
 def list_members(consistency: str) -> None:
     """List the members."""
     found = settings()
-    chosen = printer(found.write_out, in_hex=found.hex)
+    chosen = printer_for(found, "members")
     request = rpc_pb2.MemberListRequest(linearizable=consistency != "s")
     chosen.members(run(found, lambda connection: connection.call(MEMBER_LIST, request)))
 
@@ -173,8 +170,7 @@ def alarm() -> None:
 def list_alarms() -> None:
     """List all alarms."""
     found = settings()
-    chosen = printer(found.write_out, in_hex=found.hex)
-    chosen.check("alarms")
+    chosen = printer_for(found, "alarms")
     chosen.alarms(run(found, lambda connection: connection.call(ALARM, _ALL_ALARMS)))
 
 
@@ -183,8 +179,7 @@ def list_alarms() -> None:
 def disarm() -> None:
     """Disarm all alarms; prints those that were."""
     found = settings()
-    chosen = printer(found.write_out, in_hex=found.hex)
-    chosen.check("alarms")
+    chosen = printer_for(found, "alarms")
     chosen.alarms(run(found, _disarm_all))
 
 

@@ -44,7 +44,8 @@ def run(found: Settings, work: Callable[[Connection], Awaitable[Result]]) -> Res
         raise CommandError(ExitCode.ERROR, error.text) from None
 
 
-def _printer(found: Settings, what: str, *, values_only: bool = False) -> Printer:
+def printer_for(found: Settings, what: str, *, values_only: bool = False) -> Printer:
+    """The printer asked for; the error for a reply that it cannot show comes before anything is sent."""
     chosen = printer(found.write_out, in_hex=found.hex, values_only=values_only)
     chosen.check(what)
     return chosen
@@ -100,7 +101,7 @@ def put(args: tuple[str, ...], **options: Any) -> None:
     `--`: kvstore put key -- -value.
     """
     found = settings()
-    chosen = _printer(found, "put")
+    chosen = printer_for(found, "put")
     request = put_request(args, read_value=sys.stdin.buffer.read, **options)
     chosen.put(run(found, lambda connection: connection.call(PUT, request)))
 
@@ -111,7 +112,7 @@ def put(args: tuple[str, ...], **options: Any) -> None:
 def get(args: tuple[str, ...], count_only: bool, print_value_only: bool, **options: Any) -> None:
     """Get a key or a range of keys."""
     found = settings()
-    chosen = _printer(found, "get", values_only=print_value_only)
+    chosen = printer_for(found, "get", values_only=print_value_only)
     request = range_request(args, count_only=count_only, **options)
     if count_only and found.write_out != "fields":
         raise bad_arguments("--count-only is only for `--write-out=fields`")
@@ -127,7 +128,7 @@ def delete(args: tuple[str, ...], prefix: bool, from_key: bool, prev_kv: bool, r
     """Delete a key or a range of keys."""
     del range_  # etcdctl 3.6 asks for it, 3.5 does not know it
     found = settings()
-    chosen = _printer(found, "delete")
+    chosen = printer_for(found, "delete")
     request = delete_request(args, prefix=prefix, from_key=from_key, prev_kv=prev_kv)
     chosen.delete(run(found, lambda connection: connection.call(DELETE_RANGE, request)))
 
@@ -180,7 +181,7 @@ def txn(args: tuple[str, ...], interactive: bool) -> None:
     if args:
         raise bad_arguments("txn command does not accept argument")
     found = settings()
-    chosen = _printer(found, "txn")
+    chosen = printer_for(found, "txn")
 
     def prompt(text: str) -> None:
         if interactive:

@@ -16,10 +16,10 @@ import click
 from kvstore.cli.exits import CommandError, ExitCode, bad_arguments, invalid_input
 from kvstore.cli.gotext import quote
 from kvstore.cli.options import INT, Command, Settings, global_options, settings
-from kvstore.cli.printers import Printer, printer
+from kvstore.cli.printers import Printer
 from kvstore.cli.requests import ALL_KEYS, prefix_end, to_bytes
 from kvstore.cli.transactions import split_arguments
-from kvstore.cli.verbs import connect
+from kvstore.cli.verbs import connect, printer_for
 from kvstore.client import Connection, Watching
 from kvstore.errors import Compacted, KVError
 from kvstore.wire import kv_pb2, rpc_pb2
@@ -258,8 +258,7 @@ def watch(args: tuple[str, ...], interactive: bool, **options: Any) -> None:
     goes on where it was.
     """
     found = settings()
-    chosen = printer(found.write_out, in_hex=found.hex)
-    chosen.check("watch")
+    chosen = printer_for(found, "watch")
     range_end = os.environ.get(RANGE_END_VARIABLE, "")
     if range_end and not os.environ.get(KEY_VARIABLE):
         shown = quote(to_bytes(range_end))
