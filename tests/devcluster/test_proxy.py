@@ -79,6 +79,12 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+async def assert_hello_arrives(target: Target) -> None:
+    far_reader, far_writer = await target.next()
+    assert await asyncio.wait_for(far_reader.readexactly(5), 5) == b"hello"
+    far_writer.close()
+
+
 async def assert_silent(reader: asyncio.StreamReader) -> None:
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(reader.read(1), SILENCE_S)
@@ -236,10 +242,8 @@ async def test_a_new_connection_during_a_partition_is_accepted_and_held() -> Non
         await assert_silent(reader)
         assert target.accepted.empty()
         partition.heal()
-        far_reader, far_writer = await target.next()
-        assert await asyncio.wait_for(far_reader.readexactly(5), 5) == b"hello"
+        await assert_hello_arrives(target)
         writer.close()
-        far_writer.close()
 
 
 async def test_pairs_on_the_same_side_are_not_disturbed() -> None:
@@ -261,10 +265,8 @@ async def test_an_unrecognised_dialler_is_held_during_any_partition() -> None:
         await asyncio.sleep(SILENCE_S)
         assert target.accepted.empty()
         partition.heal()
-        far_reader, far_writer = await target.next()
-        assert await asyncio.wait_for(far_reader.readexactly(5), 5) == b"hello"
+        await assert_hello_arrives(target)
         writer.close()
-        far_writer.close()
 
 
 async def test_stopping_ends_everything_even_what_is_held() -> None:
