@@ -36,6 +36,7 @@ NETWORKS = ("auto", "relay", "namespaces")
 RELAYS_ONLY = frozenset({"slow-links", "slow-election", "cut-links"})
 """Nemeses that make links slow or reset connections, which only relays can."""
 
+PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 HUB = "kvhub"
 LOST = "kvlost"
 """The bridge's port that leads nowhere."""
@@ -97,6 +98,8 @@ def enter_hub() -> None:
     """
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), "cannot leave the machine's network")
+    for name in PROXY_VARIABLES:
+        os.environ.pop(name, None)  # gRPC would ask them for members, whose addresses are not of this machine
     _run(["ip", "link", "set", "lo", "up"])
 
 

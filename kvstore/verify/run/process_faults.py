@@ -94,10 +94,14 @@ class PauseCut(_OfProcesses):
         return f"paused node{leader}, and cut it off when it went on"
 
     async def end(self) -> str:
-        self.field.cluster.heal()
+        cluster = self.field.cluster
+        held = cluster.held_links()
+        cluster.heal()
         if not self._stood_still:
             raise FaultMissedError("the leader was not stopped")
-        return "the process stood still, then its connections were held"
+        if not held:
+            raise FaultMissedError(f"no {cluster.held_called}")
+        return f"the process stood still, then {held} {cluster.held_called}"
 
     _stood_still = False
 
