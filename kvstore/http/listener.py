@@ -91,6 +91,8 @@ class HttpListener:
         self._server: asyncio.Server | None = None
         self._conversations: set[asyncio.Task[None]] = set()
         """One per open connection. Invariant: at most CONNECTIONS_MAX."""
+        self._stopped = False
+        """Connections accepted just before are closed at once."""
 
     async def start(self, sock: socket.socket) -> None:
         """Listen on a bound socket, which now belongs to the listener."""
@@ -99,6 +101,7 @@ class HttpListener:
 
     async def stop(self) -> None:
         """Close the listener and every connection."""
+        self._stopped = True
         if self._server is None:
             return
         self._server.close()
@@ -111,17 +114,19 @@ class HttpListener:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        if len(self._conversations) >= CONNECTIONS_MAX:
+        if len(self._conversations) >= CONNECTIONS_MAX or self._stopped:
             writer.close()
             return
         self._conversations.add(task)
         try:
             while await self._exchange(reader, writer):
                 pass
-        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError):
-            pass  # the caller left or fell silent: nothing to answer
-        except asyncio.CancelledError:
-            pass  # the listener stops; asyncio would report a cancelled conversation as an error
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the caller left: nothing to answer
+        except (TimeoutError, asyncio.CancelledError):
+            # The caller fell silent, or the listener stops (asyncio would report a cancelled conversation as
+            # an error). What a caller does not read would keep the connection, and the stop, for ever.
+            writer.transport.abort()
         finally:
             self._conversations.discard(task)
             writer.close()

@@ -14,6 +14,9 @@ import pytest_asyncio
 from kvstore.http import HttpListener, Response
 from kvstore.http import listener as listener_module
 
+HUGE_BYTES = 64 << 20
+"""Far more than the sockets of a connection hold."""
+
 
 async def hello(request) -> Response:
     return Response(HTTPStatus.OK, json.dumps(dict(request.query)).encode(), "application/json")
@@ -26,6 +29,10 @@ async def broken(_request) -> Response:
 async def endless(_request) -> Response:
     await asyncio.Event().wait()
     raise AssertionError
+
+
+async def huge(_request) -> Response:
+    return Response(HTTPStatus.OK, bytes(HUGE_BYTES), "application/octet-stream")
 
 
 class Caller:
@@ -56,7 +63,7 @@ class Caller:
 async def caller() -> AsyncIterator[Caller]:
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
-    listener = HttpListener({"/hello": hello, "/broken": broken, "/endless": endless})
+    listener = HttpListener({"/hello": hello, "/broken": broken, "/endless": endless, "/huge": huge})
     await listener.start(sock)
     yield Caller(sock.getsockname()[1])
     await listener.stop()
@@ -167,3 +174,18 @@ async def test_stopping_ends_waiting_conversations() -> None:
         await listener.stop()
         assert await reader.read() == b""
     writer.close()
+
+
+@pytest.mark.asyncio
+async def test_a_caller_who_does_not_read_keeps_no_connection(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "HEAD_SECONDS_MAX", 0.3)
+    with socket.create_connection(("127.0.0.1", caller.port)) as silent:
+        silent.sendall(b"GET /huge HTTP/1.1\r\n\r\n")
+        names = {task.get_name() for task in asyncio.all_tasks()}
+        async with asyncio.timeout(10):
+            while not {task.get_name() for task in asyncio.all_tasks()} - names:  # noqa: ASYNC110  # no event
+                await asyncio.sleep(0.01)  # accepted
+            while {task.get_name() for task in asyncio.all_tasks()} - names:  # noqa: ASYNC110  # as above
+                await asyncio.sleep(0.01)  # and given up
