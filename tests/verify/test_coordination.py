@@ -30,7 +30,14 @@ def one(
 
 
 def held(
-    process: int, begin: float, end: float, token: int, *, revoked: int | None = None, base: int = 0
+    process: int,
+    begin: float,
+    end: float,
+    token: int,
+    *,
+    revoked: int | None = None,
+    base: int = 0,
+    back: int | None = None,
 ) -> list[Line]:
     """A lock taken, an update made, and the lock given back."""
     update = {"name": "l", "token": token}
@@ -40,7 +47,7 @@ def held(
         *one(begin - 0.2, begin - 0.1, process, "grant", 2, {"lease": process, "ttl": 2}),
         *one(begin - 0.05, begin, process, "acquire", asked, {**asked, "token": token, "revoked": revoked}),
         *one(begin + 0.01, end - 0.02, process, "update", update, done),
-        *one(end, end + 0.01, process, "release", update, {**update, "revision": token + 1}),
+        *one(end, end + 0.01, process, "release", update, {**update, "revision": back or token + 1}),
     ]
 
 
@@ -51,7 +58,7 @@ def held(
         ([*held(1, 1.0, 1.3, 7), *held(2, 1.5, 1.8, 5, base=1)], "token went back"),
         ([*held(1, 1.0, 1.3, 5), *held(2, 1.5, 1.8, 5, base=1)], "one token twice"),
         ([*held(1, 1.0, 1.6, 5), *held(2, 1.2, 1.8, 7, base=1)], "held by two at once"),
-        ([*held(1, 1.0, 9.0, 5), *held(2, 7.0, 8.0, 7, base=1)], None),
+        ([*held(1, 1.0, 9.0, 5, back=9), *held(2, 7.0, 8.0, 7, base=1)], None),
         ([*held(1, 1.0, 1.3, 5, revoked=4)], "had been revoked"),
         ([*held(1, 1.0, 1.3, 5, revoked=6)], None),
         ([*held(1, 1.0, 1.3, 5), *held(2, 1.5, 1.8, 7, base=0)[:4]], None),
@@ -78,7 +85,7 @@ def test_a_lost_update_counts_with_fencing_and_is_only_counted_without() -> None
 
 def test_overlap_of_those_who_believe_in_their_locks() -> None:
     """The first was paused beyond its TTL: nobody broke a promise, yet both thought they held it."""
-    operations = history(*held(1, 1.0, 9.0, 5), *held(2, 7.0, 8.0, 7, base=1))
+    operations = history(*held(1, 1.0, 9.0, 5, back=9), *held(2, 7.0, 8.0, 7, base=1))
     assert [(one.token, other.token) for one, other in overlaps(operations)] == [(5, 7)]
     assert check_locks(operations, fenced=False).kind is VerdictKind.VALID
 

@@ -24,7 +24,7 @@ from tests.verify.effects import (
 )
 
 VALID_HISTORIES = 1_000
-EDITS = int(os.environ.get("KVSTORE_VERIFY_EDITS", "600"))
+EDITS = int(os.environ.get("KVSTORE_VERIFY_EDITS", "500"))
 OPERATIONS = 8
 CLIENTS = 3
 NS = 1_000_000_000

@@ -25,7 +25,7 @@ from tests.verify.effects import (
 )
 
 VALID_HISTORIES = 1_000
-EDITS = int(os.environ.get("KVSTORE_VERIFY_EDITS", "600"))
+EDITS = int(os.environ.get("KVSTORE_VERIFY_EDITS", "500"))
 OPERATIONS = 8
 CLIENTS = 3
 
@@ -161,7 +161,7 @@ def _apply_session(state: tuple[Any, ...], operation: Operation) -> tuple[Any, .
 
 def test_valid_sessions() -> None:
     for seed in range(VALID_HISTORIES):
-        events, finals = record_sessions(random.Random(seed), 30)
+        events, finals = record_sessions(random.Random(seed), 20)
         verdict = check_sessions(paired(events), finals)
         assert verdict.kind is VerdictKind.VALID, f"seed {seed}: {verdict.explanation}"
 
@@ -247,7 +247,7 @@ def mutex_explained(operations: Sequence[Operation]) -> bool:
 def test_valid_mutexes() -> None:
     model = MODELS["mutex"](Semantics.PORCUPINE, None)
     for seed in range(VALID_HISTORIES):
-        verdict = check_linearizability(paired(record_mutex(random.Random(seed), 30)), model)
+        verdict = check_linearizability(paired(record_mutex(random.Random(seed), 20)), model)
         assert verdict.kind is VerdictKind.VALID, f"seed {seed}: {verdict.explanation}"
 
 

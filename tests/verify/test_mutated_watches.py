@@ -13,7 +13,7 @@ from kvstore.verify.watches import check_watches
 from tests.verify.effects import Tally, Tape, begun, dropped, ended, moved, paired, repeated
 
 VALID_HISTORIES = 1_000
-EDITS = int(os.environ.get("KVSTORE_VERIFY_EDITS", "600"))
+EDITS = int(os.environ.get("KVSTORE_VERIFY_EDITS", "500"))
 OPERATIONS = 8
 CLIENTS = 4
 KEYS = ["w/a", "w/b", "w/bc", "v"]
