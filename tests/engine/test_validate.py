@@ -123,3 +123,5 @@ def test_no_key_is_put_twice_nor_put_and_deleted(operations, legal) -> None:
 
 def test_the_two_branches_of_the_request_exclude_each_other() -> None:
     check_txn(Txn((), (A, DeleteRange(b"b")), (A, B)))
+    with pytest.raises(DuplicateKey):
+        check_txn(Txn((), (A, DeleteRange(b"b"), B), ()))

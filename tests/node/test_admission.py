@@ -13,7 +13,7 @@ from kvstore.testing import SimulatedCluster, run_virtual
 from raft.core.messages import Message, MessageType
 from raft.core.ready import AppendToken, AppendWork
 from raft.core.types import EMPTY_HARD_STATE, ConfState, Entry, EntryId, EntryKind, SnapshotMeta
-from raft.node.admission import CutGuard
+from raft.node.admission import PROCESSES_KNOWN_MAX, Admission, CutGuard
 from raft.storage import MemoryFiles
 from raft.storage.memory import PowerCut
 from raft.storage.protocol import Identity, Recovered
@@ -128,6 +128,67 @@ def test_a_peers_disk_is_remembered_across_restarts() -> None:
         assert node.on_hello(replace(hello, member_id=9)).refusal == ""
 
     run(scenario)
+
+
+OURS = Hello(format_version=1, cluster_id=1, member_id=1, disk_id=11, boot_id=1)
+
+
+class Records:
+    """Stands in for the log: everything is durable at once."""
+
+    def __init__(self) -> None:
+        self.admitted = 0
+
+    def record_admitted(self) -> None:
+        self.admitted += 1
+
+    def record_peer_disk(self, member_id: int, disk_id: int, done: Callable[[], None]) -> None:
+        done()
+
+
+def fresh_disk(log: Records, met: list[tuple[int, int, bool]], *, cut: bool = False) -> Admission:
+    recovered = Recovered(
+        identity=Identity(cluster_id=1, member_id=1, disk_id=11),
+        hard_state=EMPTY_HARD_STATE,
+        snapshot=SnapshotMeta(0, 0, ConfState(voters=(1, 2, 3))),
+        entries=(),
+        cut=cut,
+        admitted=False,
+    )
+    return Admission(
+        hello=OURS,
+        recovered=recovered,
+        voters=(1, 2, 3),
+        log=log,
+        admits=lambda hello: True,
+        recorded=lambda member: None,
+        new_process=lambda member, boot, known: met.append((member, boot, known)),
+        expelled=lambda member: None,
+    )
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_only_other_voters_that_hold_this_very_disk_admit_it(cut: bool) -> None:
+    log = Records()
+    admission = fresh_disk(log, [], cut=cut)
+    for member_id, disk_id in ((9, 11), (1, 11), (3, 12), (2, 11), (2, 11)):
+        admission.on_recorded(member_id, disk_id)
+        assert not admission.admitted, (member_id, disk_id)
+    admission.on_recorded(3, 11)
+    assert admission.admitted
+    assert log.admitted == (not cut), "the note would say that the cut is healed, too"
+
+
+def test_few_processes_of_a_member_are_remembered() -> None:
+    met: list[tuple[int, int, bool]] = []
+    admission = fresh_disk(Records(), met)
+    first, last = 100, 100 + PROCESSES_KNOWN_MAX
+    for boot_id in range(first, last + 1):
+        admission.on_hello(replace(OURS, member_id=2, disk_id=22, boot_id=boot_id))
+    assert met == [(2, boot_id, False) for boot_id in range(first + 1, last + 1)]
+    for boot_id, known in ((first + 1, True), (last, True), (first, False)):
+        admission.on_hello(replace(OURS, member_id=2, disk_id=22, boot_id=boot_id))
+        assert met[-1] == (2, boot_id, known)
 
 
 # ---------------------------------------------------------------------- torn tails

@@ -9,9 +9,12 @@ import pytest
 
 from kvstore.testing import SimulatedCluster, run_virtual
 from kvstore.testing.simulation import CLUSTER_ID
+from raft.core import DropReason, ProposalDropped, RaftCore
+from raft.core.types import EntryId
 from raft.node import NodeConfig, NotApplied, TooManyRequests
 from raft.node.applying import Applier
 from raft.node.config import APPLY_SLICE_OPERATIONS_MAX
+from raft.node.write_behind import WriteBehind
 from tests.node.scenarios import Scenario, ledger
 
 
@@ -250,5 +253,52 @@ def test_a_backlog_is_applied_in_slices(monkeypatch: pytest.MonkeyPatch) -> None
         assert sum(slices) >= 8000
         assert max(slices) <= APPLY_SLICE_OPERATIONS_MAX + node._config.batch_operations_max
         assert max(slices) > 200, "there was a backlog"
+
+    run(scenario)
+
+
+def small_batches(member_id: int) -> NodeConfig:
+    return NodeConfig(member_id=member_id, cluster_id=CLUSTER_ID, batch_operations_max=1, gather_ms=1)
+
+
+def test_what_the_core_takes_not_now_goes_later_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = RaftCore.propose
+    dropped: list[int] = []
+
+    def reluctant(self: RaftCore, datas: list[bytes]) -> list[EntryId]:
+        if len(datas) > 1 and len(dropped) < 3:
+            dropped.append(len(datas))
+            raise ProposalDropped(DropReason.UNCOMMITTED_FULL)
+        return genuine(self, datas)
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        monkeypatch.setattr(RaftCore, "propose", reluctant)
+        leader = cluster.leader()
+        assert leader is not None
+        commands = [b"%02d" % number for number in range(20)]
+        await asyncio.gather(*(cluster.propose(leader.member_id, command) for command in commands))
+        assert ledger(cluster, leader.member_id) == [b"warm", *commands]
+        assert dropped, "several batches were handed over together"
+
+    run(scenario, small_batches)
+
+
+def test_a_leader_whose_state_file_lags_too_far_takes_nothing_from_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = cluster.leader()
+        assert leader is not None
+        follower = next(member for member in cluster.members if member != leader.member_id)
+        last_index = leader.status().last_index
+        full = True
+        lags = property(lambda self: full and self is leader._write_behind)
+        monkeypatch.setattr(WriteBehind, "full", lags)
+        waits = cluster.propose(follower, b"forwarded")
+        await asyncio.sleep(1)  # virtual time: hundreds of turns
+        assert not waits.done()
+        assert leader.status().last_index == last_index
+        full = False
+        await asyncio.wait_for(waits, 5)
 
     run(scenario)

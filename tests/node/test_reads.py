@@ -90,6 +90,30 @@ def test_time_is_up_wherever_a_read_waits() -> None:
     assert reader.told == dict.fromkeys(("applying", "round", "waiting"), ReadTimedOut)
 
 
+def test_a_confirmed_read_waits_for_its_index_and_no_other() -> None:
+    reads, reader = make()
+    for name, index in (("low", 5), ("high", 7)):
+        reader.read(name)
+        reads.confirmed(reads.begin(0.0), index, applied=3, now_s=0.0)
+    for applied, told in ((4, []), (5, ["low"]), (6, ["low"]), (7, ["low", "high"]), (8, ["low", "high"])):
+        reads.applied(applied)
+        assert list(reader.told) == told
+
+
+def test_reads_of_lost_rounds_go_before_later_ones_in_their_order() -> None:
+    """Deadlines stay in order, so that the first that waits is the first whose time is up."""
+    reads, reader = make()
+    for name in ("a", "b", "c"):
+        reader.read(name)
+        if name != "c":
+            reads.begin(0.0)
+    reads.restart()
+    _, in_order = reads._rounds[reads.begin(0.0)]
+    for settle, _ in in_order:
+        settle(None)
+    assert list(reader.told) == ["a", "b", "c"]
+
+
 def test_stop_settles_all() -> None:
     reads, reader = make()
     reader.read("a")

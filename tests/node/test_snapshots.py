@@ -153,6 +153,7 @@ def test_a_leader_that_dies_amid_a_transfer_is_replaced_and_so_is_its_image() ->
         slow = cluster.network.conditions(leader.member_id, down)
         slow.delay_min_s = slow.delay_max_s = 0.03
         await cluster.wait_until(lambda: receiving(node) >= 0, IN_TIME_S, "half an image")
+        assert not installed(node)
         cluster.crash(leader.member_id)
         await cluster.wait_until(lambda: installed(node) > 0, IN_TIME_S, "the image of another leader")
         await cluster.start(leader.member_id)

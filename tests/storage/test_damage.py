@@ -108,6 +108,7 @@ async def test_a_sector_lost_before_the_end_is_damage(kit: Any, disk: Any) -> No
 @pytest.mark.asyncio
 async def test_a_short_segment_is_damage(kit: Any, disk: Any, kept: int) -> None:
     await filled(kit, disk)
+    assert len(disk.segments()) >= 3
     for segment in disk.segments():
         data = disk.read(segment)
         disk.edit(segment, lambda now: now.__delitem__(slice(kept, None)))

@@ -195,8 +195,12 @@ async def test_the_journal_is_folded_in_deliberately(tmp_path: Path, monkeypatch
 async def test_a_cancelled_commit_leaves_no_open_transaction(tmp_path: Path) -> None:
     state = await statefile.open_sqlite_state(str(tmp_path / "state.db"), IDENTITY)
     big = [(b"%d" % i, bytes(200)) for i in range(20_000)]
+    journal = tmp_path / "state.db-wal"
+    before = journal.stat().st_size
     task = asyncio.create_task(state.commit(StateMark(1, 1, CONF), big))
-    await asyncio.sleep(0.01)
+    async with asyncio.timeout(30):
+        while journal.stat().st_size == before:  # noqa: ASYNC110  nothing tells of it
+            await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
