@@ -256,7 +256,7 @@ class Lessor:
             if lease_id in self._clock.expiring:
                 renewal.open += 1
                 held = self._held.setdefault(lease_id, [])
-                del held[: len(held) + 1 - HELD_PER_LEASE_MAX]
+                del held[: max(0, len(held) + 1 - HELD_PER_LEASE_MAX)]
                 held.append((renewal, place))
             else:
                 self._renew_one(renewal, place, lease_id)

@@ -9,8 +9,15 @@ from collections.abc import Callable
 import pytest
 
 from kvstore.engine import LEASE_CHECKPOINTS_MAX, Engine, LeaseGrant, LeaseRevoke, Put, encode
-from kvstore.errors import KVError, LeaseTtlTooLarge
-from kvstore.server.lessor import EXPIRIES_PER_SCAN_MAX, LEASE_TTL_SECONDS_MAX, Lessor, TimeLeft
+from kvstore.errors import KVError, LeaseTtlTooLarge, TooManyRequests
+from kvstore.server.lessor import (
+    EXPIRIES_PER_SCAN_MAX,
+    HELD_PER_LEASE_MAX,
+    LEASE_TTL_SECONDS_MAX,
+    WAITING_MAX,
+    Lessor,
+    TimeLeft,
+)
 from kvstore.server.local_member import Limits, LocalMember
 from kvstore.testing import run_virtual
 from raft.core.types import Role
@@ -167,6 +174,29 @@ async def _renewal_waits_for_an_end_on_its_way(made: Scene) -> None:
     made.driver.commit()
     assert made.told == [TimeLeft(0, 0)]
     assert made.engine.key_count == 0
+
+
+async def _only_the_latest_renewals_wait_for_an_end(made: Scene) -> None:
+    made.apply(LeaseGrant(7, 2))
+    made.driver.hold = True
+    await asyncio.sleep(2.6)
+    for _ in range(HELD_PER_LEASE_MAX + 3):
+        await made.keep_alive(7)
+        made.driver.confirm()
+    made.driver.commit()
+    assert made.told == [TimeLeft(0, 0)] * HELD_PER_LEASE_MAX
+
+
+async def _answered_renewals_make_room(made: Scene) -> None:
+    made.apply(LeaseGrant(7, 10))
+    made.lessor._waiting_count = WAITING_MAX - 1
+    await made.keep_alive(7)
+    await made.keep_alive(7)
+    assert [type(told) for told in made.told] == [TooManyRequests]
+    made.driver.confirm()
+    await made.keep_alive(7)
+    made.driver.confirm()
+    assert [type(told) for told in made.told] == [TooManyRequests, TimeLeft, TimeLeft]
 
 
 async def _unknown_end_is_proposed_again(made: Scene) -> None:
@@ -359,6 +389,8 @@ test_a_renewal_waits_for_a_round = scene(_renewal_waits_for_a_round)
 test_waiting_renewals_share_a_question = scene(_waiting_renewals_share_a_question)
 test_a_deposed_leader_acknowledges_nothing = scene(_deposed_leader_acknowledges_nothing)
 test_a_renewal_waits_for_an_end_on_its_way = scene(_renewal_waits_for_an_end_on_its_way)
+test_only_the_latest_renewals_wait_for_an_end = scene(_only_the_latest_renewals_wait_for_an_end)
+test_answered_renewals_make_room = scene(_answered_renewals_make_room)
 test_an_end_of_unknown_outcome_is_proposed_again = scene(_unknown_end_is_proposed_again)
 test_a_late_end_of_an_earlier_grant_decides_nothing = scene(_late_end_of_an_earlier_grant_decides_nothing)
 test_an_end_of_a_lost_term_is_forgotten = scene(_end_of_a_lost_term_is_forgotten)
