@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 
 from kvstore import Config
+from kvstore.errors import Compacted, KVError
+from kvstore.server import auto_compaction
 from kvstore.server.retention import PERIODIC, REVISION, ByRevision, Periodic, parse_retention
 from kvstore.server.settings import ConfigError
+from kvstore.testing import run_virtual
 
 HOUR = 3600.0
 
@@ -102,3 +109,28 @@ async def test_a_member_compacts_by_itself_and_the_leader_alone_proposes(members
     await until(lambda: all(engine.compact_revision == engines[0].revision for engine in engines))
     compactions = sum(member.handle.status().statistics.operations_proposed for member in cluster)
     assert compactions < 5 + 3 + 4  # the puts, the publications; at most a few for compaction
+
+
+def test_what_was_compacted_by_somebody_else_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    outcomes = iter((KVError(), Compacted(), None))
+
+    def compact(member: object, at: int, *, physical: bool, settle: Callable[[object], None]) -> None:
+        asked.append(at)
+        settle(next(outcomes))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        member = SimpleNamespace(
+            node=SimpleNamespace(leader=1), member_id=1, engine=SimpleNamespace(revision=150)
+        )
+        stop = auto_compaction.AutoCompaction(member, REVISION, 100, loop).start()
+        await asyncio.sleep(300 * 4 + 1)
+        assert asked == [50, 50], "a failure is tried again, and what is done is not"
+        member.engine.revision = 160
+        await asyncio.sleep(300 * 4)
+        assert asked == [50, 50, 60]
+        stop()
+
+    monkeypatch.setattr(auto_compaction, "compact", compact)
+    run_virtual(main())
