@@ -99,7 +99,7 @@ class _Life:
         attached = [moment for moment in self.attaches if moment.done]
         attached_ns = min((moment.latest_ns for moment in (*attached, *self.present)), default=NEVER_NS)
         granted_ns = min((moment.latest_ns for moment in (*self.grants, *self.alive)), default=NEVER_NS)
-        put_at = min((moment.revision or 0 for moment in attached), default=NEVER_NS)
+        put_at = min((moment.revision or 0 for moment in (*attached, *self.present)), default=NEVER_NS)
         dead = [m for m in self.absent if m.earliest_ns >= attached_ns or (m.revision or 0) >= put_at]
         dead += [m for m in self.refused if not self.grants or m.earliest_ns >= granted_ns]
         dead += revoked
@@ -134,7 +134,8 @@ class _Life:
             if certain and revision < first:
                 yield f"there before revision {first}: {moment.operation.describe()}"
         alive_through = max([last, *(revision for revision, _ in shown)])
-        gone = [(m.revision or 0, m) for m in self.absent if puts and (m.revision or 0) >= first]
+        since = min([*puts, *(revision for revision, _ in shown)], default=NEVER_NS)
+        gone = [(m.revision or 0, m) for m in self.absent if (m.revision or 0) >= since]
         gone += [(m.revision or 0, m) for m in revoked if puts or shown]
         for revision, moment in gone:
             if revision <= alive_through:

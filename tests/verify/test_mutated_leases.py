@@ -107,7 +107,8 @@ def record_leases(rng: random.Random, count: int) -> list[Event]:
         tape.wait(0, NS if rng.random() < 0.1 else 0)
         store.pass_time()
         if slot not in open_now:
-            if started < count:
+            waits = not leases and any(f == "grant" for f, _, _ in open_now.values())
+            if started < count and not waits:
                 started += 1
                 f, asked = ask(rng, leases, attached)
                 tape.add(process_of[slot], "invoke", f, asked)
@@ -132,7 +133,7 @@ def record_leases(rng: random.Random, count: int) -> list[Event]:
 def edit_leases(rng: random.Random, events: list[Event]) -> list[Event]:
     """One lie about an answer, an outcome, a time, or an operation as a whole."""
     edited, choice = list(events), rng.randrange(10)
-    n = rng.choice(ended(events) or [0])
+    n = rng.choice([m for m in ended(events) if events[m].f != "grant"] or ended(events) or [0])
     value = events[n].value
     if not n:
         return edited
@@ -158,7 +159,7 @@ def edit_leases(rng: random.Random, events: list[Event]) -> list[Event]:
 
 
 def _lie(rng: random.Random, events: Sequence[Event], value: dict[str, Any]) -> dict[str, Any]:
-    field = rng.choice(sorted(value))
+    field = rng.choice([*sorted(value), *(one for one in ("present", "ttl") for _ in "123" if one in value)])
     if field == "present":
         return {**value, "present": not value["present"]}
     if field == "ttl":
@@ -255,6 +256,8 @@ def _act(state: State, op: Operation, ttls: dict[int, int]) -> State | None:
     ttl = op.completed["ttl"]
     if life.alive is not (ttl > 0) or ttl > ttls.get(lease, ttl):
         return None
+    if not ttl:
+        return state
     return _with(state, least, lease, life._replace(sure_ns=max(life.sure_ns, op.called_ns + ttl * NS)))
 
 
