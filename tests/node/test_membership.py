@@ -11,6 +11,8 @@ from kvstore.testing import SimulatedCluster, run_virtual
 from kvstore.testing.disks import SlowLogWriter
 from raft.core.confchange import ConfChange, ConfStep, ConfStepKind, ConfTransition
 from raft.node import ChangeRefused, LearnerNotReady, NotApplied, OutcomeUnknown, TransferFailed
+from raft.node.errors import Stopped
+from raft.node.membership import Membership
 from raft.storage.wal import Log
 from tests.node.scenarios import Scenario, leader_id, ledger
 
@@ -270,5 +272,29 @@ def test_a_transfer_ends_with_the_chosen_leader_or_with_an_error() -> None:
         assert leader_id(cluster) == chosen
         await cluster.members[chosen].running.transfer.hand_over()
         assert cluster.members[old].running.is_leader
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("end", [Membership.overtaken, Membership.close])
+def test_only_a_change_that_was_handed_over_may_be_made(end: Callable[[Membership], None]) -> None:
+    async def scenario(cluster: SimulatedCluster) -> None:
+        leader = cluster.members[leader_id(cluster)].running
+        follower = cluster.members[follower_id(cluster)].running
+        waits = remove(cluster, follower.member_id, follower.member_id)
+        end(follower.membership)  # in the turn in which it was asked for
+        await asyncio.sleep(0)
+        assert waits.done() == (end is Membership.close)
+        if waits.done():
+            assert isinstance(waits.exception(), Stopped)
+        cluster.network.isolate(leader.member_id)
+        last_index = leader.status().last_index
+        handed_over = remove(cluster, leader.member_id, follower.member_id)
+        await cluster.wait_until(lambda: leader.status().last_index > last_index)
+        end(leader.membership)
+        with pytest.raises(OutcomeUnknown):
+            await handed_over
+        cluster.network.heal()
+        await asyncio.wait([waits], timeout=30)
 
     run(scenario)

@@ -213,6 +213,12 @@ def test_cancel(watching: Watching) -> None:
     assert watching.told()[0].watch_id == 1
 
 
+def test_a_chosen_id_is_none_that_somebody_asked_for(watching: Watching) -> None:
+    for asked in (1, 0, 0):
+        watching.watch(b"k", watch_id=asked)
+    assert [response.watch_id for response in watching.told()] == [1, 0, 2]
+
+
 def test_progress_is_told_behind_the_events_and_only_when_all_are_synced(watching: Watching) -> None:
     progress = {"progress_request": pb.WatchProgressRequest()}
     watching.ask(**progress)
