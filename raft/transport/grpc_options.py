@@ -18,7 +18,9 @@ _COMMON_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX + FRAME_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX + FRAME_BYTES_MAX),
     ("grpc.keepalive_time_ms", _PING_MS),
+    # gRPC takes the longer one of the two, and a minute for the second by itself.
     ("grpc.keepalive_timeout_ms", _PING_MS),
+    ("grpc.http2.ping_timeout_ms", _PING_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 ]

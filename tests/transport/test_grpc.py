@@ -24,7 +24,7 @@ from raft.transport.grpc_link import GrpcLink
 from raft.transport.grpc_options import host_port
 from raft.transport.grpc_transport import GrpcTransport
 from raft.transport.protocol import Liveness
-from raft.transport.rules import BACKOFF_MAX_S, PROBE_TIMEOUT_S
+from raft.transport.rules import BACKOFF_MAX_S, PROBE_TIMEOUT_S, SILENCE_TIMEOUT_S
 
 # They measure time and start processes, so they run beside no other such test.
 pytestmark = [pytest.mark.asyncio, pytest.mark.xdist_group("processes")]
@@ -71,6 +71,18 @@ async def test_the_end_of_a_process_is_seen_within_milliseconds(remote: Any, sig
     assert seen_s < 0.2, f"the end was seen after {seen_s:.3f} s"
     assert judged_s < 0.4, f"it was judged dead after {judged_s:.3f} s"
     assert await asyncio.wait_for(process.wait(), 5) in (0, -signal.SIGKILL)
+
+
+async def test_silence_ends_the_streams_of_both_directions(remote: Any) -> None:
+    """Its kernel still takes what is sent, and a partition does not even refuse it."""
+    _, recorder, process = remote
+    process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        await recorder.until(lambda: recorder.disconnected == [2, 2], 3 * SILENCE_TIMEOUT_S)
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert time.monotonic() - began > SILENCE_TIMEOUT_S / 2, "a moment's silence is no silence"
 
 
 async def test_a_stopped_process_is_unreachable_not_dead(remote: Any) -> None:
