@@ -11,6 +11,7 @@ import click
 
 from kvstore.cli.exits import CommandError, ExitCode, bad_feature
 from kvstore.cli.gotext import parse_bool, parse_duration, parse_int
+from kvstore.client.connection import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S
 
 ENVIRONMENT_PREFIX = "ETCDCTL_"
 if TYPE_CHECKING:
@@ -60,10 +61,13 @@ _GLOBALS = (
     _Global(
         "dial-timeout", DURATION, 2.0, "Accepted; connecting counts into the command's time.", shown=False
     ),
-    _Global("keepalive-time", DURATION, 2.0, "Accepted; connections are as short as a command.", shown=False),
     _Global(
-        "keepalive-timeout", DURATION, 6.0, "Accepted; connections are as short as a command.", shown=False
+        "keepalive-time",
+        DURATION,
+        2.0,
+        "Ask a member that is silent for so long whether it lives; at least 10s, as in etcdctl.",
     ),
+    _Global("keepalive-timeout", DURATION, KEEPALIVE_TIMEOUT_S, "How long it may take to answer that."),
     _Global("hex", bool, False, "Print keys and values in hexadecimal."),
     _Global("debug", bool, False, "Show where an internal error happened."),
     _Global("insecure-transport", bool, True, "Connections are not encrypted.", shown=False),
@@ -108,6 +112,8 @@ class Globals:
             endpoints=values["endpoints"],
             write_out=values["write-out"],
             command_timeout_s=values["command-timeout"],
+            keepalive_time_s=max(values["keepalive-time"], KEEPALIVE_TIME_S),
+            keepalive_timeout_s=values["keepalive-timeout"],
             hex=values["hex"],
         )
 
@@ -129,6 +135,8 @@ class Settings:
     endpoints: str
     write_out: str
     command_timeout_s: float
+    keepalive_time_s: float
+    keepalive_timeout_s: float
     hex: bool
 
 

@@ -28,7 +28,12 @@ def connect(found: Settings, endpoints: str | None = None) -> Connection:
         parsed = parse_endpoints(found.endpoints if endpoints is None else endpoints)
     except EndpointError as error:
         raise CommandError(ExitCode.BAD_CONNECTION, str(error)) from None
-    return Connection(parsed, timeout_s=found.command_timeout_s)
+    return Connection(
+        parsed,
+        timeout_s=found.command_timeout_s,
+        keepalive_time_s=found.keepalive_time_s,
+        keepalive_timeout_s=found.keepalive_timeout_s,
+    )
 
 
 def run(found: Settings, work: Callable[[Connection], Awaitable[Result]]) -> Result:

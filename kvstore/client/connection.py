@@ -29,6 +29,13 @@ CONNECTING_POLL_S = 0.004
 # A replaced member's address must be refused, not connected to for gRPC's default 20 s.
 CONNECT_TIMEOUT_MS = 2000
 
+KEEPALIVE_TIME_S = 10.0
+"""A member with a call under way that says nothing for so long is asked whether it lives: the shortest that
+Go's client, and so etcdctl, grants itself, and twice what an etcd server tolerates."""
+
+KEEPALIVE_TIMEOUT_S = 6.0
+"""How long it may take to answer before the connection is given up: etcdctl's default."""
+
 _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_MAX_MS // 2),
     ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MAX_MS),
@@ -39,6 +46,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),  # one client's trouble is not another's
+    ("grpc.http2.max_pings_without_data", 0),  # a watch may have nothing to tell for days
 )
 
 TIMED_OUT_TEXT = "context deadline exceeded"
@@ -54,14 +62,31 @@ class TimedOut(Unavailable):
 class Connection:
     """Connections to some endpoints of one cluster. Use it as `async with`; one event loop only."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], *, timeout_s: float) -> None:
-        """`timeout_s` bounds every call, connecting included."""
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        timeout_s: float,
+        keepalive_time_s: float = KEEPALIVE_TIME_S,
+        keepalive_timeout_s: float = KEEPALIVE_TIMEOUT_S,
+    ) -> None:
+        """`timeout_s` bounds every call, connecting included. A connection whose member is silent for
+        `keepalive_time_s`, and then for `keepalive_timeout_s` after it was asked, is given up with the
+        calls on it; so a stream ends whose member stands still. Raises ValueError without endpoints.
+        """
         if not endpoints:
             raise ValueError("at least one endpoint is needed")
         self._endpoints = tuple(endpoints)
         self._timeout_s = timeout_s
+        options = (
+            *_CHANNEL_OPTIONS,
+            ("grpc.keepalive_time_ms", round(1000 * keepalive_time_s)),
+            # gRPC takes the longer one of the two, and a minute for the second by itself.
+            ("grpc.keepalive_timeout_ms", round(1000 * keepalive_timeout_s)),
+            ("grpc.http2.ping_timeout_ms", round(1000 * keepalive_timeout_s)),
+        )
         self._channels = [
-            grpc.aio.insecure_channel(endpoint.target, options=_CHANNEL_OPTIONS) for endpoint in endpoints
+            grpc.aio.insecure_channel(endpoint.target, options=options) for endpoint in endpoints
         ]
         # Index of the channel that served last: stays until it fails.
         self._preferred = 0
