@@ -191,10 +191,14 @@ class Cluster:
                 break
         else:
             raise Violation("a majority recovers", self._describe(core))
-        terms = [self.members[m].core.term for m in core if core[m]]
+        leader = self.members[self.leader()]
+        conf = leader.core.conf
+        # One who is no member any more may still learn of the term.
+        healed = [self.members[m] for m in core if core[m] and (m in conf.voters or m in conf.learners)]
+        before = [leader.id, *(member.core.term for member in healed)]
         self.kernel.run(self.kernel.now + STABLE_TIMEOUTS * timeout)
-        if terms != [self.members[m].core.term for m in core if core[m]]:
-            raise Violation("a recovered majority keeps its leader", terms, self._describe(core))
+        if before != [self.leader(), *(member.core.term for member in healed)]:
+            raise Violation("a recovered majority keeps its leader", before, self._describe(core))
 
     def _choose_core(self) -> dict[int, bool]:
         """Members that will be healed: at random, until every configuration that may be in force or

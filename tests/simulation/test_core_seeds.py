@@ -21,6 +21,7 @@ RECORDED = {
     238496568323: "a process that was to die amid its sync died after the cluster was healed, for good",
     238496568327: "the same, with other members in the healed majority",
     238496569161: "a member campaigned alone in an old configuration, its term ahead of those it did not ask",
+    1096234004464: "a member that had been removed learned the leader's term and was counted in the majority",
 }
 """Seeds of campaigns that once failed, and of what; played in full length."""
 
