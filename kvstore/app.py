@@ -391,7 +391,7 @@ class _Assembly:
 
     def _on_space(self, node: Node, space: bool) -> None:
         """The disk has no room for the log's next segment, or has it again."""
-        if not space:
+        if not space:  # told again as long as it lasts: the alarm cannot be raised while nobody leads
             self._member.quota.raise_alarm("the disk has no room for the log's next segment")
         node.on_log_space(space)
 

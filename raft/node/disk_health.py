@@ -85,8 +85,8 @@ class DiskHealth:
             self._post(self._hand_leadership_on)
 
     def on_space(self, available: bool) -> None:
-        self.full = not available
-        if not available:
+        was_full, self.full = self.full, not available
+        if self.full and not was_full:
             logger.warning("no space left for the log; this member takes no proposals until there is")
             self._post(self._hand_leadership_on)
 

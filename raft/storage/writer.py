@@ -63,7 +63,8 @@ class _WriterBase:
         """`fatal(message)` is called once, on the loop, when the outcome of a write is unknown.
 
         `on_space(False)` is called on the loop when the disk has no room for the log's next
-        segment (what is left of the current one is the reserve), `on_space(True)` when it has again.
+        segment (what is left of the current one is the reserve), and again at each attempt that finds
+        none; `on_space(True)` when it has again.
         """
         self._log = log
         self._loop = loop
@@ -148,16 +149,15 @@ class _WriterBase:
             self._on_space(space)
 
     def _maintain(self, now: float) -> bool | None:
-        """Upkeep of the files; returns a change of room to report, or None."""
+        """Upkeep of the files; returns whether there is room, to be told, or None when there still is."""
         if not self._log.needs_maintenance or (not self._space and now < self._space_retry_at):
             return None
         try:
             self._log.maintain()
         except NoSpace:
             self._space_retry_at = now + SPACE_RETRY_S
-            changed = self._space
             self._space = False
-            return False if changed else None
+            return False
         if self._space:
             return None
         self._space = True
