@@ -248,6 +248,8 @@ class Judge:
         if snapshot is not None:
             check_state(member.core)
         if not work.entries:
+            if snapshot is not None:
+                seen.submitted = 0
             return
         leads = s.role is Role.LEADER
         first = work.entries[0].index

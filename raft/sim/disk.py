@@ -1,7 +1,7 @@
 """What one member's disk holds, at the level of operations: a log, a hard state and an image.
 
 Work is written in the order handed out. A crash keeps everything synced and, of the rest, a random
-prefix, the first lost work perhaps in part (its promise and some of its entries).
+prefix, the first lost work perhaps in part: some of its entries, and its hard state if it has them all.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raft.core import AppendWork, ConfState, Entry, HardState, SnapshotMeta
+from raft.core import NO_NODE, AppendWork, ConfState, Entry, HardState, SnapshotMeta
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,12 @@ class Disk:
         return position < len(self.entries) and self.entries[position].term == term
 
     def recovered_hard_state(self) -> HardState:
-        """What a restart reads. The commit index is a hint and never beyond the log."""
-        return self.hard._replace(commit=min(self.hard.commit, self.last_index))
+        """What a restart reads. The commit index is a hint and never beyond the log; where entries of a
+        later term lost their hard state, no vote in that term had left yet."""
+        hard = self.hard
+        if self.entries and self.entries[-1].term > hard.term:
+            hard = HardState(self.entries[-1].term, NO_NODE, hard.commit)
+        return hard._replace(commit=min(hard.commit, self.last_index))
 
     def write(self, work: AppendWork) -> None:
         """Make one piece of work durable."""
@@ -75,7 +79,10 @@ class Disk:
             torn = unsynced[len(kept)]
             if torn.snapshot is None:
                 entries = torn.entries[: rng.randint(0, len(torn.entries))]
-                kept.append(AppendWork(torn.token, entries, torn.hard_state))
+                # A log is written in order, and the hard state after its entries: it may name a commit index
+                # that is true of the new ones only.
+                whole = len(entries) == len(torn.entries)
+                kept.append(AppendWork(torn.token, entries, torn.hard_state if whole else None))
         return kept
 
     def drop_prefix(self, index: int) -> None:

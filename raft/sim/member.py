@@ -123,7 +123,7 @@ class Member:
         self.transfer_since = 0
         self.heard: dict[int, int] = {}
         """Leader: the tick at which each member last answered in its term."""
-        self.seen.restart(disk.hard)
+        self.seen.restart(disk.recovered_hard_state())
         self.cluster.judge.observe(self)
         self.cluster.after(int(self.rng.random() * self.tick_us), self._tick, self.life)
 

@@ -22,6 +22,10 @@ RECORDED = {
     238496568327: "the same, with other members in the healed majority",
     238496569161: "a member campaigned alone in an old configuration, its term ahead of those it did not ask",
     1096234004464: "a member that had been removed learned the leader's term and was counted in the majority",
+    109688487061: "a commit index survived a crash without the entry it spoke of, where another stood before",
+    109688488233: "the same",
+    109688488762: "the same",
+    109688487507: "a leader's log had been replaced by an image since it led before",
 }
 """Seeds of campaigns that once failed, and of what; played in full length."""
 
