@@ -34,7 +34,7 @@ WRITE_SECONDS_MAX = 2.0  # then another member is asked: one that stands still a
 PROGRESS_SECONDS_MAX = 60.0  # without one more event: the cluster or a watcher is stuck
 CALM_EVENTS = 300  # written between two faults at the least
 SAMPLES = 100  # revisions compared with a read of the past
-PAUSE_EVENTS = 2000  # written while a member stands still: more than the log keeps for it
+PAUSE_EVENTS = 8000  # written while a member stands still: more than the log keeps, all writers in one batch
 POLL_SECONDS = 0.02
 INSTALLED = "the state is now the image at index"
 """A member's log line when an image replaced its state."""
@@ -139,6 +139,8 @@ class _Run:
     def __init__(self, cluster: clusters.Cluster, rng: random.Random) -> None:
         self.cluster = cluster
         self.rng = rng
+        self.by_age = list(cluster.members)
+        """Those whose process has run for longest first: so all are replaced before long, watched or not."""
         endpoints = cluster.endpoints
         self.followers = [Follower(endpoints[at:] + endpoints[:at]) for at in range(len(endpoints))]
 
@@ -158,14 +160,18 @@ class _Run:
         leader = await asyncio.to_thread(self.cluster.leader)
         leader.kill()
         await self.more(CALM_EVENTS)
-        leader.start()
-        await asyncio.to_thread(self.cluster.wait_ready)
+        await self._start(leader)
 
     async def restart_one(self) -> None:
-        member = self.rng.choice(self.cluster.members)
+        member = self.by_age[0]
         await asyncio.to_thread(member.stop)
         await self.more(CALM_EVENTS)
+        await self._start(member)
+
+    async def _start(self, member: clusters.Member) -> None:
         member.start()
+        self.by_age.remove(member)
+        self.by_age.append(member)
         await asyncio.to_thread(self.cluster.wait_ready)
 
     async def pause_one(self) -> None:

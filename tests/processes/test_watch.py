@@ -13,7 +13,7 @@ from bench import clusters, rpc, watch, watch_torture
 from kvstore.client import Connection, Watching, parse_endpoints
 from kvstore.wire import rpc_pb2
 
-KILLS, RESTARTS, PAUSES, EVENTS = 1, 1, 1, 2000
+KILLS, RESTARTS, PAUSES, EVENTS = 1, 2, 1, 2000
 WATCHERS = 500
 
 
