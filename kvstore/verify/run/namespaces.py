@@ -147,9 +147,8 @@ class Fabric:
             ]
         _run(["ip", "-batch", "-"], "\n".join(commands))
         quiet = ["flood", "off", "mcast_flood", "off", "bcast_flood", "off", "learning", "off"]
-        _run(
-            ["bridge", "link", "set", "dev", LOST, *quiet]
-        )  # it counts what was misdirected and nothing else
+        # It counts what was misdirected and nothing else.
+        _run(["bridge", "link", "set", "dev", LOST, *quiet])
         _run(["bridge", "fdb", "add", LOST_ADDRESS, "dev", LOST, "master", "static"])
         for number in self.numbers:
             others = [one for one in (*self.numbers, HUB_NUMBER) if one != number]
