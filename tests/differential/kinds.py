@@ -46,7 +46,7 @@ KINDS = {
     "lock": Kind(
         draws=locking.DRAWS,
         options=locking.OPTIONS,
-        share=0.6,
+        share=0.45,
         only=frozenset(("range", "put", "reading_txn")),
     ),
     "restart": Kind(draws=((4, draw_restart),), options=frozenset(("restart",)), share=1.0),

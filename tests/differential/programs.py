@@ -18,7 +18,7 @@ NOW = 1 << 40
 BASE = 1 << 44
 SYMBOL_DISTANCE_MAX = 1 << 20  # how far a symbol's distance reaches either way
 KV_WEIGHTS = {
-    "range": 28, "put": 24, "delete": 8, "txn": 32, "reading_txn": 5, "compaction": 5, "oversize": 0.6
+    "range": 28, "put": 24, "delete": 8, "txn": 32, "reading_txn": 5, "compaction": 6, "oversize": 0.8
 }  # fmt: skip
 KEYS_MAX = 200
 OPERATIONS = 30
@@ -206,7 +206,7 @@ class Generator:
                 setattr(request, name, self.near())
         if has(0.3, "serializable"):
             request.serializable = True
-        if not inside and has(0.03, "without key"):
+        if not inside and has(0.06, "without key"):
             request.key = b""
         return Step(request, tuple(options))
 
@@ -234,13 +234,13 @@ class Generator:
 
     def delete(self) -> Step:
         key, range_end, kind = self.interval()
-        if kind == "all" and self.chance(0.6):
+        if kind == "all" and self.chance(0.3):
             key, range_end, kind = self.key(), b"", "single"
         request, options = Delete(key=key, range_end=range_end), [f"delete {kind}"]
         if self.chance(0.35):
             request.prev_kv = True
             options.append("delete prev_kv")
-        if self.chance(0.04):
+        if self.chance(0.08):
             request.key = b""
             options.append("delete without key")
         return Step(request, tuple(options))
@@ -266,7 +266,7 @@ class Generator:
         if self.chance(0.2):
             compare.key, compare.range_end, kind = self.interval()
             options.append(f"compare {kind}")
-        if self.chance(0.01):
+        if self.chance(0.03):
             compare.key = b""
             options.append("compare without key")
         return compare, tuple(options)
@@ -355,7 +355,7 @@ class Generator:
                 (BASE - 5, "compact again"),
                 (NOW + 3, "compact ahead"),
             ),
-            (4, 4, 2),
+            (4, 4, 3),
         )[0]
         physical = self.chance(0.4)
         options = (option, "compact physical") if physical else (option,)
@@ -377,6 +377,8 @@ class Generator:
         for weight, draw in more:
             weights.append(weight)
             draws.append(partial(draw, self))
+        # What is mixed in comes on top, so that a program of many kinds exercises KV no less.
+        operations = round(operations * (1 + sum(weight for weight, _ in more) / 100))
         warm_up = [
             Step(Put(key=key, value=self.value()), ("put",)) for key in self.hot[: self.random.randrange(5)]
         ]

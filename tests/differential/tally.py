@@ -10,7 +10,7 @@ from tests.differential.kinds import options_of
 COVERAGE_MIN = 20
 """Of each option and each error text, in a run of so many programs:"""
 COVERAGE_PROGRAMS = 500
-"""fewer need see proportionally less, and so need those of several kinds, which leave each less room."""
+"""fewer need see proportionally less."""
 ERROR_SHARE = (0.10, 0.40)
 ABANDONED_SHARE_MAX = 0.02  # programs cut short because a side answered "unavailable"
 
@@ -48,8 +48,7 @@ class Tally:
 
     def shortfalls(self) -> list[str]:
         """What the run must cover and did not."""
-        wanted = COVERAGE_MIN * self.programs // (COVERAGE_PROGRAMS * max(1, len(self.kinds)))
-        wanted = max(1, min(COVERAGE_MIN, wanted))
+        wanted = max(1, min(COVERAGE_MIN, COVERAGE_MIN * self.programs // COVERAGE_PROGRAMS))
         found = [
             f"{self.options[name]:4d} x {name}"
             for name in sorted(options_of(self.kinds))
