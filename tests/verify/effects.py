@@ -10,6 +10,7 @@ as it can: that leaves most to the others, so no other choice of moments needs t
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,16 @@ from kvstore.verify import Event, Operation, Outcome, Verdict, VerdictKind, pair
 
 NEVER = math.inf
 FLAGGED_MIN = 0.99
+
+VALID_HISTORIES = 1_000
+"""Of each kind; none may be flagged."""
+EDITS = int(os.environ.get("KVSTORE_VERIFY_EDITS", "500"))
+"""Of each kind; enough for the share that is flagged to mean something, in a second or two."""
+OPERATIONS = 8
+"""Of one history: every order of them can be tried."""
+NS = 1_000_000_000
+TTL_S = 2
+"""Of a lease; about as long as a history."""
 
 Act = Callable[[Any, int], Any]
 """(state, time in ns) -> the state afterwards, or None where the effect cannot come."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +9,12 @@ from typing import Any, NamedTuple
 from kvstore.verify import Event, Operation, Outcome, VerdictKind
 from kvstore.verify.leases import check_leases
 from tests.verify.effects import (
+    EDITS,
     NEVER,
+    NS,
+    OPERATIONS,
+    TTL_S,
+    VALID_HISTORIES,
     Effect,
     Tally,
     Tape,
@@ -23,12 +27,7 @@ from tests.verify.effects import (
     repeated,
 )
 
-VALID_HISTORIES = 1_000
-EDITS = int(os.environ.get("KVSTORE_VERIFY_EDITS", "500"))
-OPERATIONS = 8
 CLIENTS = 3
-NS = 1_000_000_000
-TTL_S = 2
 
 
 class NaiveLeases:

@@ -5,7 +5,6 @@ A history of locks is one of a mutex too, and both checkers must agree.
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +22,12 @@ from kvstore.verify import (
 )
 from kvstore.verify.locks import check_locks
 from tests.verify.effects import (
+    EDITS,
     NEVER,
+    NS,
+    OPERATIONS,
+    TTL_S,
+    VALID_HISTORIES,
     Effect,
     Tally,
     Tape,
@@ -37,12 +41,7 @@ from tests.verify.effects import (
     repeated,
 )
 
-VALID_HISTORIES = 1_000
-EDITS = int(os.environ.get("KVSTORE_VERIFY_EDITS", "500"))
-OPERATIONS = 8
 CLIENTS = 3
-NS = 1_000_000_000
-TTL_S = 2
 
 
 class NaiveLocks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,9 @@ from kvstore.verify import MODELS, Event, Operation, Outcome, Semantics, Verdict
 from kvstore.verify.replicas import check_replicas
 from kvstore.verify.sessions import check_sessions
 from tests.verify.effects import (
+    EDITS,
+    OPERATIONS,
+    VALID_HISTORIES,
     Effect,
     Tally,
     Tape,
@@ -24,9 +26,6 @@ from tests.verify.effects import (
     repeated,
 )
 
-VALID_HISTORIES = 1_000
-EDITS = int(os.environ.get("KVSTORE_VERIFY_EDITS", "500"))
-OPERATIONS = 8
 CLIENTS = 3
 
 # --- sessions ---

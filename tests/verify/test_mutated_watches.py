@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from kvstore.verify import Event, Operation, Outcome, VerdictKind
 from kvstore.verify.watches import check_watches
-from tests.verify.effects import Tally, Tape, begun, dropped, ended, moved, paired, repeated
+from tests.verify.effects import (
+    EDITS,
+    OPERATIONS,
+    VALID_HISTORIES,
+    Tally,
+    Tape,
+    begun,
+    dropped,
+    ended,
+    moved,
+    paired,
+    repeated,
+)
 
-VALID_HISTORIES = 1_000
-EDITS = int(os.environ.get("KVSTORE_VERIFY_EDITS", "500"))
-OPERATIONS = 8
 CLIENTS = 4
 KEYS = ["w/a", "w/b", "w/bc", "v"]
 FIELDS = ["mod", "type", "key", "value", "create", "version", "prev"]
