@@ -387,7 +387,7 @@ class Generator:
 
 
 Draw = tuple[float, Callable[[Generator], Step]]
-"""A kind of step beside those of KV, and its weight (theirs add up to 100)."""
+"""A kind of step beside those of KV, and its weight (theirs add up to about 100)."""
 
 
 INTERVALS = ("single", "half-open", "prefix", "from-key", "all", "empty")
