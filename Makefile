@@ -29,7 +29,7 @@ NETWORK ?= auto
 NODES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: bench-catchup help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential mirror jepsen jepsen-long jepsen-planted bench-verify lock bench-locks bench-leases clean
+.PHONY: bench-catchup help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential mirror jepsen jepsen-long jepsen-mutants bench-verify lock bench-locks bench-leases clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -122,8 +122,8 @@ jepsen: $(STAMP) ## real members, real clients, faults, histories judged; JEPSEN
 jepsen-long: ## the same with seven members, for an hour
 	$(MAKE) jepsen JEPSEN_MINUTES=60 NODES=7
 
-jepsen-planted: $(STAMP) ## hunt bugs planted in real members; writes tests/jepsen/planted.json; SEED=
-	$(BIN)/python -m tests.jepsen.planted $(if $(SEED),--seed $(SEED))
+jepsen-mutants: $(STAMP) ## hunt bugs planted in real members; writes tests/jepsen/mutants.json; SEED=
+	$(BIN)/python -m tests.jepsen.mutants $(if $(SEED),--seed $(SEED))
 
 bench-verify: $(STAMP) ## how long the checkers take over 100,000 operations; writes bench/results/verify.json
 	$(BIN)/python -m bench.verify

@@ -3,7 +3,7 @@
 A thin launcher over `kvstore.devcluster`, for a checkout; `kvstore cluster` is the same.
 """
 
-from kvstore.devcluster.commands import cluster
+from kvstore.devcluster.cluster_command import cluster
 
 if __name__ == "__main__":
     cluster(prog_name="cluster.py")

@@ -123,7 +123,7 @@ def one_round(cluster: clusters.Cluster, folder: Path, number: int, writes: int)
     return {
         "filled_writes_per_s": round(writes / filled_s),
         "caught_up_s": round(caught_up - started, 2),
-        "images_installed": installations(away) - installed,
+        "snapshots_installed": installations(away) - installed,
         "before": summary(latencies_ms(writer, before, started), started - before),
         "during": summary(latencies_ms(writer, started, ended), ended - started),
         "refused": refused[:5],
@@ -157,7 +157,9 @@ def catch_up(cluster: clusters.Cluster, folder: Path, rounds: int, writes: int) 
     for member in cluster.members:
         wait_caught_up(cluster, member)
     wrong = [line for result in results for line in result["complaints"] + result["refused"]]
-    wrong += ["a member caught up without an image" for result in results if not result["images_installed"]]
+    wrong += [
+        "a member caught up without an image" for result in results if not result["snapshots_installed"]
+    ]
     if len(hashes(cluster)) != 1:
         wrong.append("the members hold different states")
     return {"writes": writes, "rate": RATE, "flags": FLAGS, "rounds": results, "wrong": wrong}

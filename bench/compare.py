@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench import clusters, machine
+from bench import clusters, host
 
 WORKS = ("put", "get")
 IN_FLIGHT = (1, 16, 64, 256)
@@ -41,12 +41,12 @@ def measure(cluster: clusters.Cluster, spec: dict[str, Any]) -> dict[str, Any]:
                 raise clusters.ClusterError(f"the load did not start on {cluster.label}")
             leader = cluster.leader()
             pids = {"leader" if one is leader else one.name: one.pid for one in cluster.members}
-            steal = machine.StealMeter()
-            before = {name: machine.cpu_seconds(pid) for name, pid in pids.items()}
+            steal = host.StealMeter()
+            before = {name: host.cpu_seconds(pid) for name, pid in pids.items()}
             load.stdin.write("go\n")
             load.stdin.flush()
             result: dict[str, Any] = json.loads(load.stdout.readline())
-            used = {name: machine.cpu_seconds(pid) - before[name] for name, pid in pids.items()}
+            used = {name: host.cpu_seconds(pid) - before[name] for name, pid in pids.items()}
         finally:
             load.kill()
     used["client"] = result.pop("client_cpu_s")
@@ -57,7 +57,7 @@ def measure(cluster: clusters.Cluster, spec: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def measure_calmly(cluster: clusters.Cluster, spec: dict[str, Any]) -> dict[str, Any]:
+def measure_undisturbed(cluster: clusters.Cluster, spec: dict[str, Any]) -> dict[str, Any]:
     """Measure again while the host steals too much; the calmest run counts."""
     runs = [measure(cluster, spec)]
     while runs[-1]["steal"] > STEAL_SHARE_MAX and len(runs) <= REPEATS_MAX:
@@ -132,7 +132,7 @@ def bench(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     rows = []
     with clusters.both(folder) as pair:
         for index, work in enumerate(options.works):
-            for place, in_flight in enumerate(options.in_flight):
+            for position, in_flight in enumerate(options.in_flight):
                 runs: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
                 for number in range(options.rounds):
                     for cluster, mine in zip(pair, runs, strict=True):
@@ -147,9 +147,9 @@ def bench(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                             "in_flight": in_flight,
                             "uvloop": uvloop,
                         }
-                        first = index == place == number == 0
+                        first = index == position == number == 0
                         mine.append(
-                            measure_calmly(cluster, {**spec, "seconds": options.seconds, "fill": first})
+                            measure_undisturbed(cluster, {**spec, "seconds": options.seconds, "fill": first})
                         )
                 rows.append(row(work, in_flight, *runs))
                 print(show(rows[-1]), flush=True)
@@ -176,7 +176,7 @@ def main() -> int:
     settings = {"rounds": options.rounds, "seconds": options.seconds, "endpoints": options.endpoints}
     options.out.write_text(json.dumps(rows, indent=2) + "\n")
     about_out = options.out.with_suffix(".about.json")
-    about_out.write_text(json.dumps({**machine.description(), **settings}, indent=2) + "\n")
+    about_out.write_text(json.dumps({**host.description(), **settings}, indent=2) + "\n")
     print(f"rows in {options.out}, settings in {about_out}")
     return 0
 

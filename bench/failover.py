@@ -26,11 +26,11 @@ from bench.writer import Writer
 RATE = 200.0
 GAP_MEDIAN_MS_MAX = 300.0
 GAP_WORST_MS_MAX = 1200.0
-CALM_SECONDS = 1.5  # writes flow undisturbed before and after each kill
+UNDISTURBED_SECONDS = 1.5  # writes flow undisturbed before and after each kill
 READY_SECONDS_MAX = 30.0
 RESETS = 100
 LINK_SECONDS_MAX = 10.0  # a reset connection is made anew well within this
-SETTLE_SECONDS = 0.15  # longer than the slots of the fast election, so that a wrong one would have begun
+QUIESCE_SECONDS = 0.15  # longer than the slots of the fast election, so that a wrong one would have begun
 
 
 def longest_gap(moments: list[float], kill: float, end: float) -> float:
@@ -46,11 +46,11 @@ def kill_leaders(cluster: clusters.Cluster, folder: Path, kills: int) -> dict[st
         for number in range(kills):
             cluster.wait_ready(READY_SECONDS_MAX)
             began = time.monotonic()
-            writer.wait_acknowledged(began, int(RATE * CALM_SECONDS), READY_SECONDS_MAX)
+            writer.wait_acknowledged(began, int(RATE * UNDISTURBED_SECONDS), READY_SECONDS_MAX)
             leader = cluster.leader()
             times.append(time.monotonic())
             leader.kill()
-            writer.wait_acknowledged(times[-1], int(RATE * CALM_SECONDS / 2), READY_SECONDS_MAX)
+            writer.wait_acknowledged(times[-1], int(RATE * UNDISTURBED_SECONDS / 2), READY_SECONDS_MAX)
             moments = [write.done for write in writer.writes if write.is_acknowledged]
             gap = longest_gap(moments, times[-1], time.monotonic())
             print(f"kill {number + 1} ({leader.name}): {gap * 1000:.0f} ms", flush=True)
@@ -90,7 +90,7 @@ def reset_links(make: Any, folder: Path, resets: int, rng: random.Random) -> dic
                     raise clusters.ClusterError(f"{leader.name}: peers did not connect again")
                 clusters.pause(0.005)
             done += proxies.reset_one(index, rng.randrange(cluster.size))
-            clusters.pause(SETTLE_SECONDS)
+            clusters.pause(QUIESCE_SECONDS)
             terms.append(term_of(cluster, leader))
         writer.wait_acknowledged(time.monotonic(), int(RATE), READY_SECONDS_MAX)
         terms += [term_of(cluster, member) for member in cluster.members]

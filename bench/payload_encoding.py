@@ -99,7 +99,7 @@ def report(name: str, data: bytes, parse: Callable[[bytes], object], request: Pu
     )
 
 
-def read_in_place(data: bytes) -> tuple[bytes, bytes]:
+def read_without_copy(data: bytes) -> tuple[bytes, bytes]:
     """What `Engine.apply` does with a plain put: no request tuple is made."""
     _, _, _, _, length = PUT_HEAD.unpack_from(data)
     middle = PUT_HEAD.size + length
@@ -116,7 +116,9 @@ def main() -> None:
         Put(key, value),
     )
     encoded = encode(Put(key, value))
-    print(f"{'put, 256 B, read in place':<28} own: read {cost_us(lambda: read_in_place(encoded)):5.2f} us")
+    print(
+        f"{'put, 256 B, read in position':<28} own: read {cost_us(lambda: read_without_copy(encoded)):5.2f} us"
+    )
     lock = pb.TxnRequest(
         compare=[pb.Compare(key=key, target=pb.Compare.CREATE, create_revision=0)],
         success=[

@@ -32,7 +32,7 @@ class Profiled(clusters.Cluster):
         return self.folder / f"{member.name}.prof"
 
 
-def room_of(path: str, name: str) -> str:
+def package_of(path: str, name: str) -> str:
     """The room a function belongs to, or the library, by where its source lies."""
     for root in ("raft", "kvstore"):
         if f"/{root}/" in path and "site-packages" not in path:
@@ -47,16 +47,16 @@ def room_of(path: str, name: str) -> str:
 
 def shares(stats: pstats.Stats) -> str:
     """The time spent inside each room's own functions, largest first."""
-    rooms: dict[str, float] = {}
+    packages: dict[str, float] = {}
     functions: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = stats.stats  # type: ignore[attr-defined]  # not in the stubs
     for (path, _, name), (_, _, own, _, _) in functions.items():
         if not any(word in path or word in name for word in STARTING):
-            room = room_of(path, name)
-            rooms[room] = rooms.get(room, 0.0) + own
-    total = sum(rooms.values())
+            package = package_of(path, name)
+            packages[package] = packages.get(package, 0.0) + own
+    total = sum(packages.values())
     lines = [
-        f"{own:7.2f} s {own / total:6.1%}  {room}"
-        for room, own in sorted(rooms.items(), key=lambda it: -it[1])
+        f"{own:7.2f} s {own / total:6.1%}  {package}"
+        for package, own in sorted(packages.items(), key=lambda it: -it[1])
     ]
     return "\n".join(lines)
 

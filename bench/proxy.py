@@ -72,13 +72,13 @@ class Proxies:
         """Open connections towards a member."""
         return len(self.proxies[index].connections)
 
-    def reset_one(self, index: int, place: int) -> bool:
+    def reset_one(self, index: int, position: int) -> bool:
         """Reset one connection towards a member; False if there is none now."""
 
         async def reset() -> bool:
             connections = self.proxies[index].connections
             if connections:
-                connections[place % len(connections)].reset()
+                connections[position % len(connections)].reset()
             return bool(connections)
 
         return self._do(reset())

@@ -37,8 +37,8 @@ STEADY_RATE = 200.0  # writes and as many reads a second: half of what two cores
 COMPACT_SECONDS = 5.0  # a compaction this often during the steady phase
 COMPACT_KEEPS = 1000  # revisions
 READY_SECONDS_MAX = 120.0
-SETTLE_SECONDS_MAX = 120.0
-ROLLING_CALM_WRITES = 200  # acknowledged between two restarts
+QUIESCE_SECONDS_MAX = 120.0
+ROLLING_UNDISTURBED_WRITES = 200  # acknowledged between two restarts
 
 RSS_BYTES_MAX = 1 << 30
 RESTART_SECONDS_MAX = 10.0
@@ -71,7 +71,7 @@ class Scale:
         began = time.monotonic()
         asyncio.run(self._load())
         seconds = time.monotonic() - began
-        self.settle()
+        self.quiesce()
         return {
             "keys": self.keys,
             "value_bytes": VALUE_BYTES,
@@ -96,9 +96,9 @@ class Scale:
             ]
             await store.txn(rpc_pb2.TxnRequest(success=puts), timeout=REQUEST_SECONDS_MAX)
 
-    def settle(self) -> None:
+    def quiesce(self) -> None:
         """Until every member has applied what the leader has committed."""
-        deadline = time.monotonic() + SETTLE_SECONDS_MAX
+        deadline = time.monotonic() + QUIESCE_SECONDS_MAX
         while True:
             found = [self.cluster.status(member) for member in self.cluster.members]
             if None not in found and len({status.raftAppliedIndex for status in found if status}) == 1:
@@ -209,7 +209,7 @@ class Scale:
         for member in members:
             member.start()
         self.cluster.wait_ready(READY_SECONDS_MAX)
-        self.settle()
+        self.quiesce()
         return round(time.monotonic() - began, 2)
 
     def rolling(self) -> dict[str, Any]:
@@ -217,12 +217,12 @@ class Scale:
         times: list[float] = []
         with Writer(self.cluster.endpoints, self.folder, rate=STEADY_RATE) as writer:
             for member in self.cluster.members:
-                writer.wait_acknowledged(time.monotonic(), ROLLING_CALM_WRITES, READY_SECONDS_MAX)
+                writer.wait_acknowledged(time.monotonic(), ROLLING_UNDISTURBED_WRITES, READY_SECONDS_MAX)
                 times.append(time.monotonic())
                 member.stop()
                 member.start()
                 self.cluster.wait_ready(READY_SECONDS_MAX)
-            writer.wait_acknowledged(time.monotonic(), ROLLING_CALM_WRITES, READY_SECONDS_MAX)
+            writer.wait_acknowledged(time.monotonic(), ROLLING_UNDISTURBED_WRITES, READY_SECONDS_MAX)
             writer.finish()
         moments = [write.done for write in writer.writes if write.is_acknowledged]
         ends = [*times[1:], max(moments)]

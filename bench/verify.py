@@ -71,11 +71,11 @@ def append() -> Draw:
 
     def draw(rng: random.Random, number: int) -> tuple[str, Any, Any]:
         mops: list[list[Any]] = []
-        for place in range(rng.randint(1, 4)):
+        for position in range(rng.randint(1, 4)):
             key = number // 1000 * 8 + rng.randrange(8)
             if rng.random() < 0.5:
-                lists.setdefault(key, []).append(4 * number + place)
-                mops.append(["append", key, 4 * number + place])
+                lists.setdefault(key, []).append(4 * number + position)
+                mops.append(["append", key, 4 * number + position])
             else:
                 mops.append(["r", key, list(lists.get(key, []))])
         return "txn", [[f, k, v if f == "append" else None] for f, k, v in mops], mops

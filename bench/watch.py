@@ -31,7 +31,7 @@ STREAMS = 10
 PUTS = 400
 ROUNDS = 8
 P50_GROWTH_MAX = 0.10
-SETTLE_SECONDS = 0.5  # after watchers came or went
+QUIESCE_SECONDS = 0.5  # after watchers came or went
 
 
 class Watchers:
@@ -125,13 +125,13 @@ async def measure(
                     await crowd.begin()
                     created_s.append(time.perf_counter() - began)
                     assert _counted(ports, "etcd_debugging_mvcc_watcher_total") == watchers
-                await asyncio.sleep(SETTLE_SECONDS)
+                await asyncio.sleep(QUIESCE_SECONDS)
                 found = await _round(store, puts, f"{number}{watched}")
                 took[watched] += found
                 medians[watched] = statistics.median(found)
                 if watched:
                     crowd.end()
-                    await asyncio.sleep(SETTLE_SECONDS)
+                    await asyncio.sleep(QUIESCE_SECONDS)
             ratios.append(medians[True] / medians[False])
             print(f"round {number + 1}: {medians[False]:.2f} ms, watched {medians[True]:.2f} ms", flush=True)
     await crowd.close()

@@ -32,7 +32,7 @@ CHANGES_PER_TXN = 10
 CALL_SECONDS_MAX = 10.0
 WRITE_SECONDS_MAX = 2.0  # then another member is asked: one that stands still answers nobody
 PROGRESS_SECONDS_MAX = 60.0  # without one more event: the cluster or a watcher is stuck
-CALM_EVENTS = 300  # written between two faults at the least
+UNDISTURBED_EVENTS = 300  # written between two faults at the least
 SAMPLES = 100  # revisions compared with a read of the past
 PAUSE_EVENTS = 8000  # written while a member stands still: more than the log keeps, all writers in one batch
 POLL_SECONDS = 0.02
@@ -159,13 +159,13 @@ class _Run:
     async def kill_leader(self) -> None:
         leader = await asyncio.to_thread(self.cluster.leader)
         leader.kill()
-        await self.more(CALM_EVENTS)
+        await self.more(UNDISTURBED_EVENTS)
         await self._start(leader)
 
     async def restart_one(self) -> None:
         member = self.by_age[0]
         await asyncio.to_thread(member.stop)
-        await self.more(CALM_EVENTS)
+        await self.more(UNDISTURBED_EVENTS)
         await self._start(member)
 
     async def _start(self, member: clusters.Member) -> None:
@@ -197,7 +197,7 @@ class _Run:
         faults = [self.kill_leader] * kills + [self.restart_one] * restarts + [self.pause_one] * pauses
         self.rng.shuffle(faults)
         for number, fault in enumerate(faults):
-            await self.more(CALM_EVENTS)
+            await self.more(UNDISTURBED_EVENTS)
             await fault()
             print(f"fault {number + 1} ({fault.__name__}): {self.told()} events", flush=True)
         await _until(lambda: self.told() >= events, self.told, f"{events} events")
@@ -212,7 +212,7 @@ class _Run:
             "kills": kills,
             "restarts": restarts,
             "pauses": pauses,
-            "images": sum(member.log.read_text().count(INSTALLED) for member in self.cluster.members),
+            "snapshots": sum(member.log.read_text().count(INSTALLED) for member in self.cluster.members),
             "events": self.told(),
             "reconnects": [follower.reconnects for follower in self.followers],
             "complaints": complaints[:20],

@@ -26,7 +26,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import grpc.aio
 
-from kvstore.engine import Engine, ImageError
+from kvstore.engine import BackendError, Engine
 from kvstore.http import HttpListener, make_routes
 from kvstore.rpc import Gate, Method, all_methods, make_grpc_server
 from kvstore.server.auto_compaction import AutoCompaction
@@ -38,12 +38,12 @@ from kvstore.server.joining import CannotJoin, Description, encode_description
 from kvstore.server.lessor import Lessor
 from kvstore.server.local_member import Limits, LocalMember
 from kvstore.server.loop_lag import LAG_BOUNDS_S, LoopLag
-from kvstore.server.membership import Founding
+from kvstore.server.membership import InitialCluster
 from kvstore.server.metrics import HistogramView, PeerCounters, RpcCounters, Sources, make_registry
 from kvstore.server.publication import publish
 from kvstore.server.settings import Url
-from raft.node import Node, NodeConfig, NodeStatus, StateBeyondLog, count_operations
-from raft.node.write_behind import STATE_COMMIT_BOUNDS_S
+from raft.node import BackendBeyondLog, Node, NodeConfig, NodeStatus, count_operations
+from raft.node.checkpointer import STATE_COMMIT_BOUNDS_S
 from raft.storage import (
     MemberDirectory,
     RealFiles,
@@ -51,10 +51,10 @@ from raft.storage import (
     ThreadedLogWriter,
     Watchdog,
 )
-from raft.storage.protocol import SYNC_BOUNDS_S
+from raft.storage.storage_protocol import SYNC_BOUNDS_S
 from raft.transport import sockets
 from raft.transport.grpc_transport import GrpcTransport, ask_description, stop_server
-from raft.transport.rules import ROUND_TRIP_BOUNDS_S
+from raft.transport.liveness import ROUND_TRIP_BOUNDS_S
 
 logger = logging.getLogger("kvstore")
 
@@ -81,10 +81,10 @@ class StartError(Exception):
 class NodeHandle:
     """A running member, as the program that embeds it sees it."""
 
-    def __init__(self, name: str, founding: Founding, node: Node) -> None:
+    def __init__(self, name: str, initial_cluster: InitialCluster, node: Node) -> None:
         self.name = name
-        self.member_id = founding.member_id
-        self.cluster_id = founding.cluster_id
+        self.member_id = initial_cluster.member_id
+        self.cluster_id = initial_cluster.cluster_id
         self.node = node
         """The driver, for those who need more than the rest of this class."""
         self.client_urls: tuple[str, ...] = ()
@@ -146,9 +146,9 @@ async def serve(config: Config) -> AsyncIterator[NodeHandle]:
     try:
         try:
             handle = await assembly.start()
-        except ImageError as error:
+        except BackendError as error:
             raise StartError(f"{config.directory}: {error}") from error
-        except (CannotJoin, StorageError, StateBeyondLog, OSError) as error:
+        except (CannotJoin, StorageError, BackendBeyondLog, OSError) as error:
             raise StartError(_one_line(error)) from error
         yield handle
     finally:
@@ -173,7 +173,7 @@ class _Assembly:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._loop = asyncio.get_running_loop()
-        self._boot_id = secrets.randbits(64)
+        self._incarnation = secrets.randbits(64)
         self._listeners: list[HttpListener] = []
         self._gate = Gate()
         self._loop_lag = LoopLag(self._loop)
@@ -182,15 +182,15 @@ class _Assembly:
         """Everything, in the order in which one needs the other."""
         config = self._config
         opened = await open_data_directory(config, RealFiles(), ask_description)
-        self._directory, founding = opened.directory, opened.founding
-        engine = Engine(members=founding.members)
+        self._directory, initial_cluster = opened.directory, opened.initial_cluster
+        engine = Engine(members=initial_cluster.members)
         node = self._make_node(opened, engine)
-        handle = self._handle = NodeHandle(config.name, founding, node)
+        handle = self._handle = NodeHandle(config.name, initial_cluster, node)
         member = self._member = LocalMember(
             node=node,
             engine=engine,
-            cluster_id=founding.cluster_id,
-            member_id=founding.member_id,
+            cluster_id=initial_cluster.cluster_id,
+            member_id=initial_cluster.member_id,
             limits=Limits(
                 config.max_request_bytes,
                 config.max_txn_ops,
@@ -202,7 +202,7 @@ class _Assembly:
         self._lessor = member.lessor
         self._lessor.start(
             loop=self._loop,
-            rng=random.Random(self._boot_id),  # noqa: S311  names leases, guards no secret
+            rng=random.Random(self._incarnation),  # noqa: S311  names leases, guards no secret
             election_timeout_ms=config.election_timeout,
             checkpoints=config.enable_lease_checkpoint or config.experimental_enable_lease_checkpoint,
         )
@@ -256,7 +256,7 @@ class _Assembly:
                 steps.callback(self._watchdog.stop)
             steps.push_async_callback(self._close_unstarted if self._node is None else self._node.stop)
             if self._node is not None:
-                steps.push_async_callback(self._node.transfer.hand_over)
+                steps.push_async_callback(self._node.transfer.give_up_leadership)
             if self._backups is not None:
                 steps.push_async_callback(self._backups.close)
             if self._stop_compacting is not None:
@@ -280,8 +280,8 @@ class _Assembly:
                 steps.push_async_callback(self._transport.close)
 
     def _make_node(self, opened: Opened, engine: Engine) -> Node:
-        config, directory, founding = self._config, opened.directory, opened.founding
-        rng = random.Random(self._boot_id)  # noqa: S311  spreads timeouts, guards no secret
+        config, directory, initial_cluster = self._config, opened.directory, opened.initial_cluster
+        rng = random.Random(self._incarnation)  # noqa: S311  spreads timeouts, guards no secret
         self._writer = ThreadedLogWriter(
             directory.log,
             loop=self._loop,
@@ -293,13 +293,13 @@ class _Assembly:
             tuple(map(str, config.listen_peer)),
             rng=rng,
             describe=lambda: encode_description(
-                Description(founding.cluster_id, founding.members, engine.members())
+                Description(initial_cluster.cluster_id, initial_cluster.members, engine.members())
             ),
         )
         node = Node(
             config=NodeConfig(
-                member_id=founding.member_id,
-                cluster_id=founding.cluster_id,
+                member_id=initial_cluster.member_id,
+                cluster_id=initial_cluster.cluster_id,
                 heartbeat_interval_ms=config.heartbeat_interval,
                 election_timeout_ms=config.election_timeout,
                 request_timeout_ms=REQUEST_TIMEOUT_BASE_MS + 2 * config.election_timeout,
@@ -309,14 +309,14 @@ class _Assembly:
             recovered=directory.recovered,
             log=self._writer,
             state=directory.state,
-            images=directory.images,
+            snapshot_store=directory.snapshot_store,
             transport=transport,
             machine=engine,
             rng=rng,
-            boot_id=self._boot_id,
+            incarnation=self._incarnation,
             fatal=self._on_fatal,
             peer_urls=tuple(map(str, config.advertise_peer)),
-            found_voters=opened.found_voters,
+            bootstrap_voters=opened.bootstrap_voters,
         )
         return node
 
@@ -337,10 +337,10 @@ class _Assembly:
         """Watch the log's syncs from a thread of its own, and stop leading, or everything, in time."""
         assert self._writer is not None
         assert self._transport is not None
-        sever_peers = self._transport.sever
+        reset_peer_connections = self._transport.reset_connections
 
-        def sever() -> None:
-            sever_peers()
+        def reset_connections() -> None:
+            reset_peer_connections()
             sockets.cut(sockets.accepted_on(client_ports))
 
         self._watchdog = Watchdog(
@@ -348,7 +348,7 @@ class _Assembly:
             loop=self._loop,
             election_timeout_ms=self._config.election_timeout,
             on_stall=node.on_disk_stalled,
-            sever=sever,
+            reset_connections=reset_connections,
             fatal=_end_process,
         )
         self._watchdog.start()

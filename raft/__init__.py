@@ -20,7 +20,7 @@ The contract, low to high (each room imports only from rooms before it):
     *send* what may leave at once, *persist*, and only when that is durable send the promises,
     *apply* what is committed, and settle whoever waits.
 
-What a caller must provide is a `Machine` (`raft.node.machine`): a deterministic function from
+What a caller must provide is a `StateMachine` (`raft.node.state_machine`): a deterministic function from
 batches of opaque commands to outcomes. What a caller gets is `propose` and `read_barrier`, each
 answered exactly once, and never with a guess: an outcome, a certain "not applied", or an honest
 "unknown".

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-PROCESS_ROOMS = frozenset(
+PROCESS_FOLDERS = frozenset(
     {"cli", "conformance", "devcluster", "differential", "jepsen", "packaging", "processes"}
 )
 """Folders of tests/ whose tests start processes: one worker runs them all, in order."""
@@ -32,8 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     for item in items:
-        room = item.path.relative_to(tests).parts[0]
-        if room in PROCESS_ROOMS and item.get_closest_marker("xdist_group") is None:
+        package = item.path.relative_to(tests).parts[0]
+        if package in PROCESS_FOLDERS and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group("processes"))
 
 

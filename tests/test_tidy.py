@@ -36,7 +36,7 @@ ENGINE = ("kvstore.engine", "kvstore.errors")
 BELOW_RPC = (*RAFT, *ENGINE, "kvstore.server", "kvstore.version", "kvstore.front")
 COMPOSED = (*BELOW_RPC, "kvstore.wire", "kvstore.rpc", "kvstore.http")
 
-ROOMS: dict[str, tuple[str, ...]] = {
+PACKAGES: dict[str, tuple[str, ...]] = {
     "raft": (),  # the front: loads nothing
     "raft.core": (),
     "raft.storage": ("raft.core",),
@@ -72,7 +72,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "kvstore.cli": (*COMPOSED, "kvstore.app", "kvstore.client", "kvstore.devcluster", "kvstore.__main__"),
     "kvstore.__main__": ("kvstore.cli",),
 }
-PURE_ROOMS = ("raft.core", "kvstore.engine", "kvstore.errors")
+PURE_PACKAGES = ("raft.core", "kvstore.engine", "kvstore.errors")
 IMPURE_MODULES = frozenset(
     {
         *("asyncio", "concurrent", "datetime", "google", "grpc", "io", "logging", "multiprocessing", "os"),
@@ -96,12 +96,12 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def room_of(module: str) -> str | None:
+def package_of(module: str) -> str | None:
     """The longest prefix of the module's name that is a room; None for what belongs to no room."""
     parts = module.split(".")
     if len(parts) == 1:
-        return module if module in ROOMS else None
-    return ".".join(parts[:2]) if ".".join(parts[:2]) in ROOMS else None
+        return module if module in PACKAGES else None
+    return ".".join(parts[:2]) if ".".join(parts[:2]) in PACKAGES else None
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -126,17 +126,17 @@ def imports(tree: ast.AST, module: str, *, is_package: bool, with_types: bool) -
         yield from imports(child, module, is_package=is_package, with_types=with_types)
 
 
-def floor_complaints(source: str, module: str, *, is_package: bool = False) -> list[str]:
-    room = room_of(module)
-    if room is None:
+def layer_complaints(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    package = package_of(module)
+    if package is None:
         return [f"{module}: belongs to no room of the table in tests/test_tidy.py"]
     found = []
     for line, name in imports(ast.parse(source), module, is_package=is_package, with_types=True):
         if name.split(".")[0] not in PRODUCT_FOLDERS:
             continue
-        target = room_of(name)
-        if target != room and target not in ROOMS[room]:
-            found.append(f"{module}:{line}: {room} may not import {name}; allowed: {ROOMS[room]}")
+        target = package_of(name)
+        if target != package and target not in PACKAGES[package]:
+            found.append(f"{module}:{line}: {package} may not import {name}; allowed: {PACKAGES[package]}")
     return found
 
 
@@ -284,7 +284,7 @@ CALL_BANS = {
     "random.uniform": "an injected random.Random",
     "random.seed": "an injected random.Random",
 }
-PRINTING_ROOMS = ("kvstore.cli", "kvstore.devcluster")
+PRINTING_PACKAGES = ("kvstore.cli", "kvstore.devcluster")
 CALL_EXEMPTIONS: dict[tuple[str, str], str] = {
     ("bench.clusters", "time.sleep"): "the one step of every poll; its callers hold the deadlines",
     ("kvstore.verify.run.clock_faults", "time.time"): "what a member's wrong clock is compared with",
@@ -309,7 +309,7 @@ def ban_complaints(source: str, module: str) -> list[str]:
                 found.append(f"{module}:{node.lineno}: {call} is banned; use {CALL_BANS[call]}")
             if call == "time.sleep" and node not in polls and (module, call) not in CALL_EXEMPTIONS:
                 found.append(f"{module}:{node.lineno}: a fixed sleep; poll a condition until a deadline")
-            if call == "print" and is_product and not module.startswith(PRINTING_ROOMS):
+            if call == "print" and is_product and not module.startswith(PRINTING_PACKAGES):
                 found.append(f"{module}:{node.lineno}: print is banned outside the command line; use logging")
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             call = ast.unparse(node.value.func)
@@ -343,7 +343,7 @@ def exemption_complaints(source: str, module: str) -> list[str]:
 # --- documents and text ---
 
 
-def foreign_text() -> re.Pattern[str]:
+def forbidden_text() -> re.Pattern[str]:
     """Machine paths and package-registry hosts, which a checkout must not know."""
     hosts = ("py" + "pi.org", "python" + "hosted.org", "proxy.go" + "lang.org", "registry.np" + "mjs.org")
     paths = (r"/wo" + "rk/", r"/op" + "t/", r"/ho" + r"me/\w", r"/ro" + "ot/", r"/Us" + r"ers/\w")
@@ -354,7 +354,7 @@ def text_complaints(text: str, name: str) -> list[str]:
     return [
         f"{name}:{number}: names a machine path or a package registry"
         for number, line in enumerate(text.splitlines(), 1)
-        if foreign_text().search(line)
+        if forbidden_text().search(line)
     ]
 
 
@@ -390,7 +390,7 @@ def text_files() -> Iterator[Path]:
 # --- fronts ---
 
 
-def front_complaints(module: types.ModuleType) -> list[str]:
+def entry_point_complaints(module: types.ModuleType) -> list[str]:
     """`__all__` equals what is importable: every name loads, and nothing else is public."""
     exported = list(module.__all__)
     found = [
@@ -420,32 +420,32 @@ def show(complaints: list[str]) -> str:
     return "\n" + "\n".join(complaints)
 
 
-def test_floors() -> None:
+def test_layers() -> None:
     found = []
     for path in python_files(*PRODUCT_FOLDERS):
         is_package = path.name == "__init__.py"
-        found += floor_complaints(path.read_text(), module_name(path), is_package=is_package)
+        found += layer_complaints(path.read_text(), module_name(path), is_package=is_package)
     assert not found, show(found)
 
 
-def test_pure_rooms_are_pure() -> None:
-    folders = [room.replace(".", "/") for room in PURE_ROOMS]
+def test_pure_packages_are_pure() -> None:
+    folders = [package.replace(".", "/") for package in PURE_PACKAGES]
     found = over(purity_complaints, *folders)
     found += purity_complaints((ROOT / "kvstore/errors.py").read_text(), "kvstore.errors")
     assert not found, show(found)
 
 
-def loaded_by(room: str) -> list[str]:
+def loaded_by(package: str) -> list[str]:
     """The heavy modules that importing a room loads in a fresh interpreter."""
-    program = f"import sys; before = set(sys.modules); import {room}; print(*(set(sys.modules) - before))"
+    program = f"import sys; before = set(sys.modules); import {package}; print(*(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {program}"],
                           capture_output=True, text=True, check=True, cwd=ROOT)  # fmt: skip
     return [name for name in HEAVY_MODULES if name in done.stdout.split()]
 
 
-@pytest.mark.parametrize("room", PURE_ROOMS)
-def test_pure_rooms_load_nothing_heavy(room: str) -> None:
-    assert loaded_by(room) == []
+@pytest.mark.parametrize("package", PURE_PACKAGES)
+def test_pure_packages_load_nothing_heavy(package: str) -> None:
+    assert loaded_by(package) == []
 
 
 def test_no_import_cycles() -> None:
@@ -489,16 +489,16 @@ def test_documents() -> None:
     assert not found, show(found)
 
 
-FRONTS = [
+ENTRY_POINTS = [
     module_name(path)
     for path in python_files(*PRODUCT_FOLDERS)
     if path.name == "__init__.py" and "__all__" in path.read_text()
 ]
 
 
-@pytest.mark.parametrize("front", FRONTS)
-def test_fronts_export_what_is_importable(front: str) -> None:
-    found = front_complaints(importlib.import_module(front))
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_entry_points_export_what_is_importable(entry_point: str) -> None:
+    found = entry_point_complaints(importlib.import_module(entry_point))
     assert not found, show(found)
 
 
@@ -526,13 +526,13 @@ def links(text: str, name: str) -> list[str]:
     return link_complaints(text, name, ROOT)
 
 
-FLOOR_CONTROLS: list[Control] = [
-    (floor_complaints, "raft.node.driver", "import kvstore.errors", "import raft.core.types"),
-    (floor_complaints, "raft.core.log", "from raft.storage import protocol", "from raft.core import types"),
-    (floor_complaints, "raft.storage.wal", "from ..transport import protocol", "from ..core import types"),
-    (floor_complaints, "kvstore.server.x", "def f():\n    from kvstore.wire import y", "import raft.node"),
-    (floor_complaints, "kvstore.rpc.kv", "from kvstore import app", "from kvstore import wire"),
-    (floor_complaints, "kvstore.attic.old", "x = 1", ""),
+LAYER_CONTROLS: list[Control] = [
+    (layer_complaints, "raft.node.driver", "import kvstore.errors", "import raft.core.types"),
+    (layer_complaints, "raft.core.log", "from raft.storage import protocol", "from raft.core import types"),
+    (layer_complaints, "raft.storage.wal", "from ..transport import protocol", "from ..core import types"),
+    (layer_complaints, "kvstore.server.x", "def f():\n    from kvstore.wire import y", "import raft.node"),
+    (layer_complaints, "kvstore.rpc.kv", "from kvstore import app", "from kvstore import wire"),
+    (layer_complaints, "kvstore.attic.old", "x = 1", ""),
     (purity_complaints, "raft.core.log", "import time", TYPES_ONLY + "import random"),
     (purity_complaints, "raft.core.log", "from os import path", "from bisect import insort"),
     (purity_complaints, "m", WALK.format(made="1", walked="a"), WALK.format(made="1", walked="sorted(a)")),
@@ -567,7 +567,7 @@ TEXT_CONTROLS: list[Control] = [
     (heading_complaints, "m", "## Two\n", "# One\n"),
     (links, "m", "[a](no-such.md)", "[a](pyproject.toml) [b](https://example.org)"),
 ]
-CONTROLS = [*FLOOR_CONTROLS, *LENGTH_CONTROLS, *BAN_CONTROLS, *TEXT_CONTROLS]
+CONTROLS = [*LAYER_CONTROLS, *LENGTH_CONTROLS, *BAN_CONTROLS, *TEXT_CONTROLS]
 
 
 @pytest.mark.parametrize(("check", "module", "bad", "good"), CONTROLS)
@@ -587,12 +587,12 @@ def test_heavy_modules_are_seen() -> None:
     assert "asyncio" in loaded_by("asyncio")
 
 
-def test_fronts_are_compared_with_their_names() -> None:
-    module = types.ModuleType("front")
+def test_entry_points_are_compared_with_their_names() -> None:
+    module = types.ModuleType("entry_point")
     module.__dict__.update(__all__=["a", "b"], a=1, c=2, _d=3)
-    assert front_complaints(module) == [
-        "front: b is in __all__ but does not load",
-        "front: c is importable but not in __all__",
+    assert entry_point_complaints(module) == [
+        "entry_point: b is in __all__ but does not load",
+        "entry_point: c is importable but not in __all__",
     ]
     module.__dict__.update(__all__=["a", "c"])
-    assert front_complaints(module) == []
+    assert entry_point_complaints(module) == []

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from kvstore.server.settings import Fate, Group, Setting  # noqa: E402  after the path is set
+from kvstore.server.settings import Group, Handling, Setting  # noqa: E402  after the path is set
 from kvstore.server.sources import TABLE  # noqa: E402  after the path is set
 
 PAGE = ROOT / "docs" / "configuration.md"
@@ -55,16 +55,16 @@ def render() -> str:
     """The whole page."""
     parts = [INTRODUCTION, "\n## Settings\n"]
     for group in Group:
-        used = [row for row in TABLE.values() if row.group is group and row.fate is Fate.USED]
+        used = [row for row in TABLE.values() if row.group is group and row.handling is Handling.USED]
         if used:
             parts.append(f"\n### {group.value}\n\n| setting | default | meaning |\n|---|---|---|\n")
             parts.extend(f"| `{row.name}` | {_default(row)} | {_meaning(row)} |\n" for row in used)
     parts.append(
         "\n## Refused\n\nKnown to etcd. Only etcd's default is accepted: ignoring them is unsafe.\n\n"
     )
-    parts.append(_short_table(Fate.REFUSED))
+    parts.append(_short_table(Handling.REFUSED))
     parts.append("\n## Ignored\n\nKnown to etcd. A value other than etcd's default is warned about.\n\n")
-    parts.append(_short_table(Fate.IGNORED))
+    parts.append(_short_table(Handling.IGNORED))
     return "".join(parts)
 
 
@@ -76,8 +76,8 @@ def _meaning(row: Setting) -> str:
     return f"{row.help} One of {', '.join(row.choices)}." if row.choices else row.help
 
 
-def _short_table(fate: Fate) -> str:
-    rows = [row for row in TABLE.values() if row.fate is fate]
+def _short_table(handling: Handling) -> str:
+    rows = [row for row in TABLE.values() if row.handling is handling]
     lines = [f"| `{row.name}` | {_default(row)} | {row.help} |\n" for row in rows]
     return "| setting | default | why |\n|---|---|---|\n" + "".join(lines)
 

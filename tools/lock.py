@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements-dev.lock"
-PYTHON_FLOOR = (3, 11)
+PYTHON_MIN = (3, 11)
 HEADER = "# Pinned development environment, written by tools/lock.py from pyproject.toml. Do not edit.\n"
 
 
@@ -77,8 +77,8 @@ def main() -> int:
         behind = missing(requirements(), locked())
         sys.stderr.write("".join(f"requirements-dev.lock: {line}\n" for line in behind))
         return 1 if behind else 0
-    if sys.version_info[:2] != PYTHON_FLOOR:
-        sys.stderr.write(f"run this with Python {'.'.join(map(str, PYTHON_FLOOR))}, the lowest supported\n")
+    if sys.version_info[:2] != PYTHON_MIN:
+        sys.stderr.write(f"run this with Python {'.'.join(map(str, PYTHON_MIN))}, the lowest supported\n")
         return 2
     pins = resolve(requirements())
     LOCK.write_text(HEADER + "".join(f"{name}=={pins[name]}\n" for name in sorted(pins)))

@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 from click.shell_completion import get_completion_class
 
-from kvstore.cli.exits import CommandError, ExitCode, bad_arguments
+from kvstore.cli.exit_codes import CommandError, ExitCode, bad_arguments
 from kvstore.cli.options import Command, Globals, Group, global_options
 from kvstore.version import __version__
 
@@ -21,26 +21,26 @@ PROGRAM = "kvstore"
 
 # Loaded when used: a put should not wait for the server's modules, nor a server for the client's.
 _HOMES = {
-    "alarm": "kvstore.cli.members:alarm",
-    "cluster": "kvstore.devcluster.commands:cluster",
-    "compaction": "kvstore.cli.upkeep:compaction",
-    "defrag": "kvstore.cli.upkeep:defrag",
-    "del": "kvstore.cli.verbs:delete",
-    "elect": "kvstore.cli.locks:elect",
-    "endpoint": "kvstore.cli.members:endpoint",
-    "get": "kvstore.cli.verbs:get",
-    "lease": "kvstore.cli.leases:lease",
-    "lock": "kvstore.cli.locks:lock",
-    "make-mirror": "kvstore.cli.mirroring:make_mirror",
-    "member": "kvstore.cli.member_changes:member",
-    "move-leader": "kvstore.cli.member_changes:move_leader",
-    "put": "kvstore.cli.verbs:put",
-    "server": "kvstore.cli.server:server",
-    "snapshot": "kvstore.cli.snapshots:snapshot",
-    "txn": "kvstore.cli.verbs:txn",
-    "verify": "kvstore.verify.commands:verify",
-    "version": "kvstore.cli.verbs:version",
-    "watch": "kvstore.cli.watching:watch",
+    "alarm": "kvstore.cli.endpoint_command:alarm",
+    "cluster": "kvstore.devcluster.cluster_command:cluster",
+    "compaction": "kvstore.cli.maintenance_command:compaction",
+    "defrag": "kvstore.cli.maintenance_command:defrag",
+    "del": "kvstore.cli.kv_command:delete",
+    "elect": "kvstore.cli.lock_command:elect",
+    "endpoint": "kvstore.cli.endpoint_command:endpoint",
+    "get": "kvstore.cli.kv_command:get",
+    "lease": "kvstore.cli.lease_command:lease",
+    "lock": "kvstore.cli.lock_command:lock",
+    "make-mirror": "kvstore.cli.make_mirror_command:make_mirror",
+    "member": "kvstore.cli.member_command:member",
+    "move-leader": "kvstore.cli.member_command:move_leader",
+    "put": "kvstore.cli.kv_command:put",
+    "server": "kvstore.cli.server_command:server",
+    "snapshot": "kvstore.cli.snapshot_command:snapshot",
+    "txn": "kvstore.cli.kv_command:txn",
+    "verify": "kvstore.verify.verify_command:verify",
+    "version": "kvstore.cli.kv_command:version",
+    "watch": "kvstore.cli.watch_command:watch",
 }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kvstore.cli.exits import CommandError, ExitCode, bad_feature
+from kvstore.cli.exit_codes import CommandError, ExitCode, bad_feature
 from kvstore.cli.gotext import parse_bool, parse_duration, parse_int
 from kvstore.client.connection import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S
 
@@ -191,10 +191,10 @@ class Command(click.Command):
     """A command whose switches also take a value (`--prefix=false`), as Go's do."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, settle_switches(args, _switches(self)))
+        return super().parse_args(ctx, resolve_switches(args, _switches(self)))
 
 
-def settle_switches(args: list[str], switches: set[str]) -> list[str]:
+def resolve_switches(args: list[str], switches: set[str]) -> list[str]:
     """Turn `--switch=true` into `--switch`, and let `--switch=false` take it back."""
     found: list[str] = []
     for position, arg in enumerate(args):
@@ -225,7 +225,7 @@ class Group(click.Group):
         ):  # etcdctl prints its help and is content; click would be not
             click.echo(ctx.get_help())
             ctx.exit(0)
-        return super().parse_args(ctx, settle_switches(args, _switches(self)))
+        return super().parse_args(ctx, resolve_switches(args, _switches(self)))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         exact = super().get_command(ctx, cmd_name)

@@ -16,7 +16,7 @@ import click
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from kvstore.cli.exits import bad_feature
+from kvstore.cli.exit_codes import bad_feature
 from kvstore.cli.gotext import format_bytes, quote
 from kvstore.wire import kv_pb2, rpc_pb2
 

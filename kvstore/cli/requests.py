@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from kvstore.cli.exits import bad_arguments, bad_feature
+from kvstore.cli.exit_codes import bad_arguments, bad_feature
 from kvstore.cli.gotext import parse_int, quote
 from kvstore.wire import rpc_pb2
 

@@ -39,7 +39,7 @@ from kvstore.client.methods import (
     Caller,
     Method,
 )
-from kvstore.client.sessions import Session, renewals, wait_for
+from kvstore.client.sessions import Session, keep_alives, wait_for
 from kvstore.client.watching import Watching
 
 __all__ = [
@@ -74,7 +74,7 @@ __all__ = [
     "Session",
     "TimedOut",
     "Watching",
+    "keep_alives",
     "parse_endpoints",
-    "renewals",
     "wait_for",
 ]

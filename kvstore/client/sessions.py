@@ -20,7 +20,7 @@ from kvstore.wire import rpc_pb2
 
 KEEP_ALIVE_PATH = "/etcdserverpb.Lease/LeaseKeepAlive"
 
-RENEWALS_PER_TTL = 3
+KEEP_ALIVES_PER_TTL = 3
 """A lease is renewed after a third of its time, as etcd's client does: two renewals may be lost."""
 
 # How a call ends when its member goes.
@@ -31,7 +31,7 @@ def _code_of(error: grpc.aio.AioRpcError) -> Code:
     return Code(error.code().value[0])
 
 
-async def renewals(
+async def keep_alives(
     connection: Connection, lease: int, *, once: bool = False
 ) -> AsyncIterator[rpc_pb2.LeaseKeepAliveResponse]:
     """Renew a lease for as long as it lives; every reply, at last one with a TTL of 0.
@@ -60,7 +60,7 @@ async def renewals(
                 if once or reply.TTL <= 0:
                     return
                 lives_until_s = sent_s + reply.TTL
-                await asyncio.sleep(max(0.0, sent_s + reply.TTL / RENEWALS_PER_TTL - loop.time()))
+                await asyncio.sleep(max(0.0, sent_s + reply.TTL / KEEP_ALIVES_PER_TTL - loop.time()))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             if isinstance(error, grpc.aio.AioRpcError) and _code_of(error) not in _LOST:
                 raise error_from_status(_code_of(error), error.details() or "", None, changes=False) from None
@@ -134,7 +134,7 @@ class Session:
     async def _keep(self) -> None:
         try:
             with contextlib.suppress(KVError):
-                async for _ in renewals(self._connection, self.lease):
+                async for _ in keep_alives(self._connection, self.lease):
                     pass
         finally:
             self.lost.set()

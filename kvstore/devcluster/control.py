@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
+from kvstore.devcluster.cluster_status import NodeStatus
 from kvstore.devcluster.plan import HOST, ClusterError, Running
-from kvstore.devcluster.status import NodeStatus
 from kvstore.devcluster.supervisor import Supervisor
 
 REQUEST_BYTES_MAX = 64 << 10

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import click
 
+from kvstore.devcluster.cluster_status import NodeStatus
 from kvstore.devcluster.plan import ClusterPlan
-from kvstore.devcluster.status import NodeStatus
 from kvstore.devcluster.supervisor import Supervisor
 
 REFRESH_INTERVAL_S = 0.5

@@ -86,8 +86,8 @@ class Partition:
         sides = [tuple(group) for group in groups]
         self.set_links(
             pair
-            for place, side in enumerate(sides)
-            for others in sides[place + 1 :]
+            for position, side in enumerate(sides)
+            for others in sides[position + 1 :]
             for one in side
             for other in others
             for pair in ((one, other), (other, one))

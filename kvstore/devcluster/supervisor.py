@@ -13,10 +13,10 @@ import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from kvstore.devcluster.cluster_status import NodeStatus, StatusProbe
 from kvstore.devcluster.dialers import owner_of
 from kvstore.devcluster.plan import ClusterError, ClusterPlan, NodePlan, child_environment, free_ports
 from kvstore.devcluster.proxy import Partition, PeerProxy
-from kvstore.devcluster.status import NodeStatus, StatusProbe
 
 STOP_TIMEOUT_S = 5.0
 """Members promise to stop within 3 s of SIGTERM; after this they are killed."""

@@ -22,7 +22,7 @@ Contract
 """
 
 from kvstore.engine.commands import CommandError, decode, encode
-from kvstore.engine.history import HistorySlice
+from kvstore.engine.engine import BackendError, Engine
 from kvstore.engine.lease_commands import (
     LEASE_CHECKPOINTS_MAX,
     Checkpoint,
@@ -31,9 +31,8 @@ from kvstore.engine.lease_commands import (
     LeaseGrant,
     LeaseRevoke,
 )
-from kvstore.engine.leases import Lease, Leases
-from kvstore.engine.machine import Engine, ImageError
-from kvstore.engine.membership import (
+from kvstore.engine.lease_table import Lease, Leases
+from kvstore.engine.member_commands import (
     MemberAdd,
     MemberCommand,
     MemberPromote,
@@ -83,6 +82,7 @@ from kvstore.engine.results import (
     RevisionChanges,
     TxnResult,
 )
+from kvstore.engine.revision_history import HistorySlice
 from kvstore.engine.validate import TXN_OPERATIONS_MAX, check_delete, check_put, check_range, check_txn
 
 __all__ = [
@@ -94,6 +94,7 @@ __all__ = [
     "AlarmMember",
     "AlarmResult",
     "AlarmType",
+    "BackendError",
     "Change",
     "Checkpoint",
     "Command",
@@ -108,7 +109,6 @@ __all__ = [
     "Engine",
     "Event",
     "HistorySlice",
-    "ImageError",
     "KeyValue",
     "Lease",
     "LeaseCheckpoint",

@@ -26,7 +26,7 @@ class ChangeLog:
         """Never decreasing; a revision stands once per change it made."""
         self._keys: list[bytes] = []
         """`_keys[i]` changed at `_revisions[i]`. Within one revision in no order that matters."""
-        self.floor = first_revision
+        self.lower_bound = first_revision
         """Changes above it are all here, as far as compaction left them."""
         self._builder: _Builder | None = None
 
@@ -48,14 +48,14 @@ class ChangeLog:
         """
         builder = self._builder
         if builder is None:
-            builder = self._builder = _Builder(keys(), self.floor)
+            builder = self._builder = _Builder(keys(), self.lower_bound)
         visited = builder.step(revisions_of, budget)
         if builder.done:
             builder.revisions.extend(self._revisions)
             builder.keys.extend(self._keys)
             self._revisions, self._keys = builder.revisions, builder.keys
             self._builder = None
-            self.floor = 0
+            self.lower_bound = 0
         return visited
 
     def changed(self, start: int, stop: int, budget: int) -> tuple[list[tuple[int, bytes]], int]:
@@ -78,10 +78,10 @@ class ChangeLog:
 class _Builder:
     """Collects the changes up to a floor from the records themselves, and sorts them by bucket."""
 
-    def __init__(self, pending: list[bytes], floor: int) -> None:
+    def __init__(self, pending: list[bytes], lower_bound: int) -> None:
         self._pending = pending
         """Keys not visited yet."""
-        self._floor = floor
+        self._lower_bound = lower_bound
         self._buckets: dict[int, tuple[array[int], list[bytes]]] = {}
         """Unsorted columns by revision // BUCKET_REVISIONS."""
         self._order: list[int] | None = None
@@ -109,7 +109,7 @@ class _Builder:
             key = pending.pop()
             visited += 1
             for revision in revisions_of(key):
-                if revision > self._floor:
+                if revision > self._lower_bound:
                     break
                 visited += 1
                 bucket = buckets.setdefault(revision // BUCKET_REVISIONS, (array("q"), []))

@@ -27,7 +27,7 @@ from typing import Any
 from sortedcontainers import SortedList  # type: ignore[import-untyped]  # ships no types
 
 from kvstore.engine.changelog import ChangeLog
-from kvstore.engine.leases import Leases
+from kvstore.engine.lease_table import Leases
 from kvstore.engine.record import (
     HEADER_BYTES,
     ROW_OVERHEAD_BYTES,

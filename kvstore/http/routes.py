@@ -28,7 +28,7 @@ def make_routes(member: LocalMember, registry: CollectorRegistry) -> Mapping[str
     async def health(request: Request) -> Response:
         verdict: asyncio.Future[Health] = asyncio.get_running_loop().create_future()
 
-        def settle(health: Health) -> None:
+        def on_result(health: Health) -> None:
             if not verdict.done():
                 verdict.set_result(health)
 
@@ -36,7 +36,7 @@ def make_routes(member: LocalMember, registry: CollectorRegistry) -> Mapping[str
             member,
             serializable=request.query.get("serializable") == ["true"],
             excluded_alarms=request.query.get("exclude", ()),
-            settle=settle,
+            on_result=on_result,
         )
         healthy, reason = await verdict
         status = HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE

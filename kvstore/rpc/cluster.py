@@ -61,8 +61,8 @@ class ClusterService:
             header = self._headers.without_revision()
             return pb.MemberAddResponse(header=header, member=member, members=members)
 
-        settle = partial(self._changed, call, make)
-        self._changes.add(member_id, request.peerURLs, is_learner=request.isLearner, settle=settle)
+        on_result = partial(self._changed, call, make)
+        self._changes.add(member_id, request.peerURLs, is_learner=request.isLearner, on_result=on_result)
 
     def member_remove(self, request: pb.MemberRemoveRequest, call: Call) -> None:
         """Remove a member for ever."""

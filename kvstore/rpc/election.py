@@ -14,7 +14,7 @@ from kvstore.rpc.headers import Headers
 from kvstore.rpc.observe import Observer
 from kvstore.rpc.relayed import MissingLeader, NoElectedLeader, relay, relayed
 from kvstore.server.local_member import LocalMember
-from kvstore.server.lock_queue import Held, LockQueues, NotElected, first_of, is_place, prefix_of
+from kvstore.server.lock_queue import Held, LockQueues, NotElected, first_of, is_queue_entry, prefix_of
 from kvstore.wire import v3election_pb2 as pb
 
 SERVICE = "v3electionpb.Election"
@@ -48,14 +48,14 @@ class ElectionService:
 
     def campaign(self, request: pb.CampaignRequest, call: Call) -> None:
         """Wait until the lease leads; a caller that leaves, leaves the queue."""
-        settle = partial(relay, call, partial(self._elected, request.name))
+        on_result = partial(relay, call, partial(self._elected, request.name))
         try:
-            place = self._queues.enter(
-                request.name, request.lease, settle, value=request.value, gone=NotElected
+            waiter = self._queues.enter(
+                request.name, request.lease, on_result, value=request.value, gone=NotElected
             )
         except KVError as error:
             raise relayed(error) from None
-        call.on_gone(place.cancel)
+        call.on_gone(waiter.cancel)
 
     def _elected(self, name: bytes, held: Held) -> Message:
         key = pb.LeaderKey(name=name, key=held.key, rev=held.create_revision, lease=held.lease)
@@ -67,7 +67,9 @@ class ElectionService:
         if not request.HasField("leader"):
             raise MissingLeader
         leader = request.leader
-        command = Txn((is_place(leader.key, leader.rev),), (Put(leader.key, request.value, leader.lease),))
+        command = Txn(
+            (is_queue_entry(leader.key, leader.rev),), (Put(leader.key, request.value, leader.lease),)
+        )
         try:
             self._member.quota.admit(command)
             self._member.propose(command, partial(relay, call, self._proclaimed))
@@ -84,7 +86,7 @@ class ElectionService:
         if not request.HasField("leader"):
             raise MissingLeader
         leader = request.leader
-        command = Txn((is_place(leader.key, leader.rev),), (DeleteRange(leader.key),))
+        command = Txn((is_queue_entry(leader.key, leader.rev),), (DeleteRange(leader.key),))
         try:
             self._member.propose(command, partial(relay, call, self._resigned))
         except KVError as error:

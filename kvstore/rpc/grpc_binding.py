@@ -38,8 +38,8 @@ FRAMING_BYTES_MAX = 512 * 1024
 UNREAD_MESSAGES_MAX = 1024
 """Messages of one streaming reply that wait for its caller; a slower caller's call is ended."""
 
-UNREAD_ROOM_MESSAGES = 64
-UNREAD_ROOM_BYTES = 256 * 1024
+UNREAD_LOW_MESSAGES = 64
+UNREAD_LOW_BYTES = 256 * 1024
 """What may be unread of a streaming reply while it still `has_room`: enough to keep a connection busy
 between two turns of the loop, little enough that ten thousand callers who never read are affordable."""
 
@@ -96,7 +96,7 @@ class GrpcCall(Call):
         "_pending",
         "_unread",
         "_unread_bytes",
-        "settled",
+        "completed",
     )
 
     def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
@@ -113,7 +113,7 @@ class GrpcCall(Call):
         """The streaming reply ends when `_unread` is empty."""
         self._held: asyncio.Future[None] | None = None
         """While requests are held: what the reader of the caller's stream awaits."""
-        self.settled: Message | KVError | None = None
+        self.completed: Message | KVError | None = None
 
     @property
     def peer(self) -> str:
@@ -132,16 +132,16 @@ class GrpcCall(Call):
         return self._context.time_remaining()
 
     def reply(self, message: Message) -> None:
-        self._settle(message)
+        self._complete(message)
 
     def fail(self, error: KVError) -> None:
-        self._settle(error)
+        self._complete(error)
 
     def send(self, message: Message | bytes) -> None:
-        if self.gone or self.settled is not None or self._finished:
+        if self.gone or self.completed is not None or self._finished:
             return
         if len(self._unread) >= UNREAD_MESSAGES_MAX:
-            self._settle(SlowCaller())
+            self._complete(SlowCaller())
             return
         self._unread.append(message)
         if type(message) is bytes:
@@ -150,7 +150,7 @@ class GrpcCall(Call):
 
     @property
     def has_room(self) -> bool:
-        return len(self._unread) < UNREAD_ROOM_MESSAGES and self._unread_bytes < UNREAD_ROOM_BYTES
+        return len(self._unread) < UNREAD_LOW_MESSAGES and self._unread_bytes < UNREAD_LOW_BYTES
 
     def finish(self) -> None:
         self._finished = True
@@ -170,10 +170,10 @@ class GrpcCall(Call):
         while self._held is not None:
             await self._held
 
-    def _settle(self, result: Message | KVError) -> None:
-        if self.gone or self.settled is not None:
+    def _complete(self, result: Message | KVError) -> None:
+        if self.gone or self.completed is not None:
             return
-        self.settled = result
+        self.completed = result
         self._rouse()
 
     def _rouse(self) -> None:
@@ -182,13 +182,13 @@ class GrpcCall(Call):
 
     async def result(self) -> Message:
         """The reply, when there is one. Raises KVError."""
-        if self.settled is None:
+        if self.completed is None:
             self._pending = asyncio.get_running_loop().create_future()
             await self._pending
-        assert self.settled is not None
-        if isinstance(self.settled, KVError):
-            raise self.settled
-        return self.settled
+        assert self.completed is not None
+        if isinstance(self.completed, KVError):
+            raise self.completed
+        return self.completed
 
     def _tell_drained(self) -> None:
         if self._on_drained is not None:
@@ -206,8 +206,8 @@ class GrpcCall(Call):
                 if type(message) is bytes:
                     self._unread_bytes -= len(message)
                 yield message
-            if isinstance(self.settled, KVError):
-                raise self.settled
+            if isinstance(self.completed, KVError):
+                raise self.completed
             if self._finished:
                 return
             self._pending = asyncio.get_running_loop().create_future()

@@ -83,11 +83,11 @@ class KVService:
         wanted = convert.range_(request)
         check_range(wanted)
         if wanted.serializable:
-            self._range_stream_proven(call, wanted, None)
+            self._range_stream_confirmed(call, wanted, None)
         else:
-            self._member.barrier(partial(self._range_stream_proven, call, wanted))
+            self._member.barrier(partial(self._range_stream_confirmed, call, wanted))
 
-    def _range_stream_proven(self, call: Call, wanted: Range, error: KVError | None) -> None:
+    def _range_stream_confirmed(self, call: Call, wanted: Range, error: KVError | None) -> None:
         if error is not None:
             call.fail(error)
         else:
@@ -103,13 +103,13 @@ class KVService:
         wanted = convert.put(request)
         self._member.quota.admit(wanted)
         check_put(wanted)
-        self._member.propose(wanted, partial(self._settle, call, convert.put_response))
+        self._member.propose(wanted, partial(self._complete, call, convert.put_response))
 
     def delete_range(self, request: pb.DeleteRangeRequest, call: Call) -> None:
         """Delete an interval."""
         wanted = convert.delete_range(request)
         check_delete(wanted)
-        self._member.propose(wanted, partial(self._settle, call, convert.delete_response))
+        self._member.propose(wanted, partial(self._complete, call, convert.delete_response))
 
     def txn(self, request: pb.TxnRequest, call: Call) -> Message | None:
         """One atomic step: compares, then one branch. Without writes it is a read."""
@@ -117,7 +117,7 @@ class KVService:
         self._member.quota.admit(wanted)
         check_txn(wanted, self._member.limits.txn_operations_max)
         if not is_read_only(wanted):
-            self._member.propose(wanted, partial(self._settle, call, convert.txn_response))
+            self._member.propose(wanted, partial(self._complete, call, convert.txn_response))
             return None
         if is_serializable(wanted):
             return self._read_txn(wanted)
@@ -130,10 +130,10 @@ class KVService:
 
     def compact(self, request: pb.CompactionRequest, call: Call) -> None:
         """Forget history up to a revision."""
-        settle = partial(self._settle, call, convert.compact_response)
-        compact(self._member, request.revision, physical=request.physical, settle=settle)
+        on_result = partial(self._complete, call, convert.compact_response)
+        compact(self._member, request.revision, physical=request.physical, on_result=on_result)
 
-    def _settle(self, call: Call, convert_result: ConvertResult, outcome: Any) -> None:
+    def _complete(self, call: Call, convert_result: ConvertResult, outcome: Any) -> None:
         """Answer a proposed call with its outcome; the header tells the revision after it."""
         reply_to_outcome(
             call, lambda result: convert_result(result, self._headers.at(result.revision)), outcome

@@ -22,5 +22,5 @@ class LeadershipService:
 
     def move_leader(self, request: pb.MoveLeaderRequest, call: Call) -> None:
         """Hand leadership to another voter. The reply has no header, as in etcd."""
-        settle = partial(reply_unless, call, pb.MoveLeaderResponse)
-        self._changes.move_leader(request.targetID, settle)
+        on_result = partial(reply_unless, call, pb.MoveLeaderResponse)
+        self._changes.move_leader(request.targetID, on_result)

@@ -17,7 +17,7 @@ from kvstore.wire import rpc_pb2 as pb
 
 SERVICE = "etcdserverpb.Lease"
 
-RENEWALS_OPEN_MAX = 1024
+KEEP_ALIVES_OPEN_MAX = 1024
 """Renewals of one stream without an answer; beyond it the caller's flow control stops it."""
 
 
@@ -93,7 +93,7 @@ class LeaseService:
         return pb.LeaseLeasesResponse(header=self._headers.current(), leases=leases)
 
 
-class _Renewal:
+class _KeepAlive:
     """One request of a stream; answered in its turn."""
 
     __slots__ = ("header", "lease_id", "outcome")
@@ -112,8 +112,8 @@ class KeepAliveStream:
         self._member = member
         self._headers = headers
         self._call = call
-        self._open: deque[_Renewal] = deque()
-        """Requests without an answer, oldest first. At most RENEWALS_OPEN_MAX and what was read ahead."""
+        self._open: deque[_KeepAlive] = deque()
+        """Requests without an answer, oldest first. At most KEEP_ALIVES_OPEN_MAX and what was read ahead."""
         self._half_closed = False
         self._held = False
         """The caller's stream is stopped."""
@@ -123,12 +123,12 @@ class KeepAliveStream:
 
     def receive(self, request: pb.LeaseKeepAliveRequest) -> None:
         """Renew one lease. A lease that is gone has a TTL of 0."""
-        renewal = _Renewal(request.ID, self._headers.current())
-        self._open.append(renewal)
-        if len(self._open) >= RENEWALS_OPEN_MAX:
+        keep_alive = _KeepAlive(request.ID, self._headers.current())
+        self._open.append(keep_alive)
+        if len(self._open) >= KEEP_ALIVES_OPEN_MAX:
             self._held = True
             self._call.hold_requests()
-        self._member.lessor.keep_alive(request.ID, partial(self._renewed, renewal))
+        self._member.lessor.keep_alive(request.ID, partial(self._kept_alive, keep_alive))
 
     def half_closed(self) -> None:
         """Answer what is open, then end."""
@@ -138,25 +138,25 @@ class KeepAliveStream:
     def _leader_lost(self) -> None:
         self._call.fail(NoLeader())
 
-    def _renewed(self, renewal: _Renewal, outcome: TimeLeft | KVError) -> None:
-        renewal.outcome = outcome
+    def _kept_alive(self, keep_alive: _KeepAlive, outcome: TimeLeft | KVError) -> None:
+        keep_alive.outcome = outcome
         self._flush()
 
     def _flush(self) -> None:
         call = self._call
         while self._open and self._open[0].outcome is not None:
-            renewal = self._open.popleft()
-            outcome = renewal.outcome
+            keep_alive = self._open.popleft()
+            outcome = keep_alive.outcome
             if isinstance(outcome, KVError):
                 call.fail(outcome)
                 return
             assert outcome is not None
             call.send(
                 pb.LeaseKeepAliveResponse(
-                    header=renewal.header, ID=renewal.lease_id, TTL=outcome.granted_seconds
+                    header=keep_alive.header, ID=keep_alive.lease_id, TTL=outcome.granted_seconds
                 )
             )
-        if self._held and len(self._open) < RENEWALS_OPEN_MAX // 2:
+        if self._held and len(self._open) < KEEP_ALIVES_OPEN_MAX // 2:
             self._held = False
             call.resume_requests()
         if self._half_closed and not self._open:

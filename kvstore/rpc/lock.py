@@ -34,10 +34,10 @@ class LockService:
     def lock(self, request: pb.LockRequest, call: Call) -> None:
         """Wait until the lease holds the lock; a caller that leaves, leaves the queue."""
         try:
-            place = self._queues.enter(request.name, request.lease, partial(relay, call, self._locked))
+            waiter = self._queues.enter(request.name, request.lease, partial(relay, call, self._locked))
         except KVError as error:
             raise relayed(error) from None
-        call.on_gone(place.cancel)
+        call.on_gone(waiter.cancel)
 
     def _locked(self, held: Held) -> Message:
         return pb.LockResponse(header=self._headers.at(held.revision), key=held.key)

@@ -50,7 +50,7 @@ class MaintenanceService:
         return pb.StatusResponse(
             header=self._headers.current(),
             version=ETCD_VERSION,
-            dbSize=max(node.state_file_bytes, engine.logical_bytes),  # what is not written yet counts too
+            dbSize=max(node.backend_bytes, engine.logical_bytes),  # what is not written yet counts too
             dbSizeInUse=engine.logical_bytes_in_use,
             leader=node.leader,
             raftIndex=node.commit,

@@ -48,7 +48,7 @@ class _Sending:
     def send_piece(self, data: bytes, remaining_bytes: int) -> None:
         self._call.send(pb.SnapshotResponse(remaining_bytes=remaining_bytes, blob=data))
 
-    async def room(self) -> None:
+    async def wait_for_space(self) -> None:
         while not self._call.has_room:
             self._drained.clear()
             await self._drained.wait()

@@ -47,9 +47,9 @@ class AutoCompaction:
         at = self._policy.due(self._loop.time(), member.engine.revision, leading)
         if at:
             logger.info("starting auto %s compaction at revision %d", self._mode, at)
-            compact(member, at, physical=False, settle=partial(self._settled, at))
+            compact(member, at, physical=False, on_result=partial(self._completed, at))
 
-    def _settled(self, at: int, outcome: Any) -> None:
+    def _completed(self, at: int, outcome: Any) -> None:
         if isinstance(outcome, KVError) and not isinstance(outcome, Compacted):
             logger.warning("failed auto %s compaction at revision %d: %s", self._mode, at, outcome)
             return

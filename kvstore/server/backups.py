@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Protocol
 
 from kvstore.errors import KVError, NoSpace, TooManyRequests, Unavailable
-from raft.storage import Image, ImageStore, StateFileFull, StorageError
+from raft.storage import BackendFull, Snapshot, SnapshotStore, StorageError
 
 logger = logging.getLogger("kvstore.server")
 
@@ -23,16 +23,16 @@ PIECE_BYTES = 256 * 1024
 class Copies(Protocol):
     """The driver's copies of the state, as far as this room uses them (`raft.node.snapshots`)."""
 
-    images: ImageStore
+    snapshot_store: SnapshotStore
 
-    async def copy_state(self) -> Image: ...
+    async def copy_state(self) -> Snapshot: ...
 
 
 class BackupCall(Protocol):
     """Whoever is sent a backup."""
 
     def send_piece(self, data: bytes, remaining_bytes: int) -> None: ...
-    async def room(self) -> None:
+    async def wait_for_space(self) -> None:
         """Wait until more may be sent."""
 
     def finish(self) -> None: ...
@@ -70,9 +70,9 @@ class Backups:
         try:
             async with aclosing(self._pieces()) as pieces:  # given up or not, the copy is deleted in here
                 async for data, remaining_bytes in pieces:
-                    await call.room()
+                    await call.wait_for_space()
                     call.send_piece(data, remaining_bytes)
-        except StateFileFull:
+        except BackendFull:
             call.fail(NoSpace())
         except (StorageError, OSError) as error:
             logger.warning("a backup failed: %s", error)
@@ -83,13 +83,13 @@ class Backups:
     async def _pieces(self) -> AsyncGenerator[tuple[bytes, int], None]:
         """The image, and its SHA-256 as the last piece, each with how much of the image is still to come."""
         copies = self._copies()
-        image = await copies.copy_state()
+        snapshot = await copies.copy_state()
         try:
             offset = 0
-            while offset < image.size_bytes:
-                data = await copies.images.read(image, offset, PIECE_BYTES)
+            while offset < snapshot.size_bytes:
+                data = await copies.snapshot_store.read(snapshot, offset, PIECE_BYTES)
                 offset += len(data)
-                yield data, image.size_bytes - offset
-            yield image.sha256, 0
+                yield data, snapshot.size_bytes - offset
+            yield snapshot.sha256, 0
         finally:
-            await copies.images.discard(image)
+            await copies.snapshot_store.discard(snapshot)

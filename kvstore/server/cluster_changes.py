@@ -29,7 +29,7 @@ from kvstore.errors import (
     UnhealthyCluster,
 )
 from kvstore.server.faults import as_kv_error
-from kvstore.server.local_member import LocalMember, Settle
+from kvstore.server.local_member import LocalMember, OnResult
 from kvstore.server.settings import parse_url
 from raft.core.confchange import ConfChange, ConfStep, ConfStepKind
 from raft.node import NodeError
@@ -43,7 +43,7 @@ class MembershipView(Protocol):
     """The driver's membership, as far as this room uses it."""
 
     def change(
-        self, change: ConfChange, command: bytes, settle: Callable[[object, NodeError | None], None]
+        self, change: ConfChange, command: bytes, on_result: Callable[[object, NodeError | None], None]
     ) -> None: ...
     def connected_seconds(self) -> dict[int, float]: ...
 
@@ -51,7 +51,7 @@ class MembershipView(Protocol):
 class TransferView(Protocol):
     """The driver's leadership transfer, as far as this room uses it."""
 
-    def begin(self, to: int, settle: Callable[[NodeError | None], object]) -> None: ...
+    def begin(self, to: int, on_result: Callable[[NodeError | None], object]) -> None: ...
 
 
 def new_member_id() -> int:
@@ -80,8 +80,8 @@ class ClusterChanges:
         self._learners_max = learners_max
         self._strict = strict
 
-    def add(self, member_id: int, peer_urls: Sequence[str], *, is_learner: bool, settle: Settle) -> None:
-        """Let a member in under an id of `new_member_id`. `settle` gets a MembersResult or a KVError.
+    def add(self, member_id: int, peer_urls: Sequence[str], *, is_learner: bool, on_result: OnResult) -> None:
+        """Let a member in under an id of `new_member_id`. `on_result` gets a MembersResult or a KVError.
 
         Raises MemberUrlsInvalid, NotEnoughStartedMembers, UnhealthyCluster.
         """
@@ -92,26 +92,26 @@ class ClusterChanges:
             if self._healthy_voters() < len(self._voters()):
                 raise UnhealthyCluster
         kind = ConfStepKind.ADD_LEARNER if is_learner else ConfStepKind.ADD_VOTER
-        self._propose(kind, MemberAdd(member_id, urls, is_learner, self._learners_max), settle)
+        self._propose(kind, MemberAdd(member_id, urls, is_learner, self._learners_max), on_result)
 
-    def remove(self, member_id: int, settle: Settle) -> None:
+    def remove(self, member_id: int, on_result: OnResult) -> None:
         """Remove a member for ever. Raises NotEnoughStartedMembers, UnhealthyCluster."""
         if self._strict:
             self._check_removal(member_id)
-        self._propose(ConfStepKind.REMOVE, MemberRemove(member_id), settle)
+        self._propose(ConfStepKind.REMOVE, MemberRemove(member_id), on_result)
 
-    def update(self, member_id: int, peer_urls: Sequence[str], settle: Settle) -> None:
+    def update(self, member_id: int, peer_urls: Sequence[str], on_result: OnResult) -> None:
         """Move a member to other peer URLs. Raises MemberUrlsInvalid."""
-        self._propose(ConfStepKind.UPDATE, MemberUpdate(member_id, _checked_urls(peer_urls)), settle)
+        self._propose(ConfStepKind.UPDATE, MemberUpdate(member_id, _checked_urls(peer_urls)), on_result)
 
-    def promote(self, member_id: int, settle: Settle) -> None:
+    def promote(self, member_id: int, on_result: OnResult) -> None:
         """Let a learner vote; the leader refuses while it lags. Raises NotEnoughStartedMembers."""
         if self._strict and not self._quorum_started(1, 1):
             raise NotEnoughStartedMembers
-        self._propose(ConfStepKind.ADD_VOTER, MemberPromote(member_id), settle)
+        self._propose(ConfStepKind.ADD_VOTER, MemberPromote(member_id), on_result)
 
-    def move_leader(self, to: int, settle: Settle) -> None:
-        """Hand leadership to another voter; `settle` gets None or a KVError.
+    def move_leader(self, to: int, on_result: OnResult) -> None:
+        """Hand leadership to another voter; `on_result` gets None or a KVError.
 
         Raises NotLeader, BadLeaderTransferee.
         """
@@ -120,7 +120,7 @@ class ClusterChanges:
         chosen = self._member.engine.member(to)
         if chosen is None or chosen.is_learner:
             raise BadLeaderTransferee
-        self._transfer().begin(to, lambda error: settle(None if error is None else as_kv_error(error)))
+        self._transfer().begin(to, lambda error: on_result(None if error is None else as_kv_error(error)))
 
     # -- checks
 
@@ -159,13 +159,13 @@ class ClusterChanges:
 
     # -- proposing
 
-    def _propose(self, kind: ConfStepKind, command: MemberCommand, settle: Settle) -> None:
+    def _propose(self, kind: ConfStepKind, command: MemberCommand, on_result: OnResult) -> None:
         change = ConfChange((ConfStep(kind, command.id),))
-        self._membership().change(change, encode_member_command(command), partial(_settled, settle))
+        self._membership().change(change, encode_member_command(command), partial(_completed, on_result))
 
 
-def _settled(settle: Settle, outcome: Any, error: NodeError | None) -> None:
-    settle(outcome if error is None else as_kv_error(error))
+def _completed(on_result: OnResult, outcome: Any, error: NodeError | None) -> None:
+    on_result(outcome if error is None else as_kv_error(error))
 
 
 def _checked_urls(urls: Sequence[str]) -> tuple[str, ...]:

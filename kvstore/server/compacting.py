@@ -13,32 +13,32 @@ from typing import Any
 
 from kvstore.engine import AlarmType, Compact
 from kvstore.errors import KVError
-from kvstore.server.local_member import LocalMember, Settle
+from kvstore.server.local_member import LocalMember, OnResult
 
 logger = logging.getLogger("kvstore.server")
 
 
-def compact(member: LocalMember, revision: int, *, physical: bool, settle: Settle) -> None:
+def compact(member: LocalMember, revision: int, *, physical: bool, on_result: OnResult) -> None:
     """Compact at a revision; a physical compaction settles once the space is free."""
-    member.propose(Compact(revision, physical), partial(_compacted, member, revision, physical, settle))
+    member.propose(Compact(revision, physical), partial(_compacted, member, revision, physical, on_result))
 
 
-def _compacted(member: LocalMember, revision: int, physical: bool, settle: Settle, outcome: Any) -> None:
+def _compacted(member: LocalMember, revision: int, physical: bool, on_result: OnResult, outcome: Any) -> None:
     if isinstance(outcome, KVError):
-        settle(outcome)
+        on_result(outcome)
         return
     short = any(alarm.alarm == AlarmType.NOSPACE for alarm in member.engine.alarms())
     if not physical:
-        settle(outcome)
-        settle = partial(_dropped, revision)
+        on_result(outcome)
+        on_result = partial(_dropped, revision)
     if outcome.sweeping and (physical or short):
         step = Compact(revision, physical=True, resume=True)
         try:
-            member.propose(step, partial(_compacted, member, revision, True, settle))
+            member.propose(step, partial(_compacted, member, revision, True, on_result))
         except KVError as error:
-            settle(error)
+            on_result(error)
     elif physical:
-        settle(outcome)
+        on_result(outcome)
 
 
 def _dropped(revision: int, outcome: Any) -> None:

@@ -21,8 +21,8 @@ from typing import Any
 from kvstore.server.retention import PERIODIC, REVISION, parse_retention
 from kvstore.server.settings import (
     ConfigError,
-    Fate,
     Group,
+    Handling,
     Kind,
     Setting,
     Url,
@@ -403,7 +403,7 @@ def _row(field: dataclasses.Field[Any]) -> Setting:
         group=data["group"],
         help=data["help"],
         choices=data["choices"],
-        fate=Fate.USED,
+        handling=Handling.USED,
     )
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from kvstore.server.config import Config
 from kvstore.server.joining import Ask, CannotJoin, Joined, join
-from kvstore.server.membership import Founding, found
+from kvstore.server.membership import InitialCluster, found
 from kvstore.server.recovery import bootstrap_of, close_directory, force_new_cluster, read_bootstrap
 from raft.storage import FileSystem, MemberDirectory, holds_member, open_member
 from raft.storage.backup import finish_replacement
@@ -17,9 +17,9 @@ class Opened(NamedTuple):
     """An open data directory and what it says of its member."""
 
     directory: MemberDirectory
-    founding: Founding
+    initial_cluster: InitialCluster
     """`members` are the founders of the cluster."""
-    found_voters: tuple[int, ...] | None
+    bootstrap_voters: tuple[int, ...] | None
     """Of a member that joined later: who voted when it did."""
 
 
@@ -46,22 +46,25 @@ async def open_data_directory(config: Config, files: FileSystem, ask: Ask) -> Op
     directory = await open_member(
         files,
         path,
-        cluster_id=expected.founding.cluster_id if expected and fresh else None,
-        member_id=expected.founding.member_id if expected and fresh else None,
+        cluster_id=expected.initial_cluster.cluster_id if expected and fresh else None,
+        member_id=expected.initial_cluster.member_id if expected and fresh else None,
         bootstrap=bootstrap_of(expected) if expected else None,
     )
     try:
         kept = read_bootstrap(directory.bootstrap)
         if expected is not None and not kept.recovered:
             check_owner(
-                path, directory.recovered.identity, expected.founding.cluster_id, expected.founding.member_id
+                path,
+                directory.recovered.identity,
+                expected.initial_cluster.cluster_id,
+                expected.initial_cluster.member_id,
             )
     except BaseException:
         await close_directory(directory)
         raise
     identity = directory.recovered.identity
-    founding = Founding(identity.cluster_id, identity.member_id, kept.members)
-    return Opened(directory, founding, kept.found_voters)
+    initial_cluster = InitialCluster(identity.cluster_id, identity.member_id, kept.members)
+    return Opened(directory, initial_cluster, kept.bootstrap_voters)
 
 
 async def _join(config: Config, ask: Ask) -> Joined:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kvstore import errors
-from raft.node import errors as node_errors
+from raft.node import node_errors
 
 _MEANINGS: tuple[tuple[type[node_errors.NodeError], Callable[[], errors.KVError]], ...] = (
     (node_errors.OutcomeUnknown, errors.OutcomeUnknown),

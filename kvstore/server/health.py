@@ -26,21 +26,21 @@ def check_health(
     *,
     serializable: bool,
     excluded_alarms: Collection[str],
-    settle: Callable[[Health], None],
+    on_result: Callable[[Health], None],
 ) -> None:
     """Judge this member; a serializable check asks for no leader and no proof."""
     for alarm in member.engine.alarms():
         name = AlarmType(alarm.alarm).name
         if name not in excluded_alarms:
-            settle(Health(False, f"ALARM {name}"))
+            on_result(Health(False, f"ALARM {name}"))
             return
     if serializable:
-        settle(Health(True, ""))
+        on_result(Health(True, ""))
     elif not member.has_leader():
-        settle(Health(False, "RAFT NO LEADER"))
+        on_result(Health(False, "RAFT NO LEADER"))
     else:
-        member.barrier(partial(_proven, settle))
+        member.barrier(partial(_confirmed, on_result))
 
 
-def _proven(settle: Callable[[Health], None], error: KVError | None) -> None:
-    settle(Health(True, "") if error is None else Health(False, f"RANGE ERROR:{error.text}"))
+def _confirmed(on_result: Callable[[Health], None], error: KVError | None) -> None:
+    on_result(Health(True, "") if error is None else Health(False, f"RANGE ERROR:{error.text}"))

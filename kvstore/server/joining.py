@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from kvstore.engine import Member
-from kvstore.server.membership import Founding
+from kvstore.server.membership import InitialCluster
 
 logger = logging.getLogger("kvstore.server")
 
@@ -40,7 +40,7 @@ class Description(NamedTuple):
     """A cluster as one of its members knows it."""
 
     cluster_id: int
-    founders: tuple[Member, ...]
+    bootstrap_members: tuple[Member, ...]
     """The members the log begins with."""
     members: tuple[Member, ...]
     """As of now."""
@@ -49,8 +49,8 @@ class Description(NamedTuple):
 class Joined(NamedTuple):
     """A place in a running cluster."""
 
-    founding: Founding
-    found_voters: tuple[int, ...]
+    initial_cluster: InitialCluster
+    bootstrap_voters: tuple[int, ...]
     """Who voted when it was found."""
 
 
@@ -59,7 +59,7 @@ def encode_description(description: Description) -> bytes:
     value = {
         "version": DESCRIPTION_VERSION,
         "cluster_id": description.cluster_id,
-        "founders": [list(member) for member in description.founders],
+        "founders": [list(member) for member in description.bootstrap_members],
         "members": [list(member) for member in description.members],
     }
     return json.dumps(value).encode()
@@ -98,7 +98,7 @@ async def join(peers: Sequence[str], own_urls: Sequence[str], ask: Ask) -> Joine
             except ValueError as error:
                 logger.warning("the member at %s cannot be understood: %s", url, error)
                 continue
-            if (joined := _place(description, own_urls)) is not None:
+            if (joined := _position(description, own_urls)) is not None:
                 return joined
             answered = description
         if loop.time() >= end_s:
@@ -116,7 +116,7 @@ async def join(peers: Sequence[str], own_urls: Sequence[str], ask: Ask) -> Joine
     )
 
 
-def _place(description: Description, own_urls: Sequence[str]) -> Joined | None:
+def _position(description: Description, own_urls: Sequence[str]) -> Joined | None:
     """Our place. None when nobody has our URLs; raises CannotJoin when somebody had them before us."""
     for member in description.members:
         if sorted(member.peer_urls) != sorted(own_urls):
@@ -127,5 +127,7 @@ def _place(description: Description, own_urls: Sequence[str]) -> Joined | None:
                 " binding. Remove it (member remove) and add it anew (member add)"
             )
         voters = tuple(sorted(one.id for one in description.members if not one.is_learner))
-        return Joined(Founding(description.cluster_id, member.id, description.founders), voters)
+        return Joined(
+            InitialCluster(description.cluster_id, member.id, description.bootstrap_members), voters
+        )
     return None

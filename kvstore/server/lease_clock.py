@@ -116,7 +116,7 @@ class LeaseClock:
             return lease.remaining_seconds
         return lease.ttl_seconds
 
-    def renew(self, lease_id: int, now_s: float) -> int:
+    def keep_alive(self, lease_id: int, now_s: float) -> int:
         """The full time again; returns it in seconds, 0 for an unknown lease. Not one that is expiring."""
         assert lease_id not in self.expiring, "the end of this lease is on its way"
         lease = self._leases().find(lease_id)

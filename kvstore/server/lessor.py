@@ -44,7 +44,7 @@ from kvstore.server.lease_clock import CHECKPOINT_INTERVAL_S, Due, LeaseClock
 from raft.node import NodeError, NodeEvent
 
 if TYPE_CHECKING:
-    from kvstore.server.local_member import LocalMember, Settle
+    from kvstore.server.local_member import LocalMember, OnResult
 
 logger = logging.getLogger("kvstore.server")
 
@@ -84,11 +84,11 @@ class TimeLeft(NamedTuple):
     remaining_ms: int
 
 
-SettleTimeLeft = Callable[[TimeLeft | KVError], None]
+OnTimeLeft = Callable[[TimeLeft | KVError], None]
 """Called exactly once."""
 
 
-class _Renewal:
+class _KeepAlive:
     """Renewals of one question, on the leader, some of which may wait for an end on its way."""
 
     __slots__ = ("answers", "open", "reply", "term")
@@ -113,11 +113,11 @@ class Lessor:
         self.ttl_seconds_min = 1
         """Shorter times are lengthened to it."""
         self._clock = LeaseClock(lambda: member.engine.leases)
-        self._asking: dict[int, list[tuple[int, SettleTimeLeft]]] = {KEEP_ALIVE: [], TIME_TO_LIVE: []}
+        self._asking: dict[int, list[tuple[int, OnTimeLeft]]] = {KEEP_ALIVE: [], TIME_TO_LIVE: []}
         """By kind: what goes to the leader in this turn of the loop."""
         self._waiting_count = 0
         """Renewals and questions of this member without an answer. At most WAITING_MAX."""
-        self._held: dict[int, list[tuple[_Renewal, int]]] = {}
+        self._held: dict[int, list[tuple[_KeepAlive, int]]] = {}
         """Lease whose end is on its way to the renewals (and the place in them) that wait for it."""
         self._retries: deque[Due] = deque()
         """Ends whose proposal failed; proposed again, for they may or may not take effect."""
@@ -132,7 +132,7 @@ class Lessor:
         """Ends proposed and not settled. At most EXPIRIES_IN_FLIGHT_MAX."""
         self._scan_timer: asyncio.TimerHandle | None = None
         """Set exactly while this member leads and is not stopped."""
-        self.renewed = 0
+        self.kept_alive = 0
         """Leases renewed by this member as the leader, since start."""
 
     def start(
@@ -160,10 +160,10 @@ class Lessor:
 
     # -- asked by the services -------------------------------------------------------------------
 
-    def grant(self, lease_id: int, ttl_seconds: int, settle: Settle) -> None:
+    def grant(self, lease_id: int, ttl_seconds: int, on_result: OnResult) -> None:
         """Create a lease; id 0 lets this member choose one, too short a time is made the least one.
 
-        Raises NoSpace, LeaseTtlTooLarge; LeaseExists and all else comes through `settle`.
+        Raises NoSpace, LeaseTtlTooLarge; LeaseExists and all else comes through `on_result`.
         """
         command = LeaseGrant(lease_id, max(ttl_seconds, self.ttl_seconds_min))
         self._member.quota.admit(command)
@@ -171,19 +171,19 @@ class Lessor:
             raise LeaseTtlTooLarge
         while not command.id:
             command = command._replace(id=self._rng.getrandbits(63))
-        self._member.propose(command, settle)
+        self._member.propose(command, on_result)
 
-    def revoke(self, lease_id: int, settle: Settle) -> None:
-        """End a lease now. LeaseNotFound and all else comes through `settle`."""
-        self._member.propose(LeaseRevoke(lease_id), settle)
+    def revoke(self, lease_id: int, on_result: OnResult) -> None:
+        """End a lease now. LeaseNotFound and all else comes through `on_result`."""
+        self._member.propose(LeaseRevoke(lease_id), on_result)
 
-    def keep_alive(self, lease_id: int, settle: SettleTimeLeft) -> None:
+    def keep_alive(self, lease_id: int, on_result: OnTimeLeft) -> None:
         """Give a lease its full time again. Never raises."""
-        self._ask(KEEP_ALIVE, lease_id, settle)
+        self._ask(KEEP_ALIVE, lease_id, on_result)
 
-    def time_left(self, lease_id: int, settle: SettleTimeLeft) -> None:
+    def time_left(self, lease_id: int, on_result: OnTimeLeft) -> None:
         """What a lease has left. Never raises."""
-        self._ask(TIME_TO_LIVE, lease_id, settle)
+        self._ask(TIME_TO_LIVE, lease_id, on_result)
 
     def leases(self) -> list[int]:
         """All leases this member knows of: in the order of their ends while it leads."""
@@ -192,34 +192,34 @@ class Lessor:
 
     # -- passing on to the leader ----------------------------------------------------------------
 
-    def _ask(self, kind: int, lease_id: int, settle: SettleTimeLeft) -> None:
+    def _ask(self, kind: int, lease_id: int, on_result: OnTimeLeft) -> None:
         if self._waiting_count >= WAITING_MAX:
-            settle(TooManyRequests())
+            on_result(TooManyRequests())
             return
         self._waiting_count += 1
         asking = self._asking[kind]
         if not asking:
             self._loop.call_soon(self._send, kind)
-        asking.append((lease_id, settle))
+        asking.append((lease_id, on_result))
 
     def _send(self, kind: int) -> None:
         asking, self._asking[kind] = self._asking[kind], []
         for start in range(0, len(asking), ASKED_TOGETHER_MAX):
             part = asking[start : start + ASKED_TOGETHER_MAX]
             data = bytes((kind,)) + b"".join(_LEASE.pack(lease_id) for lease_id, _ in part)
-            self._member.node.ask_leader(data, partial(self._answered, part))
+            self._member.node.call_leader(data, partial(self._answered, part))
 
     def _answered(
-        self, asked: Sequence[tuple[int, SettleTimeLeft]], data: bytes, error: NodeError | None
+        self, asked: Sequence[tuple[int, OnTimeLeft]], data: bytes, error: NodeError | None
     ) -> None:
         self._waiting_count -= len(asked)
         if error is not None:
             fault = as_kv_error(error)
-            for _, settle in asked:
-                settle(fault)
+            for _, on_result in asked:
+                on_result(fault)
             return
-        for (_, settle), left in zip(asked, _LEFT.iter_unpack(data), strict=True):
-            settle(TimeLeft(*left))
+        for (_, on_result), left in zip(asked, _LEFT.iter_unpack(data), strict=True):
+            on_result(TimeLeft(*left))
 
     # -- the leader's side -----------------------------------------------------------------------
 
@@ -227,10 +227,10 @@ class Lessor:
         node = self._member.node
         return bool(term) and self._clock.term == term == node.term and node.leader == self._member.member_id
 
-    def _answer(self, question: bytes, reply: Callable[[bytes], None]) -> None:
+    def _answer(self, leader_request: bytes, reply: Callable[[bytes], None]) -> None:
         """A member asks, perhaps this one. No answer when it turns out that another leads."""
-        lease_ids = [lease_id for (lease_id,) in _LEASE.iter_unpack(question[1:])]
-        confirmed = self._renew if question[0] == KEEP_ALIVE else self._look_up
+        lease_ids = [lease_id for (lease_id,) in _LEASE.iter_unpack(leader_request[1:])]
+        confirmed = self._keep_alive if leader_request[0] == KEEP_ALIVE else self._look_up
         self._member.barrier(partial(self._confirmed, self._clock.term, lease_ids, reply, confirmed))
 
     def _confirmed(
@@ -246,27 +246,27 @@ class Lessor:
             self._clock.sync(self._loop.time())
             confirmed(term, lease_ids, reply)
 
-    def _renew(self, term: int, lease_ids: list[int], reply: Callable[[bytes], None]) -> None:
+    def _keep_alive(self, term: int, lease_ids: list[int], reply: Callable[[bytes], None]) -> None:
         shortened = [lease_id for lease_id in dict.fromkeys(lease_ids) if self._clock.shortened(lease_id)]
         if shortened:
-            self._undo_checkpoints(term, shortened, partial(self._renew, term, lease_ids, reply))
+            self._undo_checkpoints(term, shortened, partial(self._keep_alive, term, lease_ids, reply))
             return
-        renewal = _Renewal(term, len(lease_ids), reply)
-        for place, lease_id in enumerate(lease_ids):
+        keep_alive = _KeepAlive(term, len(lease_ids), reply)
+        for position, lease_id in enumerate(lease_ids):
             if lease_id in self._clock.expiring:
-                renewal.open += 1
+                keep_alive.open += 1
                 held = self._held.setdefault(lease_id, [])
                 del held[: max(0, len(held) + 1 - HELD_PER_LEASE_MAX)]
-                held.append((renewal, place))
+                held.append((keep_alive, position))
             else:
-                self._renew_one(renewal, place, lease_id)
-        if not renewal.open:
-            _reply(renewal)
+                self._keep_one_alive(keep_alive, position, lease_id)
+        if not keep_alive.open:
+            _reply(keep_alive)
 
-    def _renew_one(self, renewal: _Renewal, place: int, lease_id: int) -> None:
-        granted_seconds = self._clock.renew(lease_id, self._loop.time())
-        self.renewed += granted_seconds > 0
-        renewal.answers[place] = TimeLeft(granted_seconds, granted_seconds * 1000)
+    def _keep_one_alive(self, keep_alive: _KeepAlive, position: int, lease_id: int) -> None:
+        granted_seconds = self._clock.keep_alive(lease_id, self._loop.time())
+        self.kept_alive += granted_seconds > 0
+        keep_alive.answers[position] = TimeLeft(granted_seconds, granted_seconds * 1000)
 
     def _undo_checkpoints(self, term: int, lease_ids: list[int], then: Callable[[], None]) -> None:
         """Have the next leader start these with their full time, then go on; no answer if that fails."""
@@ -332,11 +332,11 @@ class Lessor:
         self._clock.sync(now_s)
         if self._clock.checkpoints:
             self._take_checkpoints(now_s)
-        room = min(EXPIRIES_PER_SCAN_MAX, EXPIRIES_IN_FLIGHT_MAX - self._in_flight)
+        space = min(EXPIRIES_PER_SCAN_MAX, EXPIRIES_IN_FLIGHT_MAX - self._in_flight)
         due: list[Due] = []
-        while self._retries and len(due) < room:
+        while self._retries and len(due) < space:
             due.append(self._retries.popleft())
-        due.extend(self._clock.due(now_s, room - len(due)))
+        due.extend(self._clock.due(now_s, space - len(due)))
         for each in due:
             self._in_flight += 1
             command = LeaseExpire(self._clock.term, each.id, each.granted_at)
@@ -355,12 +355,12 @@ class Lessor:
         self._clock.sync(self._loop.time())
         if due.id in self._clock.expiring:
             return  # granted anew meanwhile, and that grant's end is on its way: it decides for who waits
-        for renewal, place in self._held.pop(due.id, ()):
-            self._renew_one(renewal, place, due.id)
-            renewal.open -= 1
-            if not renewal.open:
-                _reply(renewal)
+        for keep_alive, position in self._held.pop(due.id, ()):
+            self._keep_one_alive(keep_alive, position, due.id)
+            keep_alive.open -= 1
+            if not keep_alive.open:
+                _reply(keep_alive)
 
 
-def _reply(renewal: _Renewal) -> None:
-    renewal.reply(b"".join(_LEFT.pack(*left) for left in renewal.answers))
+def _reply(keep_alive: _KeepAlive) -> None:
+    keep_alive.reply(b"".join(_LEFT.pack(*left) for left in keep_alive.answers))

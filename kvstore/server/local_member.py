@@ -17,12 +17,12 @@ from kvstore.server.leader_loss import LeaderLoss
 from kvstore.server.lessor import Lessor
 from kvstore.server.quota import Quota
 from kvstore.server.watch_hub import WatchHub
-from raft.node import Answerer, AnswerSettle, NodeError, NodeEvent, NodeStatus
+from raft.node import Answerer, NodeError, NodeEvent, NodeStatus, OnReply
 
-Settle = Callable[[Any], None]
+OnResult = Callable[[Any], None]
 """Called exactly once, with the engine's result or with the KVError that stands for it."""
 
-BarrierSettle = Callable[[KVError | None], None]
+OnBarrier = Callable[[KVError | None], None]
 """Called exactly once: None when a read of the engine is linearizable now."""
 
 
@@ -34,10 +34,10 @@ class NodeView(Protocol):
     @property
     def leader(self) -> int: ...
     def status(self) -> NodeStatus: ...
-    def propose(self, command: bytes, settle: Callable[[object, NodeError | None], None]) -> None: ...
-    def read_barrier(self, settle: Callable[[NodeError | None], None]) -> None: ...
+    def propose(self, command: bytes, on_result: Callable[[object, NodeError | None], None]) -> None: ...
+    def read_barrier(self, on_result: Callable[[NodeError | None], None]) -> None: ...
     def subscribe(self, listener: Callable[[NodeEvent], None]) -> None: ...
-    def ask_leader(self, data: bytes, settle: AnswerSettle) -> None: ...
+    def call_leader(self, data: bytes, on_result: OnReply) -> None: ...
     def answer_with(self, answerer: Answerer) -> None: ...
 
 
@@ -93,28 +93,28 @@ class LocalMember:
         """Whether this member only listens."""
         return any(member.id == self.member_id and member.is_learner for member in self.engine.members())
 
-    def propose(self, command: Command, settle: Settle) -> None:
-        """Replicate a validated command. Raises RequestTooLarge; all else comes through `settle`."""
+    def propose(self, command: Command, on_result: OnResult) -> None:
+        """Replicate a validated command. Raises RequestTooLarge; all else comes through `on_result`."""
         data = encode(command)
         if len(data) > self.limits.request_bytes_max:
             raise RequestTooLarge
         self.proposals_pending += 1
-        self.node.propose(data, partial(self._proposed, settle))
+        self.node.propose(data, partial(self._proposed, on_result))
 
-    def _proposed(self, settle: Settle, outcome: object, error: NodeError | None) -> None:
+    def _proposed(self, on_result: OnResult, outcome: object, error: NodeError | None) -> None:
         self.proposals_pending -= 1
         if error is not None:
             self.proposals_failed += 1
             outcome = as_kv_error(error)
-        settle(outcome)
+        on_result(outcome)
 
-    def barrier(self, settle: BarrierSettle) -> None:
+    def barrier(self, on_result: OnBarrier) -> None:
         """Settle when the engine reflects every write acknowledged before this call."""
-        self.node.read_barrier(partial(self._proven, settle))
+        self.node.read_barrier(partial(self._confirmed, on_result))
 
-    def _proven(self, settle: BarrierSettle, error: NodeError | None) -> None:
+    def _confirmed(self, on_result: OnBarrier, error: NodeError | None) -> None:
         if error is None:
-            settle(None)
+            on_result(None)
             return
         self.read_indexes_failed += 1
-        settle(as_kv_error(error))
+        on_result(as_kv_error(error))

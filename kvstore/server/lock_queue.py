@@ -40,7 +40,7 @@ logger = logging.getLogger("kvstore.server")
 LEASE_TTL_SECONDS = 60
 """Of the lease made for a contender that brings none, as etcd's sessions have it. Nobody renews it."""
 
-PLACES_MAX = 65_536
+WAITERS_MAX = 65_536
 """Contenders that wait on one member; beyond it they are refused."""
 
 
@@ -69,7 +69,7 @@ class Held(NamedTuple):
     """Of the store, when the place was taken or found."""
 
 
-SettlePlace = Callable[[Held | KVError], None]
+OnAcquired = Callable[[Held | KVError], None]
 """Called once, unless the place was cancelled first."""
 
 
@@ -88,7 +88,7 @@ def first_of(prefix: bytes) -> Range:
     return Range(prefix, end_of(prefix), limit=1, sort_order=SortOrder.ASCEND, sort_target=SortTarget.CREATE)
 
 
-def is_place(key: bytes, create_revision: int) -> Compare:
+def is_queue_entry(key: bytes, create_revision: int) -> Compare:
     """The condition that a key is the one created at this revision; 0: that there is none."""
     return Compare(key, CompareTarget.CREATE, CompareResult.EQUAL, create_revision)
 
@@ -98,33 +98,33 @@ class LockQueues:
 
     def __init__(self, member: LocalMember) -> None:
         self.member = member
-        self.places = 0
-        """Contenders not settled. At most PLACES_MAX."""
+        self.waiters = 0
+        """Contenders not settled. At most WAITERS_MAX."""
 
     def enter(
         self,
         name: bytes,
         lease: int,
-        settle: SettlePlace,
+        on_result: OnAcquired,
         *,
         value: bytes | None = None,
         gone: type[RequestError] = SessionExpired,
-    ) -> Place:
+    ) -> Waiter:
         """Queue up. `value` is what a candidate proclaims, also when its key stands already; None for a
         lock. `gone` is the error for a place that disappeared. Raises TooManyRequests, NoSpace."""
-        if self.places >= PLACES_MAX:
+        if self.waiters >= WAITERS_MAX:
             raise TooManyRequests
-        self.places += 1
-        place = Place(self, prefix_of(name), value, settle, gone)
+        self.waiters += 1
+        waiter = Waiter(self, prefix_of(name), value, on_result, gone)
         try:
-            place.begin(lease)
+            waiter.begin(lease)
         except KVError:
-            self.places -= 1
+            self.waiters -= 1
             raise
-        return place
+        return waiter
 
 
-class Place:
+class Waiter:
     """One contender, from its arrival until it holds, fails or leaves."""
 
     def __init__(
@@ -132,14 +132,14 @@ class Place:
         queues: LockQueues,
         prefix: bytes,
         value: bytes | None,
-        settle: SettlePlace,
+        on_result: OnAcquired,
         gone: type[RequestError],
     ) -> None:
         self._queues = queues
         self._member = queues.member
         self._prefix = prefix
         self._value = value
-        self._settle: SettlePlace | None = settle
+        self._complete: OnAcquired | None = on_result
         """None once told, or once the caller left."""
         self._gone = gone
         self._key = b""
@@ -159,14 +159,14 @@ class Place:
 
     def cancel(self) -> None:
         """The caller left: leave the queue. Idempotent; harmless once settled."""
-        if self._settle is not None:
+        if self._complete is not None:
             self._end()
             self._withdraw()
 
     # -- taking the place ------------------------------------------------------------------------
 
     def _leased(self, outcome: Any) -> None:
-        if self._settle is None:
+        if self._complete is None:
             return
         if isinstance(outcome, KVError):
             self._tell(outcome)
@@ -180,7 +180,7 @@ class Place:
         self._lease = lease
         self._key = self._prefix + b"%x" % lease
         txn = Txn(
-            (is_place(self._key, 0),),
+            (is_queue_entry(self._key, 0),),
             (Put(self._key, self._value or b"", lease), first_of(self._prefix)),
             (Range(self._key), first_of(self._prefix)),
         )
@@ -195,7 +195,7 @@ class Place:
         mine: KeyValue | None = None if outcome.succeeded else own.kvs[0]
         self._create_revision = outcome.revision if mine is None else mine.create_revision
         self._entered_revision = outcome.revision
-        if self._settle is None:
+        if self._complete is None:
             self._withdraw()
         elif mine is not None and self._value is not None and mine.value != self._value:
             self._proclaim(self._value)
@@ -206,7 +206,7 @@ class Place:
 
     def _proclaim(self, value: bytes) -> None:
         """Our lease campaigned before, with another value."""
-        txn = Txn((is_place(self._key, self._create_revision),), (Put(self._key, value, self._lease),))
+        txn = Txn((is_queue_entry(self._key, self._create_revision),), (Put(self._key, value, self._lease),))
         try:
             self._member.quota.admit(txn)
             self._member.propose(txn, self._proclaimed)
@@ -215,7 +215,7 @@ class Place:
             self._tell(error)
 
     def _proclaimed(self, outcome: Any) -> None:
-        if self._settle is None:
+        if self._complete is None:
             self._withdraw()
         elif isinstance(outcome, KVError):
             self._withdraw()
@@ -243,19 +243,19 @@ class Place:
         )
         found = self._member.engine.range(before).kvs
         if not found:
-            self._member.barrier(self._proven)
+            self._member.barrier(self._confirmed)
             return
         self._before = self._member.watches.subscribe(
             found[0].key, b"", 0, self._changed, lambda _: self._advance()
         )
 
     def _changed(self, _revision: int, events: list[Any]) -> None:
-        if self._settle is not None and any(event.is_delete for event in events):
+        if self._complete is not None and any(event.is_delete for event in events):
             self._advance()
 
-    def _proven(self, error: KVError | None) -> None:
+    def _confirmed(self, error: KVError | None) -> None:
         """Everything acknowledged before is applied here: is the key still ours?"""
-        if self._settle is None:
+        if self._complete is None:
             return
         if error is not None:
             self._withdraw()
@@ -273,14 +273,14 @@ class Place:
         return Held(self._key, self._create_revision, self._lease, revision, self._entered_revision)
 
     def _tell(self, outcome: Held | KVError) -> None:
-        settle = self._settle
-        if settle is not None:
+        on_result = self._complete
+        if on_result is not None:
             self._end()
-            settle(outcome)
+            on_result(outcome)
 
     def _end(self) -> None:
-        self._settle = None
-        self._queues.places -= 1
+        self._complete = None
+        self._queues.waiters -= 1
         if self._before is not None:
             self._before.cancel()
             self._before = None
@@ -289,7 +289,7 @@ class Place:
         """Delete our key, if it is known to stand; the end of the lease deletes it otherwise."""
         if not self._create_revision:
             return
-        ours = is_place(self._key, self._create_revision)
+        ours = is_queue_entry(self._key, self._create_revision)
         self._member.propose(Txn((ours,), (DeleteRange(self._key),)), self._withdrawn)
 
     def _withdrawn(self, outcome: Any) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from kvstore.engine import Member
 
 
-class Founding(NamedTuple):
+class InitialCluster(NamedTuple):
     """A cluster as its configuration founds it."""
 
     cluster_id: int
@@ -36,7 +36,7 @@ def cluster_id_of(member_ids: Iterable[int]) -> int:
     return int.from_bytes(hashlib.sha1(data, usedforsecurity=False).digest()[:8], "big")
 
 
-def found(initial: Mapping[str, Sequence[str]], name: str, token: str) -> Founding:
+def found(initial: Mapping[str, Sequence[str]], name: str, token: str) -> InitialCluster:
     """The cluster that `initial` (peer URLs by member name) founds, seen from the member `name`.
 
     Raises ValueError when two members would have one id, that is, the same URLs.
@@ -49,4 +49,4 @@ def found(initial: Mapping[str, Sequence[str]], name: str, token: str) -> Foundi
         Member(id=ids[member], name=member, peer_urls=tuple(sorted(urls)), client_urls=(), is_learner=False)
         for member, urls in initial.items()
     )
-    return Founding(cluster_id_of(ids.values()), ids[name], tuple(members))
+    return InitialCluster(cluster_id_of(ids.values()), ids[name], tuple(members))

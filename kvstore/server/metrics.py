@@ -157,7 +157,7 @@ class MemberCollector(Collector):
 
     def _store(self) -> Iterator[Metric]:
         engine = self._member.engine
-        stored = max(self._member.node.status().state_file_bytes, engine.logical_bytes)
+        stored = max(self._member.node.status().backend_bytes, engine.logical_bytes)
         yield _gauge("etcd_mvcc_db_total_size_in_bytes", "Stored bytes.", stored)
         yield _gauge(
             "etcd_mvcc_db_total_size_in_use_in_bytes",
@@ -172,25 +172,31 @@ class MemberCollector(Collector):
 
     def _snapshots(self) -> Iterator[Metric]:
         status = self._member.node.status()
-        images = status.images
+        snapshots = status.snapshots
         yield _gauge(
             "etcd_server_snapshot_apply_in_progress_total",
             "1 while an image of the state is being received.",
-            images.receiving is not None,
+            snapshots.receiving is not None,
         )
-        yield _counter("etcd_network_snapshot_send_success", "Images brought to members.", images.sent)
+        yield _counter("etcd_network_snapshot_send_success", "Images brought to members.", snapshots.sent)
         yield _counter(
-            "etcd_network_snapshot_send_failures", "Images that could not be brought.", images.send_failures
+            "etcd_network_snapshot_send_failures",
+            "Images that could not be brought.",
+            snapshots.send_failures,
         )
         yield _gauge(
-            "etcd_network_snapshot_send_inflights_total", "Images on their way.", len(images.sending)
+            "etcd_network_snapshot_send_inflights_total", "Images on their way.", len(snapshots.sending)
         )
         yield _counter(
-            "etcd_network_snapshot_receive_success", "Images received and installed.", images.installed
+            "etcd_network_snapshot_receive_success", "Images received and installed.", snapshots.installed
         )
-        yield _counter("etcd_network_snapshot_receive_failures", "Images given up.", images.receive_failures)
-        yield _counter("kvstore_snapshot_sent_bytes", "Bytes of images sent.", images.sent_bytes)
-        yield _counter("kvstore_snapshot_received_bytes", "Bytes of images received.", images.received_bytes)
+        yield _counter(
+            "etcd_network_snapshot_receive_failures", "Images given up.", snapshots.receive_failures
+        )
+        yield _counter("kvstore_snapshot_sent_bytes", "Bytes of images sent.", snapshots.sent_bytes)
+        yield _counter(
+            "kvstore_snapshot_received_bytes", "Bytes of images received.", snapshots.received_bytes
+        )
         yield _gauge(
             "kvstore_log_entries", "Entries the log holds.", status.last_index - status.first_index + 1
         )
@@ -218,7 +224,7 @@ class MemberCollector(Collector):
         yield _counter("etcd_debugging_lease_granted", "Leases granted, as applied here.", leases.granted)
         yield _counter("etcd_debugging_lease_revoked", "Leases ended, as applied here.", leases.revoked)
         yield _counter(
-            "etcd_debugging_lease_renewed", "Renewals given by this member.", self._member.lessor.renewed
+            "etcd_debugging_lease_renewed", "Renewals given by this member.", self._member.lessor.kept_alive
         )
         yield _counter(
             "etcd_debugging_server_lease_expired",

@@ -22,7 +22,7 @@ async def publish(member: LocalMember, name: str, client_urls: tuple[str, ...]) 
     command = SetMemberAttributes(member_id=member.member_id, name=name, client_urls=client_urls)
     while True:
         applied: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        member.propose(command, partial(_settle, applied))
+        member.propose(command, partial(_complete, applied))
         outcome = await applied
         if not isinstance(outcome, KVError):
             return True
@@ -32,6 +32,6 @@ async def publish(member: LocalMember, name: str, client_urls: tuple[str, ...]) 
         await asyncio.sleep(RETRY_SECONDS)
 
 
-def _settle(future: asyncio.Future[Any], outcome: object) -> None:
+def _complete(future: asyncio.Future[Any], outcome: object) -> None:
     if not future.done():
         future.set_result(outcome)

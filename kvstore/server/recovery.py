@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvstore.engine import Engine, Member
-from kvstore.engine.recovery import REVISION_BUMP, recovered_rows
+from kvstore.engine.backend_rewrite import REVISION_BUMP, recovered_rows
 from kvstore.server.config import Config
 from kvstore.server.joining import Joined
-from kvstore.server.membership import Founding, cluster_id_of, found
+from kvstore.server.membership import InitialCluster, cluster_id_of, found
 from raft.core.confchange import ConfChange
 from raft.core.types import ConfState, Entry, EntryKind
 from raft.node.envelope import decode_envelope
@@ -33,7 +33,7 @@ class Kept(NamedTuple):
     """What the data directory keeps of the beginning."""
 
     members: tuple[Member, ...]
-    found_voters: tuple[int, ...] | None
+    bootstrap_voters: tuple[int, ...] | None
     """Of a member that joined later: who voted then."""
     recovered: bool
     """The cluster was made out of another: its ids do not follow from the configuration."""
@@ -41,14 +41,14 @@ class Kept(NamedTuple):
 
 def bootstrap_of(joined: Joined, *, recovered: bool = False) -> Bootstrap:
     """Voters for consensus, the rest as JSON."""
-    founders = joined.founding.members
-    rows = [[member.id, member.name, list(member.peer_urls)] for member in founders]
+    bootstrap_members = joined.initial_cluster.members
+    rows = [[member.id, member.name, list(member.peer_urls)] for member in bootstrap_members]
     kept: dict[str, object] = {"members": rows}
-    if joined.found_voters:
-        kept["found_voters"] = joined.found_voters
+    if joined.bootstrap_voters:
+        kept["bootstrap_voters"] = joined.bootstrap_voters
     if recovered:
         kept["recovered"] = True
-    voters = tuple(member.id for member in founders)
+    voters = tuple(member.id for member in bootstrap_members)
     return Bootstrap(conf=ConfState(voters=voters), blob=json.dumps(kept).encode())
 
 
@@ -56,7 +56,7 @@ def read_bootstrap(bootstrap: Bootstrap) -> Kept:
     """The other way."""
     kept = json.loads(bootstrap.blob)
     members = tuple(Member(id=row[0], name=row[1], peer_urls=tuple(row[2])) for row in kept["members"])
-    voters = kept.get("found_voters")
+    voters = kept.get("bootstrap_voters")
     return Kept(members, None if voters is None else tuple(voters), kept.get("recovered", False))
 
 
@@ -77,11 +77,11 @@ async def restore(
     check_digest: bool = True,
     revision_bump: int = REVISION_BUMP,
     mark_compacted: bool = True,
-) -> Founding:
+) -> InitialCluster:
     """Make the member `name` of a new cluster of `initial` (peer URLs by name) with the state of a backup.
 
     Every member is restored by itself from the same file, and all compute the same ids, which follow
-    from the token, the URLs and the content. Raises StorageError, OSError, ImageError, or ValueError
+    from the token, the URLs and the content. Raises StorageError, OSError, BackendError, or ValueError
     for members with equal URLs.
     """
     held = read_backup(str(backup), f"{data_dir}.restoring", check_digest=check_digest)
@@ -89,20 +89,22 @@ async def restore(
     engine.load(sorted(held.rows.items()))
     engine.load_done()
     content = f"{held.mark.index} {held.mark.term} {engine.revision} {engine.hash_kv():x}"
-    founding = found(initial, name, f"{token} restored {content}")
+    initial_cluster = found(initial, name, f"{token} restored {content}")
     rows = recovered_rows(
         engine,
         held.rows,
-        members=founding.members,
+        members=initial_cluster.members,
         revision_bump=revision_bump,
         mark_compacted=mark_compacted,
     )
     identity = Identity(
-        cluster_id=founding.cluster_id, member_id=founding.member_id, disk_id=secrets.randbits(64)
+        cluster_id=initial_cluster.cluster_id,
+        member_id=initial_cluster.member_id,
+        disk_id=secrets.randbits(64),
     )
-    bootstrap = bootstrap_of(Joined(founding, ()), recovered=True)
+    bootstrap = bootstrap_of(Joined(initial_cluster, ()), recovered=True)
     await create_member_with_state(RealFiles(), str(data_dir), identity, bootstrap, rows)
-    return founding
+    return initial_cluster
 
 
 async def force_new_cluster(config: Config, files: FileSystem) -> None:
@@ -131,13 +133,11 @@ async def force_new_cluster(config: Config, files: FileSystem) -> None:
         urls = tuple(map(str, config.advertise_peer))
         member = Member(recovered.identity.member_id, known.name if known else config.name, urls)
         cluster_id = cluster_id_of((member.id, secrets.randbits(64)))
-        bootstrap = bootstrap_of(Joined(Founding(cluster_id, member.id, (member,)), ()), recovered=True)
+        bootstrap = bootstrap_of(Joined(InitialCluster(cluster_id, member.id, (member,)), ()), recovered=True)
         identity = Identity(cluster_id=cluster_id, member_id=member.id, disk_id=secrets.randbits(64))
         new_rows = recovered_rows(engine, rows, members=(member,))
-        state_file = directory.images.in_use
-        await replace_member(
-            files, str(config.directory), identity, bootstrap, new_rows, state_file=state_file
-        )
+        backend = directory.snapshot_store.in_use
+        await replace_member(files, str(config.directory), identity, bootstrap, new_rows, backend=backend)
         logger.warning("forced this member to be cluster %x, with %d rows", cluster_id, len(new_rows))
     finally:
         await close_directory(directory)

@@ -3,7 +3,7 @@
 A setting has one name, spelled as etcd's flag (`listen-client-urls`). The flag, the environment
 variable (`ETCD_LISTEN_CLIENT_URLS`), the key of a configuration file and the field of `Config`
 (`listen_client_urls`) all follow from it. Settings that mean something here are the fields of
-`Config`; those of etcd that do not are listed in `foreign_settings.py`.
+`Config`; those of etcd that do not are listed in `etcd_only_settings.py`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Group(Enum):
     UNSAFE = "Unsafe"
 
 
-class Fate(Enum):
+class Handling(Enum):
     """What becomes of a setting here."""
 
     USED = "used"
@@ -71,7 +71,7 @@ class Setting:
     group: Group
     help: str
     choices: tuple[str, ...] = ()
-    fate: Fate = Fate.USED
+    handling: Handling = Handling.USED
 
     @property
     def variable(self) -> str:

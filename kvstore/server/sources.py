@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from kvstore.server.config import SETTINGS, Config
-from kvstore.server.foreign_settings import FOREIGN_SETTINGS
-from kvstore.server.settings import ConfigError, Fate, Kind, Setting
+from kvstore.server.etcd_only_settings import ETCD_ONLY_SETTINGS
+from kvstore.server.settings import ConfigError, Handling, Kind, Setting
 
 PREFIX = "ETCD_"
 CONFIG_FILE = "config-file"
 
-TABLE: dict[str, Setting] = {row.name: row for row in (*SETTINGS, *FOREIGN_SETTINGS)}
+TABLE: dict[str, Setting] = {row.name: row for row in (*SETTINGS, *ETCD_ONLY_SETTINGS)}
 """Every setting known, by name."""
 
 _BY_VARIABLE = {row.variable: row for row in TABLE.values()}
@@ -78,18 +78,18 @@ class _Given:
     origins: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
-    def take(self, row: Setting, text: str, origin: str, place: str) -> None:
-        """Read one text; `place` says in errors where it stood."""
+    def take(self, row: Setting, text: str, origin: str, position: str) -> None:
+        """Read one text; `position` says in errors where it stood."""
         try:
             value = row.read(text)
         except ValueError as error:
             usage = origin.startswith("flag")
-            raise ConfigError(f'invalid value "{text}" for {place}: {error}', usage=usage) from None
-        if row.fate is Fate.USED:
+            raise ConfigError(f'invalid value "{text}" for {position}: {error}', usage=usage) from None
+        if row.handling is Handling.USED:
             self.values[row.field] = value
             self.origins[row.name] = origin
         elif text != row.default and value != (row.read(row.default) if row.default else ""):
-            if row.fate is Fate.REFUSED:
+            if row.handling is Handling.REFUSED:
                 raise ConfigError(f"--{row.name} is not supported and cannot be ignored. {row.help}")
             self.warnings.append(f"--{row.name} has no meaning here and is ignored. {row.help}")
 
@@ -203,7 +203,7 @@ def _read_yaml(path: Path, text: str) -> object:
         return yaml.safe_load(text) or {}
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f" (at line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise ConfigError(f"{path}: not valid YAML: {error.problem}{place}") from None
+        position = f" (at line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ConfigError(f"{path}: not valid YAML: {error.problem}{position}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None

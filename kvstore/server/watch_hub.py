@@ -22,7 +22,7 @@ from typing import Protocol
 
 from kvstore.engine import Change, Engine, Event, change_bytes, is_deletion, to_event
 from kvstore.errors import Compacted
-from kvstore.server.turns import Turns
+from kvstore.server.loop_iterations import LoopIterations
 from kvstore.server.watch_index import WatchIndex
 
 WATCHER_PENDING_BYTES_MAX = 1 << 20
@@ -171,7 +171,7 @@ class WatchHub:
         """`call_soon` has something done in the next turn of the loop."""
         self._engine = engine
         self.call_soon = call_soon
-        self._turns = Turns(lambda callback: self.call_soon(callback))
+        self._iterations = LoopIterations(lambda callback: self.call_soon(callback))
         self.revision = engine.revision
         """Synced watchers have been told of every revision up to here."""
         self._index: WatchIndex[Watcher] = WatchIndex()
@@ -239,7 +239,7 @@ class WatchHub:
 
     def soon(self, callback: Callable[[], None]) -> None:
         """For owners: have something done soon, without keeping others waiting for all of it."""
-        self._turns.soon(callback)
+        self._iterations.soon(callback)
 
     def seek(self, watcher: Watcher) -> None:
         """The owner of an unsynced watcher has room and nothing waits: read on in history."""
@@ -272,13 +272,13 @@ class WatchHub:
             return
         changes = self._engine.take_changes()
         if self.revision + len(changes) != self._engine.revision:
-            self._jumped()
+            self._superseded()
             return
         for revision, made in changes:
             self._tell(revision, made)
         self.revision = self._engine.revision
 
-    def _jumped(self) -> None:
+    def _superseded(self) -> None:
         """The state was replaced by a newer one: what lies between is read from its history."""
         told, self.revision = self.revision, self._engine.revision
         for watcher in self._watchers:

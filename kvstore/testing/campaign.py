@@ -3,7 +3,7 @@
 * passed: every seed kept every promise, enough was asked and served, and the probes were reached.
 * failed: a promise was broken, a long campaign missed a probe that has no recorded reason, or a probe was
   reached that on record cannot be.
-* void: nothing broke, and too little was shown: no seed, too few calls served, too many void seeds.
+* inconclusive: nothing broke, and too little was shown: no seed, too few calls served, too many inconclusive seeds.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from kvstore.testing.shrinking import shrink_seed
 AHEAD = 3
 """Seeds handed to the pool per worker, so that none waits for the next."""
 
-VOID_SHARE_MAX = 0.1
-"""With a larger share of void seeds the whole campaign is void."""
+INCONCLUSIVE_SHARE_MAX = 0.1
+"""With a larger share of inconclusive seeds the whole campaign is inconclusive."""
 
 FRESH_SEEDS = 1 << 40
 """A fresh campaign begins at a random seed below this: no two meet, and its seeds are short to type."""
@@ -77,7 +77,7 @@ class Tally:
         self.level = level
         self.seeds = 0
         self.failures: list[dict[str, Any]] = []
-        self.void: list[dict[str, Any]] = []
+        self.inconclusive: list[dict[str, Any]] = []
         self.virtual_s = self.busy_s = self.processor_s = 0.0
         self.faults: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
@@ -88,8 +88,8 @@ class Tally:
         self.seeds += 1
         if result.failure:
             self.failures.append({"seed": result.seed, "seen": result.failure})
-        elif result.void:
-            self.void.append({"seed": result.seed, "reason": result.void})
+        elif result.inconclusive:
+            self.inconclusive.append({"seed": result.seed, "reason": result.inconclusive})
         else:
             self.busy_s += result.busy_s
         self.virtual_s += result.virtual_s
@@ -114,8 +114,12 @@ class Tally:
             return "failed"
         issued = self.operations.total()
         served = sum(count for how, count in self.operations.items() if how.endswith(" ok"))
-        if not issued or served < level.ok_share_min * issued or len(self.void) > VOID_SHARE_MAX * self.seeds:
-            return "void"
+        if (
+            not issued
+            or served < level.ok_share_min * issued
+            or len(self.inconclusive) > INCONCLUSIVE_SHARE_MAX * self.seeds
+        ):
+            return "inconclusive"
         return "passed"
 
     def summary(self, wall_s: float, length_s: float) -> dict[str, Any]:
@@ -126,7 +130,7 @@ class Tally:
             "seeds": self.seeds,
             "seed_virtual_s": length_s,
             "failures": self.failures,
-            "void": self.void,
+            "inconclusive": self.inconclusive,
             "busy_cluster_hours": round(self.busy_s / 3600, 2),
             "virtual_hours": round(self.virtual_s / 3600, 2),
             "wall_s": round(wall_s, 1),
@@ -150,7 +154,7 @@ def describe(level: str, found: dict[str, Any]) -> str:
     """The same for a reader, in a few lines."""
     faults = ", ".join(f"{name} {count}" for name, count in found["faults"].items())
     size = f"{found['seeds']} seeds of {found['seed_virtual_s']:g} virtual s in {found['wall_s']} s"
-    bad = f"{len(found['failures'])} failed, {len(found['void'])} void"
+    bad = f"{len(found['failures'])} failed, {len(found['inconclusive'])} inconclusive"
     hours = f"{found['busy_cluster_hours']} busy cluster-hours"
     checked = f"{found['operations_checked']} operations checked"
     probes = f"{found['probes_reached']} of {len(found['probes'])} probes reached"
@@ -163,7 +167,9 @@ def describe(level: str, found: dict[str, Any]) -> str:
     lines += [f"  REACHED, and on record it cannot be: {name}" for name in found["probes_belied"]]
     if found["seeds"] >= LEVELS[level].seeds_for_probes:
         lines += [f"  missed: {name}" for name in found["probes_missed"]]
-    lines += [f"  void seed {row['seed']}: {row['reason']}" for row in found["void"][:SHOWN_MAX]]
+    lines += [
+        f"  inconclusive seed {row['seed']}: {row['reason']}" for row in found["inconclusive"][:SHOWN_MAX]
+    ]
     lines += [f"  FAILED seed {row['seed']}: {row['seen']}" for row in found["failures"][:SHOWN_MAX]]
     return "\n".join(lines)
 
@@ -222,9 +228,9 @@ def main(
         found["levels"][name] = tally.summary(time.monotonic() - began_s, length)
         click.echo(describe(name, found["levels"][name]))
     verdicts = [part["verdict"] for part in found["levels"].values()]
-    found["verdict"] = next((v for v in ("failed", "void") if v in verdicts), "passed")
+    found["verdict"] = next((v for v in ("failed", "inconclusive") if v in verdicts), "passed")
     if output:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         Path(output).write_text(json.dumps(found, indent=2) + "\n", "utf-8")
     click.echo(f"verdict: {found['verdict']}")
-    sys.exit({"passed": 0, "failed": 1, "void": 3}[found["verdict"]])
+    sys.exit({"passed": 0, "failed": 1, "inconclusive": 3}[found["verdict"]])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raft.storage import InlineLogWriter
-from raft.storage.memory import Fault, PowerCut
+from raft.storage.memory_files import Fault, PowerCut
 from raft.storage.records import SECTOR_BYTES
 from raft.storage.wal import Log
 
@@ -29,12 +29,12 @@ class SlowLogWriter(InlineLogWriter):
         fatal: Callable[[str], None],
         on_space: Callable[[bool], None],
         duration_s: Callable[[], float],
-        chance: Callable[[], float],
+        draw: Callable[[], float],
     ) -> None:
-        """`duration_s` is asked before each sync; 0.0 means at once. `chance` is `Random.random`."""
+        """`duration_s` is asked before each sync; 0.0 means at once. `draw` is `Random.random`."""
         super().__init__(log, loop=loop, fatal=fatal, on_space=on_space)
         self._duration_s = duration_s
-        self._chance = chance
+        self._draw = draw
         self._queue: list[Any] = []
         """Arrived during the sync in progress."""
         self._syncing: list[Any] | None = None
@@ -74,10 +74,10 @@ class SlowLogWriter(InlineLogWriter):
         if duration_s <= 0.0:
             if self._write(group):
                 self._loop.call_soon(self._deliver, group)
-                self._settle_files()
+                self._finish_files()
             return
         self._syncing, self._began_s = group, self._loop.time()
-        self._written = self._chance() < 0.5
+        self._written = self._draw() < 0.5
         if not self._written or self._write(group):
             self._loop.call_later(duration_s, self._end)
 
@@ -87,7 +87,7 @@ class SlowLogWriter(InlineLogWriter):
             return
         if self._written or self._write(group):
             self._deliver(group)
-            self._settle_files()
+            self._finish_files()
             if self._queue and self._syncing is None:
                 self._begin()
 
@@ -106,7 +106,7 @@ class FaultyDisk:
         self._fault = fault
         self._log_directory = log_directory
         self._state_path = state_path
-        self.struck = 0
+        self.injected = 0
         """Calls that failed in a way that no process outlives: with the power gone, or with an outcome that
         is unknown, of the log or of the state file in use. A full disk is waited out, and an image that
         cannot be written is given up."""
@@ -119,8 +119,8 @@ class FaultyDisk:
             in_log = f"{path}/".startswith(f"{self._log_directory}/")
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             self.log_refused += full and in_log
-            no_image = in_log or path == self._state_path()
-            self.struck += isinstance(error, PowerCut) or (no_image and not full)
+            no_snapshot = in_log or path == self._state_path()
+            self.injected += isinstance(error, PowerCut) or (no_snapshot and not full)
         return error
 
 

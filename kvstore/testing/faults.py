@@ -94,7 +94,7 @@ class Draw:
     def reset(self, at_s: float) -> Fault:
         return Fault(at_s, "reset", 0.0, links=self._links())
 
-    def late_hello(self, at_s: float) -> Fault:
+    def late_handshake(self, at_s: float) -> Fault:
         return Fault(at_s, "late-hello", 0.0, self._some())
 
     def partition(self, at_s: float) -> Fault:
@@ -170,7 +170,7 @@ CLASSES: dict[str, Callable[[Draw, float], Fault]] = {
     "drop": Draw.drop,
     "duplicate": Draw.duplicate,
     "reset": Draw.reset,
-    "late-hello": Draw.late_hello,
+    "late-hello": Draw.late_handshake,
     "partition": Draw.partition,
     "one-way": Draw.one_way,
     "isolate-leader": Draw.isolate_leader,

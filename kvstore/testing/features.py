@@ -33,7 +33,7 @@ class Feature(Protocol):
     def stop(self) -> None:
         """`live` ends soon: nothing new is begun, and what is under way runs into its timeout."""
 
-    async def settle(self, core: Sequence[int]) -> None:
+    async def quiesce(self, core: Sequence[int]) -> None:
         """The members `core` are healed and agree: demand what must then come true, in bounded time."""
 
     def judge(self) -> None:

@@ -24,8 +24,8 @@ SEARCH_BUDGET_S = 1.0
 SEARCH_OPERATIONS_MAX = 400
 """Histories of one key longer than this are left to the revisions."""
 
-FOREIGN_KEY = "foreign"
-FOREIGN_PROCESS = 1 << 40
+OTHER_KEY = "other"
+OTHER_PROCESS = 1 << 40
 """Key and first process of writes that are known by their revision alone. Clients number theirs from 1."""
 
 LINEARIZABLE = "the history is linearizable"
@@ -55,17 +55,19 @@ def judge_history(events: Sequence[Event], keys: Sequence[str]) -> tuple[bool, i
     return decided, searched
 
 
-def with_foreign_revisions(events: Sequence[Event], revisions: Sequence[int]) -> list[Event]:
+def with_other_revisions(events: Sequence[Event], revisions: Sequence[int]) -> list[Event]:
     """A history with writes at these revisions to a key that nobody reads, some time during the run."""
     count = len(revisions)
     begun = [
-        Event(place + 1, FOREIGN_PROCESS + place, "invoke", "put", [FOREIGN_KEY, f"{revision}"])
-        for place, revision in enumerate(revisions)
+        Event(position + 1, OTHER_PROCESS + position, "invoke", "put", [OTHER_KEY, f"{revision}"])
+        for position, revision in enumerate(revisions)
     ]
     told = [event._replace(line=event.line + count) for event in events]
     done = [
-        Event(count + len(events) + place + 1, FOREIGN_PROCESS + place, "ok", "put", {"revision": revision})
-        for place, revision in enumerate(revisions)
+        Event(
+            count + len(events) + position + 1, OTHER_PROCESS + position, "ok", "put", {"revision": revision}
+        )
+        for position, revision in enumerate(revisions)
     ]
     return begun + told + done
 

@@ -13,9 +13,9 @@ from zlib import crc32
 from kvstore.engine import Engine
 from kvstore.testing.probes import NodeProbes
 from raft.core.invariants import History, InvariantViolated, check_state
-from raft.core.machine import RaftCore
-from raft.storage.protocol import Row
+from raft.core.raft_core import RaftCore
 from raft.storage.records import SECTOR_BYTES
+from raft.storage.storage_protocol import Row
 
 HASH_EVERY = 64
 """Indexes between two comparisons of the whole state, which visits every revision ever written."""
@@ -55,7 +55,7 @@ class Judge:
         self._states: dict[int, tuple[int, int, int]] = {}
         """Index to (revision, hash of the keys, of the leases) of the state after it."""
         self._history = History()
-        self._turns = 0
+        self._iterations = 0
         self.digest = 0
         """Of every turn of every member, in order: equal for two runs of one seed."""
 
@@ -140,10 +140,10 @@ class Judge:
 
     def turned(self, core: RaftCore, now_s: float) -> None:
         """A member has ended a turn."""
-        self._turns += 1
+        self._iterations += 1
         now = (core.id, int(now_s * 1e6), core.term, core.leader, core.commit, core.applied, core.last_index)
         self.digest = crc32(b"%d %d %d %d %d %d %d" % now, self.digest)
-        if self._turns % CHECK_STATE_EVERY == 0:
+        if self._iterations % CHECK_STATE_EVERY == 0:
             self.look([core])
 
     def look(self, cores: Iterable[RaftCore]) -> None:
@@ -162,7 +162,7 @@ class Judge:
 
 
 class WitnessedEngine:
-    """The state machine of the product, telling the judge whatever is applied. Implements `Machine`."""
+    """The state machine of the product, telling the judge whatever is applied. Implements `StateMachine`."""
 
     def __init__(self, member_id: int, judge: Judge, engine: Engine) -> None:
         self.engine = engine

@@ -31,7 +31,7 @@ SESSIONS = 4
 
 TTLS_SECONDS = (2, 2, 3)
 
-RENEW_S = (0.2, 0.9)
+KEEP_ALIVE_S = (0.2, 0.9)
 """Between two renewals."""
 
 LOOK_S = 0.02
@@ -116,7 +116,7 @@ class Leases:
     def stop(self) -> None:
         self._stopping = True
 
-    async def settle(self, core: Sequence[int]) -> None:
+    async def quiesce(self, core: Sequence[int]) -> None:
         """Whatever nobody renews any more must end on every healed member."""
         end_s = self._loop.time() + ENDED_WITHIN_S
         while any(self._left(member_id) for member_id in core):
@@ -152,8 +152,8 @@ class Leases:
         if asleep or self._rng.random() < 0.5:
             waiting = self._loop.create_task(self._contend(session, asleep=asleep))
         for _ in range(0 if asleep else self._rng.randrange(12)):
-            await asyncio.sleep(self._rng.uniform(*RENEW_S))
-            if self._stopping or session.abandoned or not await self._renew(session):
+            await asyncio.sleep(self._rng.uniform(*KEEP_ALIVE_S))
+            if self._stopping or session.abandoned or not await self._keep_alive(session):
                 break
         if waiting is not None:
             await waiting
@@ -188,10 +188,10 @@ class Leases:
         await self._ask(session, "put", lambda m, s: m.propose(put, s))
         return session
 
-    async def _renew(self, session: Session) -> bool:
+    async def _keep_alive(self, session: Session) -> bool:
         """Whether it goes on."""
         sent_s = self._loop.time()
-        left = await self._ask(session, "renew", lambda m, s: m.lessor.keep_alive(session.lease, s))
+        left = await self._ask(session, "keep_alive", lambda m, s: m.lessor.keep_alive(session.lease, s))
         if left is None:
             return True
         assert isinstance(left, TimeLeft)
@@ -211,18 +211,18 @@ class Leases:
         answered: asyncio.Future[Held | KVError] = self._loop.create_future()
         member = self._members[member_id]
 
-        def settle(outcome: Held | KVError) -> None:
+        def quiesce(outcome: Held | KVError) -> None:
             if not answered.done():
                 answered.set_result(outcome)
                 self._told(session, member, outcome)
 
-        place = self._queues[member_id].enter(LOCK, session.lease, settle)
+        waiter = self._queues[member_id].enter(LOCK, session.lease, quiesce)
         patience_s = ANSWER_S if asleep else self._rng.choice((1.0, 4.0))
         try:
             outcome = await asyncio.wait_for(asyncio.shield(answered), patience_s)
         except TimeoutError:
             if self._members.get(member_id) is member:
-                place.cancel()
+                waiter.cancel()
             answered.cancel()
             self._outcomes["lock gave up"] += 1
             return
@@ -267,11 +267,11 @@ class Leases:
             return None
         answered: asyncio.Future[Any] = self._loop.create_future()
 
-        def settle(outcome: Any) -> None:
+        def quiesce(outcome: Any) -> None:
             if not answered.done():
                 answered.set_result(outcome)
 
-        begin(self._members[member_id], settle)
+        begin(self._members[member_id], quiesce)
         try:
             outcome = await asyncio.wait_for(answered, ANSWER_S)
         except TimeoutError:

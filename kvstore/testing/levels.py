@@ -39,7 +39,7 @@ class SeedResult:
     seed: int
     failure: str = ""
     """The broken promise and what was seen; empty when all held."""
-    void: str = ""
+    inconclusive: str = ""
     """Why the run proves too little to be counted as passed; empty when it does not."""
     virtual_s: float = 0.0
     busy_s: float = 0.0
@@ -77,11 +77,11 @@ def run_core(seed: int, length_s: float) -> SeedResult:
     )
     calls = len(schedule.ops)
     if calls < CORE_OPERATIONS_PER_S_MIN * length_s:
-        result.void = f"only {calls} calls"
+        result.inconclusive = f"only {calls} calls"
     elif result.succeeded < CORE_OK_SHARE_MIN * calls:
-        result.void = f"only {result.succeeded} of {calls} calls served"
+        result.inconclusive = f"only {result.succeeded} of {calls} calls served"
     elif sum(report.faults.values()) < FAULTS_MIN:
-        result.void = f"only {sum(report.faults.values())} faults"
+        result.inconclusive = f"only {sum(report.faults.values())} faults"
     return result
 
 
@@ -95,7 +95,7 @@ def run_nodes(seed: int, length_s: float, classes: tuple[str, ...] = ()) -> Seed
     result = SeedResult(
         "node",
         seed,
-        void=report.void,
+        inconclusive=report.inconclusive,
         virtual_s=report.virtual_s,
         busy_s=report.busy_s,
         processor_s=time.process_time() - began_s,
@@ -108,8 +108,8 @@ def run_nodes(seed: int, length_s: float, classes: tuple[str, ...] = ()) -> Seed
         }
         | {f"process {how}": count for how, count in report.processes.items()},
     )
-    if not result.void and sum(report.faults.values()) < FAULTS_MIN:
-        result.void = f"only {sum(report.faults.values())} faults"
+    if not result.inconclusive and sum(report.faults.values()) < FAULTS_MIN:
+        result.inconclusive = f"only {sum(report.faults.values())} faults"
     return result
 
 
@@ -122,7 +122,7 @@ class Level(NamedTuple):
     unreached: Mapping[str, str]
     """Probes that a campaign cannot reach, each with the reason. One that is reached belies its reason."""
     ok_share_min: float
-    """A campaign that serves a smaller share of all calls has mostly tested refusals: void."""
+    """A campaign that serves a smaller share of all calls has mostly tested refusals: inconclusive."""
     seeds_for_probes: int
     """From so many seeds on, a probe that was missed without a reason fails the campaign."""
 

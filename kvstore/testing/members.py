@@ -156,12 +156,12 @@ class Members:
         ended = asyncio.Event()
         failed: list[NodeError | None] = []
 
-        def settle(error: NodeError | None) -> None:
+        def on_result(error: NodeError | None) -> None:
             failed.append(error)
             ended.set()
 
         term, began_s = leader.term, self._cluster.loop.time() - leader.still_s
-        leader.transfer.begin(to, settle)
+        leader.transfer.begin(to, on_result)
         await ended.wait()
         self._counts["transfer ok" if failed == [None] else "transfer fail"] += 1
         took_s = self._cluster.loop.time() - leader.still_s - began_s
@@ -173,7 +173,7 @@ class Members:
     def _violate(self, invariant: str, detail: str) -> None:
         self._cluster.judge.violate(invariant, detail)
 
-    async def settle(self, core: Sequence[int]) -> None:
+    async def quiesce(self, core: Sequence[int]) -> None:
         cluster = self._cluster
         end_s = cluster.loop.time() + CONVERGE_S
         while len(confs := self._confs(core)) > 1 or any(self._lives(guest) for guest in self._removed):
@@ -185,13 +185,13 @@ class Members:
         (conf,) = confs
         if conf.voters_outgoing:
             self._violate("membership converges", f"still joint: {conf}")
-        founders = [member for member in cluster.founders if member not in conf.voters]
+        bootstrap_members = [member for member in cluster.bootstrap_members if member not in conf.voters]
         missing = sorted(guest for guest in self._present if guest not in members_of(conf))
         back = sorted(guest for guest in self._removed if guest in members_of(conf))
-        if founders or missing or back:
+        if bootstrap_members or missing or back:
             self._violate(
                 "an acknowledged change of the membership holds",
-                f"gone: {founders + missing}, back: {back}, in {conf}",
+                f"gone: {bootstrap_members + missing}, back: {back}, in {conf}",
             )
         silent = sorted(guest for guest in self._voters if guest not in conf.voters)
         if silent:
@@ -199,7 +199,7 @@ class Members:
         for member_id in core:
             engine = cluster.witness(member_id).engine
             listed = {member.id: member.is_learner for member in engine.members()}
-            guests = [member for member in members_of(conf) if member not in cluster.founders]
+            guests = [member for member in members_of(conf) if member not in cluster.bootstrap_members]
             if listed != {guest: guest in conf.learners for guest in guests}:
                 self._violate("the list of members is the configuration", f"{listed} and {conf}")
             known = sorted(guest for guest in self._removed if not engine.is_removed(guest))
@@ -220,4 +220,4 @@ class Members:
         return ()
 
     def judge(self) -> None:
-        """All was demanded in `settle`, while members could still be asked."""
+        """All was demanded in `on_result`, while members could still be asked."""

@@ -16,10 +16,10 @@ from kvstore.testing.simulation import DATA_DIRECTORY, SimulatedCluster, Simulat
 from raft.node.membership import REMOVED_REASON
 from raft.storage import Damaged, MemoryFiles
 from raft.storage.directory import LOG_NAME
-from raft.storage.memory import Fault as DiskFault
+from raft.storage.memory_files import Fault as DiskFault
 from raft.storage.records import SECTOR_BYTES
 from raft.storage.wal import LOG_USED_UP, Log
-from raft.transport.protocol import Hello
+from raft.transport.transport_protocol import Handshake
 
 SUPERVISE_S = 0.01
 """How often dead processes are looked for, in virtual time."""
@@ -57,7 +57,7 @@ class FaultyCluster(SimulatedCluster):
         self.wiped: set[int] = set()
         self.rotten: set[int] = set()
         """Members whose log is damaged and that have not been started since."""
-        self.hellos: dict[int, list[Hello]] = {}
+        self.handshakes: dict[int, list[Handshake]] = {}
         """What each process of a member said of itself, oldest first."""
         self.disks: dict[int, FaultyDisk] = {}
         """The fault planted in each member's disk, while its process lives."""
@@ -65,7 +65,7 @@ class FaultyCluster(SimulatedCluster):
         """Members whose power is going: their process ends with it."""
         self.processes: Counter[str] = Counter()
         """How processes ended."""
-        self.founders = tuple(self.members)
+        self.bootstrap_members = tuple(self.members)
         """The members the cluster began with; faults are drawn for them."""
         self.may_leave: set[int] = set()
         """Members whose removal was asked for: they may find themselves removed."""
@@ -92,7 +92,7 @@ class FaultyCluster(SimulatedCluster):
             fatal=fatal,
             on_space=on_space,
             duration_s=duration_s,
-            chance=self.rng.random,
+            draw=self.rng.random,
         )
 
     def on_failure(self, member_id: int, reason: str) -> None:
@@ -106,10 +106,10 @@ class FaultyCluster(SimulatedCluster):
             return
         disk = self.disks.get(member_id)
         log_full = disk is not None and disk.log_refused > 0 and reason.endswith(LOG_USED_UP)
-        if disk is None or not (disk.struck or log_full):
+        if disk is None or not (disk.injected or log_full):
             self.judge.violate("no member stops by itself", f"member {member_id}: {reason}")
         self.processes["gave up"] += 1
-        self.probes.hit("a failed disk ends a process", when=disk is not None and disk.struck > 0)
+        self.probes.hit("a failed disk ends a process", when=disk is not None and disk.injected > 0)
         self.loop.call_soon(self._bury, member_id, self.lives[member_id])
 
     def _bury(self, member_id: int, life: int) -> None:
@@ -137,7 +137,7 @@ class FaultyCluster(SimulatedCluster):
             power=power,
             leading=member.running.is_leader,
             syncing=writer.busy,
-            amid_write=member_id in self.cutting and disk is not None and disk.struck > 0,
+            amid_write=member_id in self.cutting and disk is not None and disk.injected > 0,
             age_s=self.loop.time() - self.begun_s[member_id],
         )
 
@@ -147,7 +147,7 @@ class FaultyCluster(SimulatedCluster):
         self.members[member_id].files = MemoryFiles()
         self.wiped.add(member_id)
 
-    def plant(self, member_id: int, fault: DiskFault) -> FaultyDisk | None:
+    def inject_disk_fault(self, member_id: int, fault: DiskFault) -> FaultyDisk | None:
         """Have the member's disk fail from now on; None if there is no process to see it."""
         self._cut_for_good(member_id)
         node = self.members[member_id].node
@@ -160,21 +160,21 @@ class FaultyCluster(SimulatedCluster):
     def _cut_for_good(self, member_id: int) -> None:
         """A process whose power went in a callback of its own, which the loop caught, is no less dead."""
         disk = self.disks.get(member_id)
-        if disk is not None and disk.struck and member_id in self.cutting:
+        if disk is not None and disk.injected and member_id in self.cutting:
             self.kill(member_id, RESTART_S, power=True)
 
-    def mend(self, member_id: int) -> None:
+    def repair(self, member_id: int) -> None:
         self._cut_for_good(member_id)
         self.disks.pop(member_id, None)
         self.members[member_id].files.fault = None
 
-    def late_hello(self, member_id: int) -> None:
+    def late_handshake(self, member_id: int) -> None:
         """If an earlier process of the member is gone, its peers hear a hello of it now."""
-        for hello in self.hellos.get(member_id, [])[:-1][-1:]:
+        for handshake in self.handshakes.get(member_id, [])[:-1][-1:]:
             for other in self.members:
                 if other != member_id:
                     self.probes.hit("a late hello arrives", when=self.network.listener(other) is not None)
-                    self.network.late_hello(hello, other)
+                    self.network.late_handshake(handshake, other)
 
     async def begin(self, member_id: int) -> SimulatedNode:
         """Start a member's process under the judge's eyes."""
@@ -186,7 +186,7 @@ class FaultyCluster(SimulatedCluster):
         self.probes.begun(member_id, node.status(), last_term)
         transport = self.members[member_id].transport
         assert transport is not None
-        self.hellos.setdefault(member_id, []).append(transport.hello)
+        self.handshakes.setdefault(member_id, []).append(transport.handshake)
         return node
 
     async def _supervise(self) -> None:
@@ -233,7 +233,7 @@ class Nemesis:
         """The weather before any fault, the same on all links."""
         self._cuts: Counter[tuple[int, int]] = Counter()
         """How many faults block each link now."""
-        self.struck: Counter[str] = Counter()
+        self.injected: Counter[str] = Counter()
         """Faults by class that found something to strike."""
         self.spans_s: list[tuple[float, float]] = []
         """When each of them began and was to end, in the loop's time."""
@@ -246,10 +246,10 @@ class Nemesis:
 
     async def _carry_out(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at_s)
-        self.struck[fault.kind] += 1
+        self.injected[fault.kind] += 1
         now_s = self._cluster.loop.time()
         self.spans_s.append((now_s, now_s + fault.for_s))
-        await _STRIKES[fault.kind](self, fault)
+        await _INJECTORS[fault.kind](self, fault)
 
     # ---- network
 
@@ -259,7 +259,7 @@ class Nemesis:
             if self._cuts[link] == 1:
                 self._network.block(*link)
 
-    def mend(self, links: Sequence[tuple[int, int]]) -> None:
+    def repair(self, links: Sequence[tuple[int, int]]) -> None:
         for link in links:
             self._cuts[link] -= 1
             if self._cuts[link] == 0:
@@ -270,7 +270,7 @@ class Nemesis:
         try:
             await asyncio.sleep(fault.for_s)
         finally:
-            self.mend(fault.links)
+            self.repair(fault.links)
 
     async def _flap(self, fault: Fault) -> None:
         end_s = self._cluster.loop.time() + fault.for_s
@@ -304,9 +304,9 @@ class Nemesis:
         for source, target in fault.links:
             self._network.disconnect(source, target)
 
-    async def _late_hello(self, fault: Fault) -> None:
+    async def _late_handshake(self, fault: Fault) -> None:
         for member_id in fault.members:
-            self._cluster.late_hello(member_id)
+            self._cluster.late_handshake(member_id)
 
     # ---- processes
 
@@ -318,7 +318,7 @@ class Nemesis:
                 files = cluster.members[member_id].files
                 first = files.calls + self._rng.randrange(1, 60)
                 cluster.cutting.add(member_id)
-                cluster.plant(member_id, power_cut(first, at_sync=self._rng.random() < 0.7))
+                cluster.inject_disk_fault(member_id, power_cut(first, at_sync=self._rng.random() < 0.7))
             await asyncio.sleep(self._rng.uniform(0, 0.3))
         for member_id in up:
             cluster.kill(member_id, fault.for_s * self._rng.random(), power=fault.detail != "kill")
@@ -335,13 +335,13 @@ class Nemesis:
                 cluster.kill(leader, 0.0, power=False)
             await asyncio.sleep(fault.for_s / 2)
         finally:
-            self.mend(links)
+            self.repair(links)
         if cluster.members[member_id].node is None or member_id in cluster.disks:
             return
         calls, at_sync = fault.detail
         files = cluster.members[member_id].files
         cluster.cutting.add(member_id)
-        disk = cluster.plant(member_id, power_cut(files.calls + calls, at_sync=at_sync))
+        disk = cluster.inject_disk_fault(member_id, power_cut(files.calls + calls, at_sync=at_sync))
         await asyncio.sleep(1.0)
         if disk is not None and cluster.disks.get(member_id) is disk:
             cluster.kill(member_id, 0.0, power=True)
@@ -369,7 +369,7 @@ class Nemesis:
         try:
             await asyncio.sleep(fault.for_s)
         finally:
-            self.mend(links)
+            self.repair(links)
             for node in paused:
                 terms = [other.term for other in cluster.running]
                 newer = max(terms, default=0) > led.get(node.member_id, 1 << 62)
@@ -400,23 +400,25 @@ class Nemesis:
             return
         life = cluster.lives[member_id]
         after, operations = fault.detail
-        disk = cluster.plant(member_id, io_error(cluster.members[member_id].files.calls + after, operations))
+        disk = cluster.inject_disk_fault(
+            member_id, io_error(cluster.members[member_id].files.calls + after, operations)
+        )
         assert disk is not None, "the process runs and no power is going"
         await asyncio.sleep(fault.for_s)
         alive = cluster.members[member_id].node is not None and cluster.lives[member_id] == life
-        if disk.struck and alive:
+        if disk.injected and alive:
             cluster.judge.violate("a failed disk ends its process", f"member {member_id} lives on")
         if alive and cluster.disks.get(member_id) is disk:
-            cluster.mend(member_id)
+            cluster.repair(member_id)
 
     async def _no_space(self, fault: Fault) -> None:
         cluster, (member_id,) = self._cluster, fault.members
         if cluster.members[member_id].node is None or member_id in cluster.disks:
             return
-        disk = cluster.plant(member_id, no_space)
+        disk = cluster.inject_disk_fault(member_id, no_space)
         await asyncio.sleep(fault.for_s)
         if cluster.disks.get(member_id) is disk:
-            cluster.mend(member_id)
+            cluster.repair(member_id)
 
     async def _wipe(self, fault: Fault) -> None:
         if len(self._cluster.members) > 2:
@@ -444,12 +446,12 @@ def _newest_segment(cluster: FaultyCluster, member_id: int) -> str:
     )
 
 
-_STRIKES = {
+_INJECTORS = {
     "delay": Nemesis._weather,
     "drop": Nemesis._weather,
     "duplicate": Nemesis._weather,
     "reset": Nemesis._reset,
-    "late-hello": Nemesis._late_hello,
+    "late-hello": Nemesis._late_handshake,
     "partition": Nemesis._cut,
     "one-way": Nemesis._cut,
     "isolate-leader": Nemesis._isolate_leader,

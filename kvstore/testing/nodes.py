@@ -20,7 +20,7 @@ from typing import Any
 from kvstore.engine import Engine
 from kvstore.testing.clients import Clients
 from kvstore.testing.features import FEATURES, Feature
-from kvstore.testing.history import judge_history, with_foreign_revisions
+from kvstore.testing.history import judge_history, with_other_revisions
 from kvstore.testing.judge import Broken, Judge, WitnessedEngine
 from kvstore.testing.nemesis import NEVER_S, FaultyCluster, Nemesis
 from kvstore.testing.plan import LENGTH_S, Plan, generate
@@ -32,13 +32,13 @@ from raft.sim.busy import busy_s
 from raft.sim.kernel import stream
 
 OPERATIONS_PER_S_MIN = 17
-"""Acknowledged operations per second of faults without which a run proves too little and is void: 500 in
+"""Acknowledged operations per second of faults without which a run proves too little and is inconclusive: 500 in
 a run of full length. Where faults left too few, the calm makes up for them."""
 
 SERVED_MIN = 60
 """Acknowledged operations that a healed majority must at least have come to."""
 
-SETTLE_S = 6.0
+QUIESCE_S = 6.0
 """Time after the last fault for what is still on its way, which is up to 5 s late."""
 
 LEADER_WITHIN_TIMEOUTS = 10
@@ -51,7 +51,7 @@ for what was begun before, and a margin."""
 POLL_STATUS_S = 0.05
 """How often, in virtual time, members are asked how they are."""
 
-CALM_S = 20.0
+QUIESCE_S = 20.0
 """Then the clients reach SERVED_MIN within this time, and then have as much again for the rest."""
 
 
@@ -94,7 +94,7 @@ class Report:
     """Operations that were answered."""
     busy_s: float = 0.0
     """Virtual time with enough client calls and a fault at work or healed shortly before."""
-    void: str = ""
+    inconclusive: str = ""
     """Why the run proves too little; empty when it does not."""
     probes: dict[str, int] = field(default_factory=dict)
 
@@ -109,7 +109,7 @@ class Simulation(FaultyCluster):
     quiet = False
     """Nothing is to go wrong in this run."""
 
-    calm_from_s = math.inf
+    quiesce_from_s = math.inf
     """Loop time from which features, too, strike nothing any more; known once faults begin."""
 
     def make_machine(self, member_id: int) -> WitnessedEngine:
@@ -157,7 +157,7 @@ class Simulation(FaultyCluster):
     def _belongs(self, node: SimulatedNode) -> bool:
         """Whether clients would ask this member: not one that has yet to join, or was removed."""
         conf = node.membership.conf
-        return node.member_id in self.founders or node.member_id in (*conf.voters, *conf.learners)
+        return node.member_id in self.bootstrap_members or node.member_id in (*conf.voters, *conf.learners)
 
     def term(self, member_id: int) -> int:
         node = self.members[member_id].node
@@ -216,7 +216,7 @@ class Run:
             report = self.report
             report.virtual_s, report.wall_s = cluster.loop.time(), time.monotonic() - began_s
             report.digest, report.leaders = self.judge.digest, self.judge.leaders
-            report.faults, report.processes = dict(self.nemesis.struck), dict(cluster.processes)
+            report.faults, report.processes = dict(self.nemesis.injected), dict(cluster.processes)
             operations = Counter(self.clients.outcomes)
             for feature in cluster.features:
                 operations.update(feature.operations())
@@ -225,8 +225,8 @@ class Run:
             cluster.probes.counts["a write of unknown fate is applied"] += self.judge.unknown_applied()
             report.busy_s = busy_s(self.clients.called_s, self.nemesis.spans_s, report.virtual_s)
             report.applied = self.judge.applied_batches
-        foreign = {revision for feature in cluster.features for revision in feature.revisions()}
-        events = with_foreign_revisions(self.clients.events, sorted(foreign))
+        third_party = {revision for feature in cluster.features for revision in feature.revisions()}
+        events = with_other_revisions(self.clients.events, sorted(third_party))
         decided, report.searched = judge_history(events, self.clients.keys)
         report.undecided = int(not decided)
         for feature in cluster.features:
@@ -234,20 +234,20 @@ class Run:
         report.probes = {name: count for name, count in cluster.probes.counts.items() if count}
         self._no_violation()
         if report.acknowledged < self.operations_min:
-            report.void = f"only {report.acknowledged} operations were acknowledged"
+            report.inconclusive = f"only {report.acknowledged} operations were acknowledged"
 
     async def _live(self) -> None:
         cluster, plan = self.cluster, self.plan
         await self._reach("every member starts", lambda: all(m.node for m in cluster.members.values()))
         await self._reach("a fresh cluster elects a leader", lambda: cluster.leader() is not None)
-        await self._reach("every fresh member is admitted", self._all_admitted)
+        await self._reach("every fresh member is admitted", self._all_vote_eligible)
         loop = cluster.loop
         crowd = [loop.create_task(self.clients.run(plan.think_s)) for _ in range(plan.clients)]
         crowd += [loop.create_task(feature.live()) for feature in cluster.features]
-        strikes = loop.create_task(self.nemesis.run(plan.faults))
+        injections = loop.create_task(self.nemesis.run(plan.faults))
         try:
-            await self._suffer(crowd, strikes)
-            core = await self._heal() if plan.calm else []
+            await self._suffer(crowd, injections)
+            core = await self._heal() if plan.quiesce else []
             if core:
                 self.clients.asked = core
                 await self._demand_life(core)
@@ -257,25 +257,25 @@ class Run:
                 feature.stop()
             await asyncio.gather(*crowd)
         finally:
-            for task in (*crowd, strikes):
+            for task in (*crowd, injections):
                 task.cancel()
-            await asyncio.gather(*crowd, strikes, return_exceptions=True)
+            await asyncio.gather(*crowd, injections, return_exceptions=True)
         if core:
             await self._agree(core)
             for feature in cluster.features:
-                await feature.settle(core)
+                await feature.quiesce(core)
         self._no_violation()
         for member_id in sorted(cluster.wiped):
             node = cluster.members[member_id].node
-            if node is not None and node.status().admitted:
+            if node is not None and node.status().vote_eligible:
                 self.judge.violate("a member that lost its disk never votes", f"member {member_id}")
         await cluster.end()
         self._no_violation()
 
-    async def _suffer(self, crowd: Sequence[asyncio.Task[None]], strikes: asyncio.Task[None]) -> None:
+    async def _suffer(self, crowd: Sequence[asyncio.Task[None]], injections: asyncio.Task[None]) -> None:
         """Let clients and faults go on for the plan's time."""
         loop = self.cluster.loop
-        end_s = self.cluster.calm_from_s = loop.time() + self.plan.length_s
+        end_s = self.cluster.quiesce_from_s = loop.time() + self.plan.length_s
         while loop.time() < end_s:
             await asyncio.sleep(POLL_STATUS_S)
             self._no_violation()
@@ -284,8 +284,8 @@ class Run:
             for client in crowd:
                 if client.done():
                     client.result()  # only a failure ends it so early
-        strikes.cancel()
-        (end,) = await asyncio.gather(strikes, return_exceptions=True)
+        injections.cancel()
+        (end,) = await asyncio.gather(injections, return_exceptions=True)
         assert end is None or isinstance(end, asyncio.CancelledError), f"the nemesis failed: {end!r}"
 
     async def _reach(
@@ -299,9 +299,11 @@ class Run:
             await asyncio.sleep(POLL_S)
             self._no_violation()
 
-    def _all_admitted(self) -> bool:
+    def _all_vote_eligible(self) -> bool:
         return all(
-            node.status().admitted and len(node.status().peers) == self.plan.size - 1 and node.applied > 0
+            node.status().vote_eligible
+            and len(node.status().peers) == self.plan.size - 1
+            and node.applied > 0
             for node in self.cluster.running
         )
 
@@ -319,14 +321,14 @@ class Run:
         cluster, rng = self.cluster, self.rng
         for member_id in cluster.members:
             cluster.hung_until_s[member_id] = cluster.sync_s[member_id] = 0.0
-            cluster.mend(member_id)
-        sound = [m for m in cluster.founders if m not in cluster.wiped and m not in cluster.rotten]
+            cluster.repair(member_id)
+        sound = [m for m in cluster.bootstrap_members if m not in cluster.wiped and m not in cluster.rotten]
         core = sorted(rng.sample(sound, rng.randint(self.plan.size // 2 + 1, len(sound))))
         back_s = max(at_s for at_s in cluster.start_at_s.values() if at_s != NEVER_S) - cluster.loop.time()
-        await asyncio.sleep(max(0.0, back_s) + SETTLE_S if self.plan.faults else 0.0)
+        await asyncio.sleep(max(0.0, back_s) + QUIESCE_S if self.plan.faults else 0.0)
         if not self._can_elect(core):
             core = sound
-        for other in cluster.founders:
+        for other in cluster.bootstrap_members:
             if other in core or not self.plan.noise:
                 continue
             noise = rng.choice(("dead", "deaf", "mute", "there"))
@@ -345,7 +347,7 @@ class Run:
     def _can_elect(self, core: Sequence[int]) -> bool:
         """Whether the design promises life: a quorum of trusted members, or all of them there."""
         states = [self.cluster.members[member_id].running.status() for member_id in core]
-        voting = sum(state.admitted and state.trusted for state in states)
+        voting = sum(state.vote_eligible and state.trusted for state in states)
         return voting > self.plan.size // 2 or len(core) == self.plan.size
 
     async def _demand_life(self, core: Sequence[int]) -> None:
@@ -377,8 +379,10 @@ class Run:
         """The clients get on; what the faults left them short of is made up for."""
         clients, loop = self.clients, self.cluster.loop
         few = min(SERVED_MIN, self.operations_min, self.plan.operations_max)
-        await self._reach("clients of a healed cluster get on", lambda: clients.acknowledged >= few, CALM_S)
-        end_s = loop.time() + CALM_S
+        await self._reach(
+            "clients of a healed cluster get on", lambda: clients.acknowledged >= few, QUIESCE_S
+        )
+        end_s = loop.time() + QUIESCE_S
         while clients.acknowledged < self.operations_min and loop.time() < end_s:
             await asyncio.sleep(POLL_S)  # virtual time: nobody sets an event
             self._no_violation()

@@ -13,9 +13,9 @@ from typing import Any
 
 from kvstore.testing.faults import Draw, Fault
 from kvstore.testing.features import FEATURES
-from kvstore.testing.image_faults import ImageFaults
 from kvstore.testing.leases import Leases
 from kvstore.testing.members import Members
+from kvstore.testing.snapshot_faults import SnapshotFaults
 from raft.sim.kernel import stream
 from raft.storage.wal import SEGMENT_BYTES_MIN
 
@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 
 FEATURES["leases"] = Leases
 FEATURES["members"] = Members
-FEATURES["images"] = ImageFaults
+FEATURES["images"] = SnapshotFaults
 
 LENGTH_S = 30.0
 """Virtual time under faults: dozens of elections' worth, and about a second of real time."""
@@ -63,7 +63,7 @@ class Plan:
     """Entries a log gathers before it is compacted."""
     features: tuple[str, ...] = ()
     """What is exercised besides puts, deletes, comparisons and reads; see `features`."""
-    calm: bool = True
+    quiesce: bool = True
     """Whether a majority is healed at the end and must recover."""
     noise: bool = True
     """Whether the members outside that majority are then dead, deaf, mute or there, by chance."""
@@ -141,7 +141,7 @@ def _draw_config(seed: int) -> dict[str, Any]:
         "gather_ms": rng.choice((1, 10, 100)),
         "batches_in_flight_max": rng.choice((1, 2, 64)),
         "bytes_in_flight_max": rng.choice((300, 16 << 20)),
-        "write_behind_bytes": rng.choice((500, 1 << 20)),
-        "write_behind_ms": rng.choice((20, 1000)),
-        "state_file_retry_ms": 500,
+        "checkpoint_bytes": rng.choice((500, 1 << 20)),
+        "checkpoint_ms": rng.choice((20, 1000)),
+        "backend_retry_ms": 500,
     }

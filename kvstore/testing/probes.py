@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from kvstore.testing.image_faults import IMAGE_PROBES
+from kvstore.testing.snapshot_faults import SNAPSHOT_PROBES
 from raft.core import RaftCore, Role
 from raft.node import NodeStatus
 
@@ -82,7 +82,7 @@ NODE_PROBES = (
     "an entry is larger than a sector",
     "commands wait while nobody leads",
     "several batches are under way",
-    *IMAGE_PROBES,
+    *SNAPSHOT_PROBES,
 )
 
 NODE_UNREACHED: dict[str, str] = {}
@@ -115,7 +115,7 @@ class NodeProbes:
         self._cores: dict[int, _Core] = {}
         self._leaders: dict[int, int] = {}
         """Term to who led it."""
-        self._wished = (0, 0)
+        self._requested = (0, 0)
         """The latest wish to hand over: term and successor."""
         self._status: dict[int, NodeStatus] = {}
         """What each running process last said of itself."""
@@ -133,7 +133,7 @@ class NodeProbes:
         seen = self._cores.get(s.id, _UNSEEN)
         now = _Core(s.term, s.role, s.leader, log.last_index)
         if s.transferee:
-            self._wished = (s.term, s.transferee)
+            self._requested = (s.term, s.transferee)
             self.counts["a leader hands over"] += 1
         if log.committed > log.stable:
             self.counts["a commit is known before it is durable here"] += 1
@@ -165,7 +165,7 @@ class NodeProbes:
             more = s.log.committed + 1 < s.log.last_index
             self.hit("a leader begins with entries that are not committed", when=more)
             self.hit("a term passes without a leader", when=s.term > 1 and s.term - 1 not in self._leaders)
-            self.hit("a transfer succeeds", when=self._wished == (s.term - 1, s.id))
+            self.hit("a transfer succeeds", when=self._requested == (s.term - 1, s.id))
 
     # ---- what members say of themselves
 
@@ -176,26 +176,26 @@ class NodeProbes:
         for member_id, status in statuses.items():
             before = self._status.get(member_id)
             self._look(status, before)
-            refused = member_id in wiped and not status.admitted and bool(status.peers)
+            refused = member_id in wiped and not status.vote_eligible and bool(status.peers)
             self.hit("a fresh disk is not let in", when=refused)
             for index in status.matched.values() if status.role is Role.LEADER else ():
                 self.hit("a member is behind the compacted log", when=0 < index < status.first_index - 1)
         self._status = dict(statuses)
 
     def _look(self, status: NodeStatus, before: NodeStatus | None) -> None:
-        hit, images = self.hit, status.images
+        hit, snapshots = self.hit, status.snapshots
         hit("a learner follows", when=bool(status.conf.learners))
         hit("a log is compacted", when=status.first_index > 1)
         hit("the state file lags far behind", when=status.durable_index + LAG < status.applied)
         hit("a cut log waits for a leader's word", when=not status.trusted)
         hit("commands wait while nobody leads", when=status.waiting_operations > 0 and not status.leader)
         hit("several batches are under way", when=status.in_flight_operations > 1)
-        hit("an image is half received", when=images.receiving is not None and images.receiving[0] > 0)
+        hit("an image is half received", when=snapshots.receiving is not None and snapshots.receiving[0] > 0)
         if before is not None:
             hit("a cut log is confirmed", when=status.trusted and not before.trusted)
-            hit("an image is brought to its end", when=images.installed > before.images.installed)
-            hit("an image fails on its way", when=images.send_failures > before.images.send_failures)
-            failed = images.receive_failures > before.images.receive_failures
+            hit("an image is brought to its end", when=snapshots.installed > before.snapshots.installed)
+            hit("an image fails on its way", when=snapshots.send_failures > before.snapshots.send_failures)
+            failed = snapshots.receive_failures > before.snapshots.receive_failures
             hit("an image fails at its receiver", when=failed)
 
     # ---- processes
@@ -222,7 +222,7 @@ class NodeProbes:
         self.hit("a process dies young", when=age_s < YOUNG_S)
         status = self._status.pop(member_id, None)
         if status is not None:
-            under_way = status.images.receiving is not None or bool(status.images.sending)
+            under_way = status.snapshots.receiving is not None or bool(status.snapshots.sending)
             self.hit("a process dies while an image is under way", when=under_way)
 
     def down(self, running: Collection[int], size: int) -> None:

@@ -62,7 +62,7 @@ def shrink_plan(plan: Plan, invariant: str, *, runs: int = RUNS_MAX) -> tuple[Pl
     length_s = math.ceil(failure.report.virtual_s)
     if length_s < plan.length_s:
         early = [fault for fault in plan.faults if fault.at_s <= length_s]
-        shorter = replace(plan, length_s=float(length_s), calm=False, faults=tuple(early))
+        shorter = replace(plan, length_s=float(length_s), quiesce=False, faults=tuple(early))
         plan = shorter if budget.fails(shorter) else plan
     faults = fewer(plan.faults, lambda some: budget.fails(replace(plan, faults=tuple(some))))
     plan = replace(plan, faults=tuple(faults))

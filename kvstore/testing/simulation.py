@@ -18,20 +18,20 @@ from kvstore.testing.services import MemberServices, SimulatedConnection
 from raft.core import RaftCore
 from raft.core.confchange import ConfChange
 from raft.core.types import ConfState
-from raft.node import Machine, Node, NodeConfig, NodeError
+from raft.node import Node, NodeConfig, NodeError, StateMachine
 from raft.storage import (
     Bootstrap,
     InlineBackground,
     InlineLogWriter,
+    MemoryBackendOpener,
     MemoryFiles,
-    MemoryStateOpener,
     open_member,
 )
-from raft.storage.memory import MemoryFile, MemoryLock, PowerCut
-from raft.storage.memory_state import MemoryStateFile
-from raft.storage.protocol import Row
+from raft.storage.memory_backend import MemoryBackend
+from raft.storage.memory_files import MemoryFile, MemoryLock, PowerCut
+from raft.storage.storage_protocol import Row
 from raft.storage.wal import Log
-from raft.transport.memory import MemoryTransport, Network
+from raft.transport.memory_transport import MemoryTransport, Network
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class SimulatedMember:
     files: MemoryFiles
     node: SimulatedNode | None = None
     """None while the process is down."""
-    machine: Machine | None = None
+    machine: StateMachine | None = None
     transport: MemoryTransport | None = None
     writer: InlineLogWriter | None = None
     failures: list[str] = field(default_factory=list)
@@ -185,8 +185,8 @@ class SimulatedNode(Node):
     @property
     def state_path(self) -> str:
         """The state file in use, as faults of the disk name it; what else stands beside it are images."""
-        state = self._write_behind.state
-        assert isinstance(state, MemoryStateFile)
+        state = self._checkpointer.state
+        assert isinstance(state, MemoryBackend)
         return state.opened_as
 
     def ask(self, action: Callable[[RaftCore], None]) -> None:
@@ -198,9 +198,9 @@ class SimulatedNode(Node):
         """This process has given up and answers nobody."""
         return self._ended
 
-    def _turn(self) -> None:
+    def _iterate(self) -> None:
         if not self.paused:
-            super()._turn()
+            super()._iterate()
             if self.turned is not None and not self._ended:
                 self.turned(self._core)
 
@@ -215,7 +215,7 @@ class SimulatedNode(Node):
     def resume(self) -> None:
         self._still_s = self.still_s
         self.paused = False
-        self._turn()
+        self._iterate()
 
 
 class SimulatedCluster:
@@ -226,7 +226,7 @@ class SimulatedCluster:
         *,
         seed: int,
         size: int = 3,
-        machine: Callable[[], Machine] = LedgerMachine,
+        machine: Callable[[], StateMachine] = LedgerMachine,
         config: Callable[[int], NodeConfig] = lambda member_id: NodeConfig(
             member_id=member_id, cluster_id=CLUSTER_ID
         ),
@@ -247,7 +247,7 @@ class SimulatedCluster:
         self.members = {member_id: SimulatedMember(member_id, MemoryFiles()) for member_id in self._voters}
         self.services: dict[int, MemberServices] = {}
         """What each running process serves; empty unless the machine is the product's engine."""
-        self._found_voters: dict[int, tuple[int, ...]] = {}
+        self._bootstrap_voters: dict[int, tuple[int, ...]] = {}
         """Members that joined later, with the voters of the cluster they found."""
 
     def _on_stray_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
@@ -275,7 +275,7 @@ class SimulatedCluster:
             cluster_id=CLUSTER_ID,
             member_id=member_id,
             bootstrap=Bootstrap(conf=ConfState(voters=self._voters)),
-            open_state=MemoryStateOpener(files),
+            open_state=MemoryBackendOpener(files),
             background=InlineBackground(),
             segment_bytes=self.segment_bytes,
             new_disk_id=lambda: rng.getrandbits(64),
@@ -298,13 +298,13 @@ class SimulatedCluster:
             recovered=directory.recovered,
             log=member.writer,
             state=directory.state,
-            images=directory.images,
+            snapshot_store=directory.snapshot_store,
             transport=member.transport,
             machine=member.machine,
             rng=rng,
-            boot_id=rng.getrandbits(64),
+            incarnation=rng.getrandbits(64),
             fatal=lambda reason: self.on_failure(member_id, reason),
-            found_voters=self._found_voters.get(member_id),
+            bootstrap_voters=self._bootstrap_voters.get(member_id),
         )
         self.attend(member_id, node)
         await node.start()
@@ -349,7 +349,7 @@ class SimulatedCluster:
         """The disk's speed; a simulation may choose another."""
         return InlineLogWriter(log, loop=self.loop, fatal=fatal, on_space=on_space)
 
-    def make_machine(self, member_id: int) -> Machine:
+    def make_machine(self, member_id: int) -> StateMachine:
         """A fresh state machine for a process; a simulation may wrap it."""
         return self._machine()
 
@@ -447,14 +447,14 @@ class SimulatedCluster:
 
     def propose(self, member_id: int, command: bytes) -> asyncio.Future[object]:
         """Propose through a member; the future has the outcome or raises the NodeError."""
-        future, settle = self._answer()
-        self.members[member_id].running.propose(command, settle)
+        future, on_result = self._answer()
+        self.members[member_id].running.propose(command, on_result)
         return future
 
     def change(self, member_id: int, change: ConfChange, command: bytes) -> asyncio.Future[object]:
         """Ask a member for a membership change; the future as of `propose`."""
-        future, settle = self._answer()
-        self.members[member_id].running.membership.change(change, command, settle)
+        future, on_result = self._answer()
+        self.members[member_id].running.membership.change(change, command, on_result)
         return future
 
     def add(self, member_id: int) -> None:
@@ -463,13 +463,13 @@ class SimulatedCluster:
         assert leader is not None, "a cluster is joined while it lives"
         assert member_id not in self.members
         voters = leader.status().conf.voters
-        self._found_voters[member_id] = voters
+        self._bootstrap_voters[member_id] = voters
         self.members[member_id] = SimulatedMember(member_id, MemoryFiles())
 
     def _answer(self) -> tuple[asyncio.Future[object], Callable[[object, NodeError | None], None]]:
         future: asyncio.Future[object] = self.loop.create_future()
 
-        def settle(outcome: object, error: NodeError | None) -> None:
+        def on_result(outcome: object, error: NodeError | None) -> None:
             if future.cancelled():
                 return
             if error is None:
@@ -477,13 +477,13 @@ class SimulatedCluster:
             else:
                 future.set_exception(error)
 
-        return future, settle
+        return future, on_result
 
     def read_barrier(self, member_id: int) -> asyncio.Future[None]:
         """Ask a member for a linearizable read."""
         future: asyncio.Future[None] = self.loop.create_future()
 
-        def settle(error: NodeError | None) -> None:
+        def on_result(error: NodeError | None) -> None:
             if future.cancelled():
                 return
             if error is None:
@@ -491,5 +491,5 @@ class SimulatedCluster:
             else:
                 future.set_exception(error)
 
-        self.members[member_id].running.read_barrier(settle)
+        self.members[member_id].running.read_barrier(on_result)
         return future

@@ -62,7 +62,7 @@ class _Watcher:
         self.range_end = range_end
         self.next_revision = start_revision
         """Told everything below it; 0 until the first server says where it begins."""
-        self.floor = 0
+        self.lower_bound = 0
         """Changes of lower revisions are not for it: before its start, or compacted."""
         self.at = 0
         """How many of the truth's changes are behind it. Valid once `next_revision` is set."""
@@ -229,14 +229,14 @@ class Watches:
         return True
 
     def _go_to(self, watcher: _Watcher, revision: int) -> None:
-        watcher.next_revision = watcher.floor = revision
+        watcher.next_revision = watcher.lower_bound = revision
         watcher.at = max(watcher.at, bisect_left(self._truth, revision, key=_revision_of))
 
     def _next(self, watcher: _Watcher) -> _Told | None:
         """The change this watcher must be told next; None while there is none."""
         while watcher.at < len(self._truth):
             told = self._truth[watcher.at]
-            if told.revision >= watcher.floor and watcher.wants(told.key):
+            if told.revision >= watcher.lower_bound and watcher.wants(told.key):
                 return told
             watcher.at += 1
         return None
@@ -254,7 +254,7 @@ class Watches:
 
     # ---- the end
 
-    async def settle(self, core: Sequence[int]) -> None:
+    async def quiesce(self, core: Sequence[int]) -> None:
         """Nothing is written any more: everybody is told the rest."""
         loop = self._cluster.loop
         for watcher in self._watchers:

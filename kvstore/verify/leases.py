@@ -5,7 +5,7 @@ f          invoked                    completed
 =========  =========================  =====================================================
 `grant`    ttl in seconds             {"lease": l, "ttl": t}
 `attach`   {"lease", "key"}           {"lease", "key", "revision"}; one key, always the same
-`renew`    {"lease"}                  {"lease", "ttl": t}, 0 when the lease is gone
+`keep_alive`    {"lease"}                  {"lease", "ttl": t}, 0 when the lease is gone
 `observe`  {"lease", "key"}           {"lease", "key", "revision", "present": b}
 `revoke`   lease                      {"lease", "revision"}
 =========  =========================  =====================================================
@@ -84,9 +84,9 @@ class _Life:
             self.grants.append(moment)
         elif f == "observe":
             (self.present if completed["present"] else self.absent).append(moment)
-        elif f == "renew" and not completed["ttl"]:
+        elif f == "keep_alive" and not completed["ttl"]:
             self.refused.append(moment)
-        if f in ("attach", "revoke") or moment in self.present or (f == "renew" and completed["ttl"]):
+        if f in ("attach", "revoke") or moment in self.present or (f == "keep_alive" and completed["ttl"]):
             self.alive.append(moment)
 
     def findings(self) -> Iterator[str]:
@@ -119,7 +119,11 @@ class _Life:
                 yield f"there before it was put: {moment.operation.describe()}"
         ttl = max((moment.operation.completed["ttl"] for moment in self.grants), default=None)
         for moment in self.alive:
-            if moment.operation.f == "renew" and ttl is not None and moment.operation.completed["ttl"] > ttl:
+            if (
+                moment.operation.f == "keep_alive"
+                and ttl is not None
+                and moment.operation.completed["ttl"] > ttl
+            ):
                 yield f"a longer TTL than granted: {moment.operation.describe()}"
 
     def _revisions(self, revoked: Sequence[Moment]) -> Iterator[str]:
@@ -150,7 +154,7 @@ class _Life:
         gone = first.operation.describe()
         for moment in self.alive:
             if moment.earliest_ns > first.latest_ns:
-                word = "renewed after" if moment.operation.f == "renew" else "back after"
+                word = "renewed after" if moment.operation.f == "keep_alive" else "back after"
                 yield f"{word} {gone}: {moment.operation.describe()}"
         if (
             self.present
@@ -168,7 +172,7 @@ class _Life:
         """Until when, on the clients' clock, the lease is alive for sure, unless revoked."""
         until: float = 0
         for moment in (*self.grants, *self.alive):
-            if moment.operation.f in ("grant", "renew"):
+            if moment.operation.f in ("grant", "keep_alive"):
                 called_ns = moment.operation.called_ns or 0
                 until = max(until, called_ns + int(moment.operation.completed["ttl"] * NS))
         return until

@@ -95,7 +95,7 @@ def _findings(operations: Sequence[Operation], fenced: bool) -> Iterator[str]:
     for lease in leases.values():
         yield from lease.findings()
     for taken in names.values():
-        yield from _turns(taken, leases, given_back)
+        yield from _iterations(taken, leases, given_back)
     tokens = {(name, moment.revision) for name, taken in names.items() for moment in taken}
     for lock, releases in given_back.items():
         if lock not in tokens and any(release.done for release in releases):
@@ -181,7 +181,7 @@ class _Lease:
         return max(alive, min([sure, *(moment.earliest_ns for moment in self.revokes)]))
 
 
-def _turns(
+def _iterations(
     taken: Sequence[Moment],
     leases: dict[int, _Lease],
     given_back: dict[tuple[str, int], list[Moment]],

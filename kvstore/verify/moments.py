@@ -44,12 +44,12 @@ def moments(
     """
     wide = [_wide(operation) for operation in operations if operation.outcome is not Outcome.FAIL]
     told: list[tuple[int, bool, int]] = []
-    for place, moment in enumerate(wide):
+    for position, moment in enumerate(wide):
         answer = revision_of(moment.operation) if moment.done else None
         if answer is not None:
             revision, makes = answer
-            wide[place] = replace(moment, revision=revision, makes_revision=makes)
-            told.append((revision, not makes, place))
+            wide[position] = replace(moment, revision=revision, makes_revision=makes)
+            told.append((revision, not makes, position))
     _narrow(wide, _groups(sorted(told)))
     return wide
 
@@ -77,25 +77,27 @@ def _groups(told: Sequence[tuple[int, bool, int]]) -> list[list[int]]:
     """Places in groups, by ascending revision; within a group, all found the same revision, in any order."""
     groups: list[list[int]] = []
     latest: tuple[int, bool] | None = None
-    for revision, found, place in told:
+    for revision, found, position in told:
         if latest != (revision, found) or not found:
             groups.append([])
         latest = (revision, found)
-        groups[-1].append(place)
+        groups[-1].append(position)
     return groups
 
 
 def _narrow(known: list[Moment], groups: Sequence[Sequence[int]]) -> None:
     """Nothing earlier than what any lower group must wait for, nor later than what a higher one allows."""
-    floor: float = 0
+    lower_bound: float = 0
     for group in groups:
-        above = max(floor, *(known[place].earliest_ns for place in group))
-        for place in group:
-            known[place] = replace(known[place], earliest_ns=max(floor, known[place].earliest_ns))
-        floor = above
+        above = max(lower_bound, *(known[position].earliest_ns for position in group))
+        for position in group:
+            known[position] = replace(
+                known[position], earliest_ns=max(lower_bound, known[position].earliest_ns)
+            )
+        lower_bound = above
     ceiling: float = NEVER_NS
     for group in reversed(groups):
-        below = min(ceiling, *(known[place].latest_ns for place in group))
-        for place in group:
-            known[place] = replace(known[place], latest_ns=min(ceiling, known[place].latest_ns))
+        below = min(ceiling, *(known[position].latest_ns for position in group))
+        for position in group:
+            known[position] = replace(known[position], latest_ns=min(ceiling, known[position].latest_ns))
         ceiling = below

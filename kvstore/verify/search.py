@@ -36,7 +36,7 @@ class Config(NamedTuple):
 
     low: int
     """The first completed operation, by return time, that is not yet placed."""
-    placed: int
+    positioned: int
     """Bit i: completed operation low + i is placed. Invariant: bit 0 is clear."""
     crashed: int
     """Bit i: indeterminate operation i, by call time, is placed."""
@@ -124,33 +124,37 @@ class Problem:
             self._moves[state, step] = found
         return found
 
-    def settle(self, config: Config, order: list[int]) -> Config:
+    def complete(self, config: Config, order: list[int]) -> Config:
         """Place every observation that fits; records what was placed in `order`."""
-        low, placed, crashed, state = config
+        low, positioned, crashed, state = config
         progress = True
         while progress and low < self.done_count:
             progress = False
             for number in self.windows[low]:
                 bit = 1 << (number - low)
-                if not placed & bit and self.observes[number] and self.move(state, self.step_of[number]) >= 0:
-                    placed |= bit
+                if (
+                    not positioned & bit
+                    and self.observes[number]
+                    and self.move(state, self.step_of[number]) >= 0
+                ):
+                    positioned |= bit
                     order.append(number)
                     progress = True
-            while placed & 1:
-                placed >>= 1
+            while positioned & 1:
+                positioned >>= 1
                 low += 1
-        return Config(low, placed, crashed, state)
+        return Config(low, positioned, crashed, state)
 
     def successors(self, config: Config) -> Iterator[tuple[int, Config]]:
         """Every operation that may come next and moves the state, completed ones first."""
-        low, placed, crashed, state = config
+        low, positioned, crashed, state = config
         for number in self.windows[low]:
             bit = 1 << (number - low)
-            if placed & bit:
+            if positioned & bit:
                 continue
             after = self.move(state, self.step_of[number])
             if after >= 0:
-                yield number, _lowered(low, placed | bit, crashed, after)
+                yield number, _lowered(low, positioned | bit, crashed, after)
         deadline = self.operations[low].ret or 0
         for step, members, mask in self.crashed_classes:
             used = (crashed & mask).bit_count()
@@ -161,20 +165,20 @@ class Problem:
                 continue
             after = self.move(state, step)
             if after >= 0 and after != state:
-                yield self.done_count + position, Config(low, placed, crashed | (1 << position), after)
+                yield self.done_count + position, Config(low, positioned, crashed | (1 << position), after)
 
 
-def _lowered(low: int, placed: int, crashed: int, state: int) -> Config:
-    while placed & 1:
-        placed >>= 1
+def _lowered(low: int, positioned: int, crashed: int, state: int) -> Config:
+    while positioned & 1:
+        positioned >>= 1
         low += 1
-    return Config(low, placed, crashed, state)
+    return Config(low, positioned, crashed, state)
 
 
 def depth_first(problem: Problem) -> Iterator[Result | None]:
     """Yields None once per slice, then a Result; ends without one if the memo bound is reached."""
     order: list[int] = []
-    root = problem.settle(Config(0, 0, 0, problem.initial), order)
+    root = problem.complete(Config(0, 0, 0, problem.initial), order)
     best_low, best_order = root.low, list(order)
     seen: set[Config] = {root}
     if root.low == problem.done_count:
@@ -190,7 +194,7 @@ def depth_first(problem: Problem) -> Iterator[Result | None]:
             stack.pop()
             continue
         order.append(chosen[0])
-        config = problem.settle(chosen[1], order)
+        config = problem.complete(chosen[1], order)
         if config not in seen:
             if config.low == problem.done_count:
                 yield Result(True, order, -1)
@@ -212,7 +216,7 @@ def breadth_first(problem: Problem) -> Iterator[Result | None]:
 
     Keeps no orders, so its Result names the operation that cannot be placed and no prefix.
     """
-    level: set[Config] = {problem.settle(Config(0, 0, 0, problem.initial), [])}
+    level: set[Config] = {problem.complete(Config(0, 0, 0, problem.initial), [])}
     visits = 0
     for target in range(problem.done_count):
         passed: set[Config] = set()
@@ -224,11 +228,11 @@ def breadth_first(problem: Problem) -> Iterator[Result | None]:
                 passed.add(config)
                 continue
             for _, after in problem.successors(config):
-                settled = problem.settle(after, [])
+                completed = problem.complete(after, [])
                 visits += 1
-                if settled not in seen:
-                    seen.add(settled)
-                    pending.append(settled)
+                if completed not in seen:
+                    seen.add(completed)
+                    pending.append(completed)
                 if visits % VISITS_PER_SLICE == 0:
                     if len(seen) > CONFIGURATIONS_MAX:
                         return

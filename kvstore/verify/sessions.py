@@ -91,7 +91,7 @@ def _ends(operations: Sequence[Operation], finals: Mapping[Any, int]) -> Iterato
     """The counters at the end, as reads after everything."""
     end = max((max(op.call, op.ret or 0) for op in operations), default=0)
     sessions = dict.fromkeys([*(operation.invoked[0] for operation in operations), *finals])
-    for place, session in enumerate(sessions):
+    for position, session in enumerate(sessions):
         yield Operation(
             process="end",
             f="final",
@@ -99,7 +99,7 @@ def _ends(operations: Sequence[Operation], finals: Mapping[Any, int]) -> Iterato
             invoked=(session,),
             completed=finals.get(session, 0),
             outcome=Outcome.OK,
-            call=end + 1 + 2 * place,
-            ret=end + 2 + 2 * place,
+            call=end + 1 + 2 * position,
+            ret=end + 2 + 2 * position,
             line=0,
         )

@@ -121,8 +121,8 @@ def _counter_findings(
     adds = [op for op in operations if op.f == "add" and op.outcome is not Outcome.FAIL]
     reads = [op for op in operations if op.f == "read" and op.outcome is Outcome.OK and op.ret is not None]
     reads.sort(key=lambda read: read.ret or 0)
-    for place, read in enumerate(reads):
-        low, high = _bounds(adds, reads[:place], read.call, read.ret)
+    for position, read in enumerate(reads):
+        low, high = _bounds(adds, reads[:position], read.call, read.ret)
         if not low <= read.completed[1] <= high:
             yield f"between {low} and {high} expected: {read.describe()}"
     low, high = _bounds(adds, reads, None, None)
@@ -136,15 +136,15 @@ def _bounds(
 ) -> tuple[int, int]:
     """Least and most that may be counted between two moments (None: after everything), given the reads that
     had ended before: each is a count of its own from which to go on."""
-    low, high = _sums(adds, None, None, call, ret)
+    low, high = _totals(adds, None, None, call, ret)
     for read in reads:
         if call is None or (read.ret or 0) < call:
-            least, most = _sums(adds, read.call, read.ret, call, ret)
+            least, most = _totals(adds, read.call, read.ret, call, ret)
             low, high = max(low, read.completed[1] + least), min(high, read.completed[1] + most)
     return low, high
 
 
-def _sums(
+def _totals(
     adds: Sequence[Operation],
     since_call: int | None,
     since_ret: int | None,

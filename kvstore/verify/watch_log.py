@@ -12,7 +12,7 @@ from kvstore.verify.history import Operation, Outcome
 
 
 class Log:
-    """Changes by (revision, key). Fill with `take`, then `witness`, then `settle`, then ask."""
+    """Changes by (revision, key). Fill with `take`, then `witness`, then `complete`, then ask."""
 
     def __init__(self) -> None:
         self.entries: dict[tuple[int, str], tuple[str, Any]] = {}
@@ -27,7 +27,7 @@ class Log:
         """(key, value) -> who wrote it, or may have."""
         self._deleters: dict[str, list[Operation]] = {}
         """Deletions of unknown outcome, by key."""
-        self._places: dict[int, int] = {}
+        self._positions: dict[int, int] = {}
         """Call of a write of unknown outcome -> its revision, once something shows it."""
         self._silent: list[Operation] = []
         """Deletions that found nothing."""
@@ -88,18 +88,18 @@ class Log:
             yield f"nobody wrote {where}"
         elif writer.outcome is not Outcome.INFO:
             yield f"seen at revision {revision}: {writer.describe()}, {where}"
-        elif self._places.setdefault(writer.call, revision) != revision:
+        elif self._positions.setdefault(writer.call, revision) != revision:
             yield f"written twice: {writer.describe()}, {where}"
         else:
             yield from self._own(revision, writer)
 
-    def settle(self) -> Iterator[str]:
+    def complete(self) -> Iterator[str]:
         """Sort what is known, and give each deletion that was shown to one that may have done it."""
         self.order = sorted(self.entries)
         for revision, key in self.order:
             self.of_key.setdefault(key, []).append(revision)
         for (key, _), writer in self._writers.items():
-            idle = writer.outcome is Outcome.INFO and writer.call not in self._places
+            idle = writer.outcome is Outcome.INFO and writer.call not in self._positions
             self._idle_writers[key] += idle
         shown = Counter(self._orphans.values())
         for key in {**self._deleters, **shown}:
@@ -124,8 +124,8 @@ class Log:
         """A deletion that found nothing: nothing was there."""
         key = operation.invoked[0]
         revisions = self.of_key.get(key, [])
-        place = bisect_right(revisions, operation.completed["revision"])
-        there = place and self.entries[revisions[place - 1], key][0] == "put"
+        position = bisect_right(revisions, operation.completed["revision"])
+        there = position and self.entries[revisions[position - 1], key][0] == "put"
         if there and self._idle_deleters[key] <= 0:
             yield f"{key!r} was there: {operation.describe()}"
 
@@ -146,11 +146,11 @@ class Log:
         if earlier and self._idle_deleters[key] <= 0:
             yield f"was there since revision {changes[since - 1]}"
 
-    def placed(self) -> list[Operation]:
+    def positioned(self) -> list[Operation]:
         """All that happened for certain, with its revision; what nobody answered has no end."""
         found = [operation for operation in self._owners.values() if operation.outcome is Outcome.OK]
         by_call = {writer.call: writer for writer in self._writers.values()}
-        for call, revision in self._places.items():
+        for call, revision in self._positions.items():
             reply = {"revision": revision}
             found.append(
                 replace(by_call[call], outcome=Outcome.OK, completed=reply, ret=None, returned_ns=None)

@@ -80,7 +80,7 @@ def _findings(operations: Sequence[Operation], compacted_through: float) -> Iter
                 yield from log.witness(
                     event.prev[1], event.key, "put", event.prev[0], f"the prev-value of {where}"
                 )
-    yield from log.settle()
+    yield from log.complete()
     for operation, batches in watches:
         yield from _one_watch(operation, batches, log, compacted_through)
     yield from _order(log, watches)
@@ -90,11 +90,14 @@ def _order(log: Log, watches: Sequence[Watch]) -> Iterator[str]:
     """Revisions respect the times of writes, and no watch shows one that was yet to come."""
     shown = []
     for operation, batches in watches:
-        told = [operation.completed["created"], *(notice[0] for notice in operation.completed["progress"])]
+        told = [
+            operation.completed["created"],
+            *(progress[0] for progress in operation.completed["progress"]),
+        ]
         told += [event.mod for batch in batches for event in batch]
         reply = {"revision": max(told), "watched": True}
         shown.append(replace(operation, completed=reply, called_ns=0))  # it may show the past
-    yield from contradictions(moments([*log.placed(), *shown], _revision))
+    yield from contradictions(moments([*log.positioned(), *shown], _revision))
 
 
 def _revision(operation: Operation) -> tuple[int, bool]:

@@ -36,7 +36,7 @@ FINDINGS_SHOWN_MAX = 8
 GUESS = "undecided: the place of a write of unknown outcome had to be guessed before this reply"
 
 
-class Placed(NamedTuple):
+class Positioned(NamedTuple):
     """An operation at its place in the proposed order; the fields sort in that order."""
 
     revision: int
@@ -51,12 +51,12 @@ def check_revisions(operations: Sequence[Operation], *, begins_at: int | None = 
     `begins_at` is the store's revision before the history, where that is known (1 for an empty store).
     """
     findings: list[str] = []
-    sure = [_place(operation) for operation in operations if operation.outcome is Outcome.OK]
+    sure = [_position(operation) for operation in operations if operation.outcome is Outcome.OK]
     unknown = list(_possible(operations))
-    stale_allowed = [placed for placed in sure if _is_serializable(placed.operation)]
-    order = [placed for placed in sure if not _is_serializable(placed.operation)]
-    order += _place_unknown(sure, unknown)
-    order.sort(key=lambda placed: placed[:3])
+    stale_allowed = [positioned for positioned in sure if _is_serializable(positioned.operation)]
+    order = [positioned for positioned in sure if not _is_serializable(positioned.operation)]
+    order += _position_unknown(sure, unknown)
+    order.sort(key=lambda positioned: positioned[:3])
     findings += duplicate_revisions(order)
     findings += gaps(order, unknown, begins_at)
     findings += real_time(order)
@@ -105,11 +105,11 @@ def _changed(operation: Operation) -> bool:
     raise ValueError(f"the revision witness knows no {f!r} (line {operation.line})")
 
 
-def _place(operation: Operation) -> Placed:
+def _position(operation: Operation) -> Positioned:
     completed = operation.completed
     if not isinstance(completed, dict) or "revision" not in completed:
         raise ValueError(f"a reply without a revision (line {operation.line})")
-    return Placed(completed["revision"], not _changed(operation), operation.call, operation)
+    return Positioned(completed["revision"], not _changed(operation), operation.call, operation)
 
 
 def _written(operation: Operation) -> Any:
@@ -117,20 +117,20 @@ def _written(operation: Operation) -> Any:
     return operation.invoked[-1] if operation.f in {"put", "cas"} else None
 
 
-def _place_unknown(sure: Sequence[Placed], unknown: Sequence[Operation]) -> Iterator[Placed]:
+def _position_unknown(sure: Sequence[Positioned], unknown: Sequence[Operation]) -> Iterator[Positioned]:
     """Unknown writes whose value some read shows, at the revision that read gives them."""
     shown: dict[tuple[str, Any], int] = {}
-    for placed in sure:
-        operation = placed.operation
+    for positioned in sure:
+        operation = positioned.operation
         if operation.f == "get" and operation.completed["value"] is not None:
             shown[operation.invoked[0], operation.completed["value"]] = operation.completed["mod"]
     for operation in unknown:
         revision = shown.get((operation.invoked[0], _written(operation)))
         if revision is not None:
-            yield Placed(revision, False, operation.call, operation)
+            yield Positioned(revision, False, operation.call, operation)
 
 
-def duplicate_revisions(order: Sequence[Placed]) -> Iterator[str]:
+def duplicate_revisions(order: Sequence[Positioned]) -> Iterator[str]:
     taken: dict[int, Operation] = {}
     for revision, is_read, _, operation in order:
         if is_read:
@@ -141,7 +141,7 @@ def duplicate_revisions(order: Sequence[Placed]) -> Iterator[str]:
 
 
 def gaps(
-    order: Sequence[Placed], unknown: Sequence[Operation], begins_at: int | None = None
+    order: Sequence[Positioned], unknown: Sequence[Operation], begins_at: int | None = None
 ) -> Iterator[str]:
     """Every revision between the first and the last write belongs to somebody.
 
@@ -150,7 +150,9 @@ def gaps(
     """
     free = sorted(operation.call for operation in _unplaced(order, unknown))
     first_shown: list[tuple[int, int]] = sorted(
-        (placed.operation.ret, placed.revision) for placed in order if placed.operation.ret is not None
+        (positioned.operation.ret, positioned.revision)
+        for positioned in order
+        if positioned.operation.ret is not None
     )
     position = latest = 0
     for revision in _unclaimed(order, begins_at):
@@ -164,33 +166,37 @@ def gaps(
             free.pop(0)
 
 
-def _unclaimed(order: Sequence[Placed], begins_at: int | None) -> list[int]:
+def _unclaimed(order: Sequence[Positioned], begins_at: int | None) -> list[int]:
     """Revisions after the first write, or after the known beginning, that no placed write has."""
-    claimed = {placed.revision for placed in order if not placed.is_read}
+    claimed = {positioned.revision for positioned in order if not positioned.is_read}
     if begins_at is not None:
         claimed.add(begins_at)
     if not claimed or not order:
         return []
-    last = max(placed.revision for placed in order)
+    last = max(positioned.revision for positioned in order)
     return [revision for revision in range(min(claimed), last + 1) if revision not in claimed]
 
 
-def _unplaced(order: Sequence[Placed], unknown: Sequence[Operation]) -> list[Operation]:
-    placed_calls = {placed.call for placed in order if not placed.is_read}
-    return [operation for operation in unknown if operation.call not in placed_calls]
+def _unplaced(order: Sequence[Positioned], unknown: Sequence[Operation]) -> list[Operation]:
+    positioned_calls = {positioned.call for positioned in order if not positioned.is_read}
+    return [operation for operation in unknown if operation.call not in positioned_calls]
 
 
 class _Replay:
     """The proposed order on a plain map, with unknown writes placed only where a reply needs one."""
 
-    def __init__(self, order: Sequence[Placed], unknown: Sequence[Operation], begins_at: int | None) -> None:
+    def __init__(
+        self, order: Sequence[Positioned], unknown: Sequence[Operation], begins_at: int | None
+    ) -> None:
         self._held: dict[str, tuple[Any, int]] = {}
         idle = _unplaced(order, unknown)
         self._idle: dict[str, list[Operation]] = {}
         """Unknown writes without a place, by key."""
         for operation in idle:
             self._idle.setdefault(operation.invoked[0], []).append(operation)
-        first = min((placed.revision for placed in order if not placed.is_read), default=len(idle))
+        first = min(
+            (positioned.revision for positioned in order if not positioned.is_read), default=len(idle)
+        )
         earlier = range(first - len(idle), first) if begins_at is None else ()
         self._free = [*earlier, *_unclaimed(order, begins_at)]
         """Revisions that an unknown write may still take, ascending; the first ones come before
@@ -213,9 +219,9 @@ class _Replay:
         for operation in self._idle.get(key, ()):
             if not fits(_written(operation)):
                 continue
-            place = bisect_right(self._free, since)
-            if place < len(self._free) and self._free[place] <= revision:
-                self.write(self._free.pop(place), operation)
+            position = bisect_right(self._free, since)
+            if position < len(self._free) and self._free[position] <= revision:
+                self.write(self._free.pop(position), operation)
                 self._idle[key].remove(operation)
                 self.guessed = True
                 return True
@@ -229,9 +235,11 @@ class _Replay:
             yield f"expected value and revision {held!r}: {operation.describe()}"
 
 
-def _replies(order: Sequence[Placed], stale_allowed: Sequence[Placed], replay: _Replay) -> Iterator[str]:
+def _replies(
+    order: Sequence[Positioned], stale_allowed: Sequence[Positioned], replay: _Replay
+) -> Iterator[str]:
     """Replay the order and compare what was answered."""
-    waiting = sorted(stale_allowed, key=lambda placed: placed.revision)
+    waiting = sorted(stale_allowed, key=lambda positioned: positioned.revision)
     position = 0
     for revision, is_read, _, operation in order:
         while position < len(waiting) and waiting[position].revision < revision:
@@ -246,8 +254,8 @@ def _replies(order: Sequence[Placed], stale_allowed: Sequence[Placed], replay: _
             yield f"at revision {revision} the key holds {held!r}: {operation.describe()}"
         if not is_read:
             replay.write(revision, operation)
-    for placed in waiting[position:]:
-        yield from replay.compare_read(placed.revision, placed.operation)
+    for positioned in waiting[position:]:
+        yield from replay.compare_read(positioned.revision, positioned.operation)
 
 
 def _precondition(operation: Operation, is_read: bool) -> Callable[[Any], bool]:
@@ -260,11 +268,11 @@ def _precondition(operation: Operation, is_read: bool) -> Callable[[Any], bool]:
     return lambda value: True
 
 
-def real_time(order: Sequence[Placed]) -> Iterator[str]:
+def real_time(order: Sequence[Positioned]) -> Iterator[str]:
     """Nothing stands before what had already ended when it began."""
     earliest: Operation | None = None
-    for placed in reversed(order):
-        operation = placed.operation
+    for positioned in reversed(order):
+        operation = positioned.operation
         if earliest is not None and earliest.ret is not None and earliest.ret < operation.call:
             yield f"{earliest.describe()} had ended before, yet comes after {operation.describe()}"
         if operation.ret is not None and (

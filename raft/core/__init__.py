@@ -25,8 +25,8 @@ applied under its id; a read may be served once `applied >= ReadState.index`.
 """
 
 from raft.core.confchange import ConfChange, ConfStep, ConfStepKind, ConfTransition
-from raft.core.config import BootState, Config
-from raft.core.errors import (
+from raft.core.core_config import BootState, Config
+from raft.core.core_errors import (
     BootRefused,
     ConfChangeRefused,
     CoreError,
@@ -34,11 +34,11 @@ from raft.core.errors import (
     LogCompacted,
     ProposalDropped,
 )
-from raft.core.machine import RaftCore
+from raft.core.core_status import PeerStatus, Status
 from raft.core.messages import Message, MessageType
 from raft.core.progress import ProgressState
+from raft.core.raft_core import RaftCore
 from raft.core.ready import AppendToken, AppendWork, ApplyWork, ReadState, Ready
-from raft.core.status import PeerStatus, Status
 from raft.core.types import (
     EMPTY_HARD_STATE,
     EMPTY_SNAPSHOT,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-from raft.core.errors import ConfChangeRefused
+from raft.core.core_errors import ConfChangeRefused
 from raft.core.types import NO_NODE, ConfState, EntryKind
 
 FORMAT_VERSION = 1

@@ -89,7 +89,7 @@ def _answer(s: State, m: Message, term: int, *, granted: bool) -> None:
     is_pre_vote = m.type is MessageType.PRE_VOTE
     answer_type = MessageType.PRE_VOTE_RESPONSE if is_pre_vote else MessageType.VOTE_RESPONSE
     committed = min(s.log.committed, m.index)  # of an entry the asking member can hold
-    s.promise(
+    s.respond_after_append(
         Message(
             answer_type,
             m.from_,

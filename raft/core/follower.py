@@ -33,13 +33,13 @@ def accept_append(s: State, m: Message) -> None:
 
 def _acknowledge(s: State, m: Message, index: int) -> None:
     if m.context != QUIET:
-        s.promise(Message(MessageType.APPEND_RESPONSE, m.from_, s.id, s.term, index=index))
+        s.respond_after_append(Message(MessageType.APPEND_RESPONSE, m.from_, s.id, s.term, index=index))
 
 
 def _reject(s: State, m: Message) -> None:
     """Say where the two logs may still agree, skipping every entry of a term the leader cannot have."""
     hint, hint_term = s.log.guess_agreement(min(m.index, s.log.last_index), m.log_term)
-    s.promise(
+    s.respond_after_append(
         Message(
             MessageType.APPEND_RESPONSE,
             m.from_,
@@ -84,11 +84,11 @@ def accept_snapshot(s: State, m: Message) -> None:
         index = snapshot.index
     else:
         if log.snapshot is None:
-            s.conf_overtaken = s.tracker.conf
+            s.conf_superseded = s.tracker.conf
         log.restore(snapshot)
         s.tracker.adopt(snapshot.conf, log.last_index + 1)
         index = snapshot.index
-    s.promise(Message(MessageType.APPEND_RESPONSE, m.from_, s.id, s.term, index=index))
+    s.respond_after_append(Message(MessageType.APPEND_RESPONSE, m.from_, s.id, s.term, index=index))
 
 
 def on_timeout_now(s: State, m: Message) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from raft.core.confchange import check_conf
-from raft.core.machine import RaftCore
 from raft.core.messages import MessageType
 from raft.core.progress import Progress, ProgressState
+from raft.core.raft_core import RaftCore
 from raft.core.state import State
 from raft.core.types import NO_NODE, Entry, Role
 

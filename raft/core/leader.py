@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raft.core.confchange import ConfChange, apply_change, is_joint
-from raft.core.errors import ConfChangeRefused, DropReason, ProposalDropped
+from raft.core.core_errors import ConfChangeRefused, DropReason, ProposalDropped
 from raft.core.messages import Message, MessageType
 from raft.core.progress import Progress, ProgressState
 from raft.core.read_index import PendingRead

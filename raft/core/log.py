@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from operator import attrgetter
 
-from raft.core.errors import BootRefused, LogCompacted
+from raft.core.core_errors import BootRefused, LogCompacted
 from raft.core.types import Entry, EntryKind, SnapshotMeta
 
 _term_of = attrgetter("term")

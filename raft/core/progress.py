@@ -120,9 +120,9 @@ class Progress:
 
     def become_probe(self) -> None:
         """Start over from what is known; an image that was on its way is assumed to have arrived."""
-        floor = self.pending_snapshot if self.state is ProgressState.SNAPSHOT else 0
+        match_min = self.pending_snapshot if self.state is ProgressState.SNAPSHOT else 0
         self._enter(ProgressState.PROBE)
-        self.next = max(self.match, floor) + 1
+        self.next = max(self.match, match_min) + 1
         self.sent_commit = min(self.sent_commit, self.next - 1)
 
     def become_replicate(self) -> None:

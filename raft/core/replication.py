@@ -52,11 +52,11 @@ def commit_by_count(s: State) -> bool:
 def flush_appends(s: State) -> None:
     """Send every follower what it is owed: entries, a probe, or else a commit notice."""
     s.append_due = False
-    s.notice_due = False
+    s.commit_broadcast_due = False
     for member, progress in s.tracker.progress.items():
         if member != s.id:
             _flush(s, member, progress)
-    s.notices_wanted = False
+    s.commit_broadcast_wanted = False
 
 
 def _flush(s: State, member: int, progress: Progress) -> None:
@@ -71,10 +71,10 @@ def _flush(s: State, member: int, progress: Progress) -> None:
         and progress.can_raise_commit(s.log.committed)
     ):
         awaited = progress.sent_commit < progress.awaited_commit <= s.log.committed
-        if awaited or s.notices_wanted or not s.config.notices_deferred:
+        if awaited or s.commit_broadcast_wanted or not s.config.commit_broadcast_deferred:
             _send_append(s, member, progress, even_empty=True, context=QUIET)
         else:
-            s.notice_due = True
+            s.commit_broadcast_due = True
 
 
 def _send_append(s: State, member: int, progress: Progress, *, even_empty: bool, context: int = 0) -> bool:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from raft.core.config import BootState, Config
-from raft.core.errors import BootRefused
+from raft.core.core_config import BootState, Config
+from raft.core.core_errors import BootRefused
 from raft.core.log import Log
 from raft.core.messages import Message, MessageType
 from raft.core.read_index import ReadRounds
@@ -33,8 +33,10 @@ class State:
 
     __slots__ = (
         "append_due",
+        "commit_broadcast_due",
+        "commit_broadcast_wanted",
         "commit_due",
-        "conf_overtaken",
+        "conf_superseded",
         "config",
         "dropped_reads",
         "election_elapsed",
@@ -47,8 +49,6 @@ class State:
         "leader",
         "log",
         "messages",
-        "notice_due",
-        "notices_wanted",
         "pending_conf_index",
         "read_states",
         "reads",
@@ -80,7 +80,7 @@ class State:
         if self.log.last_term > hard.term:
             raise BootRefused(f"entries of term {self.log.last_term} beyond the hard state's {hard.term}")
         self.tracker = Tracker(config, boot.conf, self.log.last_index + 1)
-        self.conf_overtaken = boot.conf
+        self.conf_superseded = boot.conf
         """Configuration as of the entries applied, valid while a restored snapshot is not yet durable:
         entries handed out before it are still being applied, to a state machine that is behind it."""
 
@@ -104,9 +104,9 @@ class State:
         self.append_due = False
         """Leader: some follower may be owed an append; settled when the next Ready is taken, so that
         all that happens in one turn leaves in one message per follower."""
-        self.notice_due = False
+        self.commit_broadcast_due = False
         """Leader: some follower could raise its commit index, and its notice was deferred."""
-        self.notices_wanted = False
+        self.commit_broadcast_wanted = False
         """Leader: deferred notices leave with the next Ready."""
         self.commit_due = False
         """A tick has passed: a moved commit index is worth a write of its own. In between it travels
@@ -146,7 +146,7 @@ class State:
         self.messages.append(message)
         return message
 
-    def promise(self, message: Message) -> None:
+    def respond_after_append(self, message: Message) -> None:
         """Put a response into the outbox that waits for the disk.
 
         An acknowledgement covers every earlier one to the same leader, so one turn's become one.

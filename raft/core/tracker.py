@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raft.core.confchange import check_conf, is_voter, members_of
-from raft.core.config import Config
+from raft.core.core_config import Config
 from raft.core.progress import Progress, new_progress
 from raft.core.quorum import VoteResult, joint_committed, joint_vote
 from raft.core.types import ConfState

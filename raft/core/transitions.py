@@ -85,7 +85,7 @@ def _reset(s: State, term: int) -> None:
     s.pending_conf_index = 0
     s.uncommitted_bytes = 0
     s.append_due = False
-    s.notice_due = s.notices_wanted = False
+    s.commit_broadcast_due = s.commit_broadcast_wanted = False
 
 
 def _drop_led_reads(s: State) -> None:

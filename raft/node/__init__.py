@@ -8,12 +8,12 @@ The promises, and where each is kept:
 * A read is settled when the local state holds everything that was acknowledged anywhere before the
   read arrived (`reads`).
 * A question to the leader's application is answered by one that leads when it gets it, perhaps more
-  than one (`questions`).
+  than one (`leader_rpc`).
 * No promise leaves before the disk holds it; messages to others leave before our own sync (`node`).
 * A member with a fresh, foreign or cut disk makes no promises that an earlier disk might contradict
-  (`admission`).
+  (`identity_check`).
 * A dead leader is replaced at once, a living one never for a lost connection (`failover`).
-* The state file follows behind the log (`write_behind`).
+* The state file follows behind the log (`checkpointer`).
 * A member that the log cannot help is brought an image of the state, which becomes its own in one step;
   the log is compacted with a bounded tail for those who lag (`snapshots`, `compaction`).
 
@@ -23,9 +23,12 @@ in the end, which closes log and state file. All methods belong to one event loo
 own, and chance comes from the generator given, so a virtual-time loop and a seed repeat a run.
 """
 
-from raft.node.config import NodeConfig
 from raft.node.envelope import count_operations
-from raft.node.errors import (
+from raft.node.leader_rpc import Answerer, OnReply
+from raft.node.node import Node
+from raft.node.node_config import NodeConfig
+from raft.node.node_errors import (
+    BackendBeyondLog,
     ChangeRefused,
     LearnerNotReady,
     NodeError,
@@ -35,24 +38,20 @@ from raft.node.errors import (
     OutcomeUnknown,
     ReadTimedOut,
     RequestTimedOut,
-    StateBeyondLog,
     Stopped,
     TooManyRequests,
     TransferFailed,
 )
-from raft.node.machine import Machine
-from raft.node.node import Node
-from raft.node.proposals import Settle
-from raft.node.questions import Answerer, AnswerSettle
-from raft.node.reads import ReadSettle
-from raft.node.status import NodeEvent, NodeStatistics, NodeStatus
+from raft.node.node_status import NodeEvent, NodeStatistics, NodeStatus
+from raft.node.proposals import OnResult
+from raft.node.reads import OnRead
+from raft.node.state_machine import StateMachine
 
 __all__ = [
-    "AnswerSettle",
     "Answerer",
+    "BackendBeyondLog",
     "ChangeRefused",
     "LearnerNotReady",
-    "Machine",
     "NoLeader",
     "NoSpace",
     "Node",
@@ -62,12 +61,13 @@ __all__ = [
     "NodeStatistics",
     "NodeStatus",
     "NotApplied",
+    "OnRead",
+    "OnReply",
+    "OnResult",
     "OutcomeUnknown",
-    "ReadSettle",
     "ReadTimedOut",
     "RequestTimedOut",
-    "Settle",
-    "StateBeyondLog",
+    "StateMachine",
     "Stopped",
     "TooManyRequests",
     "TransferFailed",

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 from raft.core.ready import ApplyWork
 from raft.core.types import Entry, EntryKind
-from raft.node.config import APPLY_SLICE_OPERATIONS_MAX, APPLY_SLICE_S
 from raft.node.envelope import decode_envelope
-from raft.node.machine import Machine
 from raft.node.membership import Membership
-from raft.node.proposals import Proposals, settle_batch
-from raft.storage.protocol import StateMark
+from raft.node.node_config import APPLY_SLICE_OPERATIONS_MAX, APPLY_SLICE_S
+from raft.node.proposals import Proposals, complete_batch
+from raft.node.state_machine import StateMachine
+from raft.storage.storage_protocol import Checkpoint
 
 
 class Applier:
@@ -24,13 +24,13 @@ class Applier:
     def __init__(
         self,
         *,
-        machine: Machine,
+        machine: StateMachine,
         proposals: Proposals,
         membership: Membership,
         member_id: int,
-        boot_id: int,
+        incarnation: int,
         clock: Callable[[], float],
-        start: StateMark,
+        start: Checkpoint,
         on_entry: Callable[[int], None],
         on_work: Callable[[int, int], None],
     ) -> None:
@@ -38,7 +38,7 @@ class Applier:
         self._proposals = proposals
         self._membership = membership
         self._member_id = member_id
-        self._boot_id = boot_id
+        self._incarnation = incarnation
         self._clock = clock
         """Loop time in seconds."""
         self._on_entry = on_entry
@@ -64,7 +64,7 @@ class Applier:
     def add(self, work: ApplyWork) -> None:
         self._works.append(work)
 
-    def begin_turn(self) -> None:
+    def begin_iteration(self) -> None:
         """A new turn of the loop has a whole slice to spend."""
         self._budget = APPLY_SLICE_OPERATIONS_MAX
         self._end_s = self._clock() + APPLY_SLICE_S
@@ -84,7 +84,7 @@ class Applier:
             self._on_work(entries[-1].index, work.nbytes)
         return True
 
-    def overtake(self, mark: StateMark) -> None:
+    def supersede(self, mark: Checkpoint) -> None:
         """The machine holds the image at `mark` now: what waits to be applied is part of it."""
         assert mark.index > self.applied, "an image must be news"
         self.applied = mark.index
@@ -111,12 +111,12 @@ class Applier:
         if kind is not EntryKind.NORMAL:
             self._membership.apply(entry)
             return
-        member_id, boot_id, counter, commands = decode_envelope(data)
+        member_id, incarnation, counter, commands = decode_envelope(data)
         batch = None
-        if boot_id == self._boot_id and member_id == self._member_id:
+        if incarnation == self._incarnation and member_id == self._member_id:
             batch = self._proposals.applied(counter, self._clock())
         outcomes = self._machine.apply(index, term, commands, batch is not None)
         self.operations += len(commands)
         self._budget -= len(commands)
         if batch is not None:
-            settle_batch(batch, outcomes)
+            complete_batch(batch, outcomes)

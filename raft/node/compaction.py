@@ -2,7 +2,7 @@
 
 What every member's log holds can go at once. For a member that lags, a bounded tail is kept, so that a
 short absence costs it a few entries and not a whole image; one that stays away longer is brought an image
-(`image_sender`). While an image travels the log is kept behind it, within a bound of its own, so that its
+(`snapshot_sender`). While an image travels the log is kept behind it, within a bound of its own, so that its
 receiver can go on from there.
 
 The log's new base is always an index at which an image of our own was durable, with its term and
@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from raft.core import RaftCore
 from raft.core.types import SnapshotMeta
-from raft.node.config import NodeConfig
-from raft.storage.protocol import LogWriter, StateMark
+from raft.node.node_config import NodeConfig
+from raft.storage.storage_protocol import Checkpoint, LogWriter
 
 TAIL_BYTES_MAX = 64 << 20
 """Bytes of the tail kept for members that lag: about the size of an image at which sending that instead
@@ -35,7 +35,7 @@ ENTRY_OVERHEAD_BYTES = 200
 class _Mark(NamedTuple):
     """An image that was durable once."""
 
-    mark: StateMark
+    mark: Checkpoint
     position: int
     """Bytes of all entries applied up to it, since start."""
 
@@ -55,7 +55,7 @@ class Compaction:
         """Oldest first, above the log's base, some entries apart: see `_spacing`."""
         self._spacing = max(1, config.compaction_entries // 4)
 
-    def consider(self, durable: StateMark, position: int) -> None:
+    def consider(self, durable: Checkpoint, position: int) -> None:
         """The state file holds `durable`, at `position` of all bytes applied: compact as far as is safe."""
         core, marks = self._core, self._marks
         while marks and marks[0].mark.index < core.first_index:
@@ -69,7 +69,7 @@ class Compaction:
         core.compact(base.index)
         self._log.compact(SnapshotMeta(base.index, base.term, base.conf))
 
-    def _choose(self, newest: _Mark) -> StateMark | None:
+    def _choose(self, newest: _Mark) -> Checkpoint | None:
         core, config = self._core, self._config
         # Work is applied in slices and reported whole: an image can be ahead of what the core calls applied.
         limit = core.applied

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from raft.core import RaftCore
-from raft.node.admission import Admission, CutGuard
 from raft.node.applying import Applier
+from raft.node.checkpointer import Checkpointer
+from raft.node.identity_check import IdentityCheck, TornTailGuard
+from raft.node.node_status import NodeStatistics, NodeStatus
 from raft.node.proposals import Proposals
 from raft.node.reads import Reads
 from raft.node.snapshots import Snapshots
-from raft.node.status import NodeStatistics, NodeStatus
-from raft.node.write_behind import WriteBehind
-from raft.storage.protocol import LogWriter
-from raft.transport.protocol import Transport
+from raft.storage.storage_protocol import LogWriter
+from raft.transport.transport_protocol import Transport
 
 
 def describe(
@@ -20,14 +20,14 @@ def describe(
     applier: Applier,
     proposals: Proposals,
     reads: Reads,
-    write_behind: WriteBehind,
-    admission: Admission,
-    cut_guard: CutGuard,
+    checkpointer: Checkpointer,
+    identity_check: IdentityCheck,
+    torn_tail_guard: TornTailGuard,
     snapshots: Snapshots,
     log: LogWriter,
     transport: Transport,
     leader_changes: int,
-    turns: int,
+    iterations: int,
 ) -> NodeStatus:
     """A consistent snapshot of this moment."""
     status = core.status()
@@ -41,15 +41,15 @@ def describe(
         applied=applier.applied,
         first_index=core.first_index,
         last_index=status.last_index,
-        durable_index=write_behind.durable.index,
-        admitted=admission.admitted,
-        trusted=not cut_guard.active,
+        durable_index=checkpointer.durable.index,
+        vote_eligible=identity_check.vote_eligible,
+        trusted=not torn_tail_guard.active,
         conf=status.conf,
         matched={peer.member: peer.match for peer in status.peers},
         waiting_operations=len(proposals.waiting),
         in_flight_operations=proposals.flight_count,
-        undurable_bytes=write_behind.undurable_bytes,
-        state_file_bytes=write_behind.state.size_bytes(),
+        undurable_bytes=checkpointer.undurable_bytes,
+        backend_bytes=checkpointer.state.size_bytes(),
         statistics=NodeStatistics(
             batches_proposed=proposals.batches,
             operations_proposed=proposals.operations,
@@ -58,12 +58,12 @@ def describe(
             read_rounds=reads.rounds,
             reads=reads.reads,
             leader_changes=leader_changes,
-            state_commits=write_behind.commits,
-            state_commit_buckets=tuple(write_behind.buckets),
-            state_commit_seconds=write_behind.seconds,
-            turns=turns,
+            state_commits=checkpointer.commits,
+            state_commit_buckets=tuple(checkpointer.buckets),
+            state_commit_seconds=checkpointer.seconds,
+            iterations=iterations,
         ),
-        images=snapshots.statistics(),
+        snapshots=snapshots.statistics(),
         writer=log.statistics(),
         peers=transport.statistics(),
     )

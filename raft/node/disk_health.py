@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from raft.core import RaftCore
 from raft.core.messages import Message, MessageType
-from raft.storage.protocol import LogWriter
+from raft.storage.storage_protocol import LogWriter
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +59,11 @@ class DiskHealth:
         alone = len(self._core.conf.voters) == 1
         return not self.full or alone or self._leaderless_ticks >= LEADERLESS_TICKS_MAX
 
-    def mute(self, message: Message) -> bool:
+    def drops_outbound(self, message: Message) -> bool:
         """Whether this message must not leave now."""
         return self.stalled and message.type in _SILENT_WHILE_STALLED
 
-    def deaf(self, message: Message) -> bool:
+    def drops_inbound(self, message: Message) -> bool:
         """Whether this message must not be heeded now."""
         return message.type is MessageType.TIMEOUT_NOW and not self.well
 
@@ -76,21 +76,21 @@ class DiskHealth:
             logger.warning("the log sync has ended")
             self.stalled = False
         if not self.well:
-            self._hand_leadership_on()
+            self._transfer_leadership()
 
     def on_stalled(self) -> None:
         if not self.stalled:
             logger.warning("a log sync hangs; this member stops leading until it ends")
             self.stalled = True
-            self._post(self._hand_leadership_on)
+            self._post(self._transfer_leadership)
 
     def on_space(self, available: bool) -> None:
         was_full, self.full = self.full, not available
         if self.full and not was_full:
             logger.warning("no space left for the log; this member takes no proposals until there is")
-            self._post(self._hand_leadership_on)
+            self._post(self._transfer_leadership)
 
-    def _hand_leadership_on(self) -> None:
+    def _transfer_leadership(self) -> None:
         core, status = self._core, self._core.status()
         if status.transferee:
             return  # whoever was asked last has an election timeout to take over

@@ -30,7 +30,7 @@ class Envelope(NamedTuple):
     """One decoded batch."""
 
     member_id: int
-    boot_id: int
+    incarnation: int
     """The process that made the batch: a replayed old batch settles nobody's request."""
     counter: int
     """Names the batch among those of its process; grows, and is never used twice."""
@@ -46,10 +46,10 @@ def count_operations(work: AppendWork) -> int:
     )
 
 
-def encode_envelope(member_id: int, boot_id: int, counter: int, commands: Sequence[bytes]) -> bytes:
+def encode_envelope(member_id: int, incarnation: int, counter: int, commands: Sequence[bytes]) -> bytes:
     """Pack a batch; one without commands only marks a place in the order."""
     count = len(commands)
-    header = _HEADER.pack(ENVELOPE_VERSION, member_id, boot_id, counter, count)
+    header = _HEADER.pack(ENVELOPE_VERSION, member_id, incarnation, counter, count)
     lengths = struct.pack(f">{count}I", *map(len, commands))
     return b"".join((header, lengths, *commands))
 
@@ -58,7 +58,7 @@ def decode_envelope(data: bytes) -> Envelope:
     """Unpack a batch; raise EnvelopeError on anything but a whole envelope of a known version."""
     if len(data) < _HEADER.size:
         raise EnvelopeError(f"entry of {len(data)} bytes is shorter than an envelope header")
-    version, member_id, boot_id, counter, count = _HEADER.unpack_from(data)
+    version, member_id, incarnation, counter, count = _HEADER.unpack_from(data)
     if version != ENVELOPE_VERSION:
         raise EnvelopeError(f"envelope version {version} is unknown; this code knows {ENVELOPE_VERSION}")
     position = _HEADER.size + 4 * count
@@ -71,4 +71,4 @@ def decode_envelope(data: bytes) -> Envelope:
         position = end
     if position != len(data):
         raise EnvelopeError(f"envelope of {len(data)} bytes announces {position}")
-    return Envelope(member_id, boot_id, counter, commands)
+    return Envelope(member_id, incarnation, counter, commands)

@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable
 
 from raft.core import RaftCore
-from raft.transport.protocol import Liveness, Transport
+from raft.transport.transport_protocol import Liveness, Transport
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from raft.transport.protocol import ForwardedBatch, ForwardRefused
+from raft.transport.transport_protocol import ForwardedBatch, ForwardRefused
 
 WINDOWS_MAX = 1024
 """Origins remembered in one term: members times their restarts in it. Of the processes that are not the
@@ -27,11 +27,11 @@ one behind a gap, and their first like one never taken."""
 class _Window:
     """What one process of one origin has sent for the term that is led."""
 
-    __slots__ = ("boot_id", "member_id", "next", "pending", "taken")
+    __slots__ = ("incarnation", "member_id", "next", "pending", "taken")
 
-    def __init__(self, member_id: int, boot_id: int) -> None:
+    def __init__(self, member_id: int, incarnation: int) -> None:
         self.member_id = member_id
-        self.boot_id = boot_id
+        self.incarnation = incarnation
         self.next = 1
         """The position expected next. Everything below is in the log, or in `pending`."""
         self.pending: deque[ForwardedBatch] = deque()
@@ -60,18 +60,18 @@ class Forwarding:
 
     def on_batch(self, member_id: int, batch: ForwardedBatch, leading_term: int) -> ForwardRefused | None:
         """Take a batch, or say from where on this origin is refused. `leading_term` is 0 for none."""
-        key = (member_id, batch.boot_id)
+        key = (member_id, batch.incarnation)
         window = self._windows.get(key)
         if leading_term != batch.term:
             if batch.term < self._term:
                 return None
             refused_from = window.next if window is not None and batch.term == self._term else 1
-            return ForwardRefused(batch.term, batch.boot_id, refused_from)
+            return ForwardRefused(batch.term, batch.incarnation, refused_from)
         assert leading_term == self._term, "lead() comes before the first batch of a term"
         if window is None:
             if len(self._windows) >= WINDOWS_MAX:
                 self._forget_one()
-            window = self._windows[key] = _Window(member_id, batch.boot_id)
+            window = self._windows[key] = _Window(member_id, batch.incarnation)
         if batch.counter == window.next:
             window.next += 1
             self._taken += 1
@@ -86,7 +86,7 @@ class Forwarding:
         latest = {window.member_id: window for window in by_use}
         for window in by_use:
             if window is not latest[window.member_id] and not window.pending:
-                del self._windows[window.member_id, window.boot_id]
+                del self._windows[window.member_id, window.incarnation]
                 return
 
     def pending(self) -> list[bytes]:
@@ -108,6 +108,8 @@ class Forwarding:
             if window.pending:
                 window.next = window.pending[0].counter
                 window.pending.clear()
-                refusals.append((window.member_id, ForwardRefused(self._term, window.boot_id, window.next)))
+                refusals.append(
+                    (window.member_id, ForwardRefused(self._term, window.incarnation, window.next))
+                )
         self.waiting.clear()
         return refusals

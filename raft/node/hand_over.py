@@ -13,45 +13,45 @@ from collections.abc import Callable, Iterator
 
 from raft.core import ProposalDropped, RaftCore
 from raft.core.types import Role
-from raft.node.admission import Admission
-from raft.node.config import RESEND_MS, TIMER_RESOLUTION_S, NodeConfig
+from raft.node.checkpointer import Checkpointer
 from raft.node.disk_health import DiskHealth
 from raft.node.forwarding import Forwarding
+from raft.node.identity_check import IdentityCheck
+from raft.node.node_config import RESEND_MS, TIMER_RESOLUTION_S, NodeConfig
+from raft.node.node_status import NodeEvent
 from raft.node.proposals import Batch, Proposals
 from raft.node.reads import Reads
-from raft.node.status import NodeEvent
-from raft.node.write_behind import WriteBehind
-from raft.transport.protocol import ForwardedBatch, ForwardRefused, Transport
+from raft.transport.transport_protocol import ForwardedBatch, ForwardRefused, Transport
 
 
-class HandOver:
+class ForwardToLeader:
     """The way of commands and reads from this member's queues to the leader. Called by the core's owner."""
 
     def __init__(
         self,
         *,
         config: NodeConfig,
-        boot_id: int,
+        incarnation: int,
         core: RaftCore,
         transport: Transport,
         proposals: Proposals,
         reads: Reads,
-        admission: Admission,
+        identity_check: IdentityCheck,
         disk: DiskHealth,
-        write_behind: WriteBehind,
+        checkpointer: Checkpointer,
         loop: asyncio.AbstractEventLoop,
         wake: Callable[[], None],
     ) -> None:
         self._config = config
         self._id = config.member_id
-        self._boot_id = boot_id
+        self._incarnation = incarnation
         self._core = core
         self._transport = transport
         self._proposals = proposals
         self._reads = reads
-        self._admission = admission
+        self._identity_check = identity_check
         self._disk = disk
-        self._write_behind = write_behind
+        self._checkpointer = checkpointer
         self._loop = loop
         self._wake = wake
         """Plans a turn of the owner."""
@@ -69,7 +69,7 @@ class HandOver:
         self._send_blocked = False
         self._proposals.expire(now_s, self._core.leader)
         self._reads.sweep(now_s)
-        if now_s >= self._proposals.handed_over_s + RESEND_MS / 1000:
+        if now_s >= self._proposals.forwarded_s + RESEND_MS / 1000:
             self._send_again(now_s)
 
     def connected(self, member_id: int) -> None:
@@ -84,7 +84,7 @@ class HandOver:
         if other_leader:
             self._reads.restart()
             self._send_blocked = False
-            self._heard = (event.term, event.leader, self._admission.boot_id(event.leader))
+            self._heard = (event.term, event.leader, self._identity_check.incarnation(event.leader))
         if event.role is Role.LEADER:
             self._forwarding.lead(event.term)
         else:
@@ -101,10 +101,10 @@ class HandOver:
         if refusal is not None:
             self._transport.send(member_id, refusal)
 
-    def on_refused(self, member_id: int, boot_id: int, message: ForwardRefused) -> None:
+    def on_refused(self, member_id: int, incarnation: int, message: ForwardRefused) -> None:
         """A leader takes ours no more."""
-        if message.boot_id == self._boot_id:
-            self._proposals.refused(message.term, member_id, boot_id, message.counter)
+        if message.incarnation == self._incarnation:
+            self._proposals.refused(message.term, member_id, incarnation, message.counter)
 
     def cancel(self) -> None:
         """The member ends."""
@@ -116,21 +116,21 @@ class HandOver:
     def run(self, now_s: float) -> None:
         """Hand over what waits and may go; in every round of the owner's turn."""
         if self._proposals.waiting or self._forwarding.waiting or self._proposals.marker_due:
-            self._hand_over(now_s)
+            self._forward(now_s)
         if self._reads.waiting:
             self._begin_reads(now_s)
 
-    def _hand_over(self, now_s: float) -> None:
+    def _forward(self, now_s: float) -> None:
         """Give waiting commands to whoever leads."""
         core, leader = self._core, self._core.leader
         if leader == self._id:
-            self._hand_over_here(now_s)
+            self._propose_here(now_s)
         elif leader and not self._forwarding_only() and not self._send_blocked:
-            boot_id = self._leader_process()
-            if boot_id is None or not self._proposals.open_window(core.term, leader, boot_id):
+            incarnation = self._leader_process()
+            if incarnation is None or not self._proposals.open_window(core.term, leader, incarnation):
                 return
             for batch in self._take_batches(now_s):
-                message = ForwardedBatch(core.term, self._boot_id, batch.position, batch.data)
+                message = ForwardedBatch(core.term, self._incarnation, batch.position, batch.data)
                 if not self._transport.send(leader, message):
                     self._proposals.take_back(batch)
                     self._send_blocked = True
@@ -142,17 +142,17 @@ class HandOver:
 
     def _leader_process(self) -> int | None:
         """The process that leads, as it said itself; None if we lead, or it may be gone."""
-        core, boot_id = self._core, self._admission.boot_id(self._core.leader)
-        return boot_id if (core.term, core.leader, boot_id) == self._heard else None
+        core, incarnation = self._core, self._identity_check.incarnation(self._core.leader)
+        return incarnation if (core.term, core.leader, incarnation) == self._heard else None
 
-    def _hand_over_here(self, now_s: float) -> None:
+    def _propose_here(self, now_s: float) -> None:
         """We lead: our own commands and the forwarded batches of the turn, in one proposal."""
-        if self._write_behind.full or not self._disk.well:
+        if self._checkpointer.full or not self._disk.well:
             return
         datas = self._forwarding.pending()
         batches: list[Batch] = []
         if not self._forwarding_only() and self._proposals.open_window(
-            self._core.term, self._id, self._boot_id
+            self._core.term, self._id, self._incarnation
         ):
             batches.extend(self._take_batches(now_s))
             datas.extend(batch.data for batch in batches)
@@ -165,7 +165,7 @@ class HandOver:
             for batch in reversed(batches):
                 self._proposals.take_back(batch)
         else:
-            self._core.hasten_notices(self._forwarding.appended())
+            self._core.hasten_commit_broadcast(self._forwarding.appended())
 
     def _take_batches(self, now_s: float) -> Iterator[Batch]:
         proposals = self._proposals
@@ -181,10 +181,10 @@ class HandOver:
 
     def _send_again(self, now_s: float) -> None:
         """Send everything in flight to the leader once more; it takes each batch once."""
-        leader, boot_id = self._core.leader, self._leader_process()
-        if boot_id is None:
+        leader, incarnation = self._core.leader, self._leader_process()
+        if incarnation is None:
             return
-        for message in self._proposals.unapplied(self._core.term, leader, boot_id, now_s):
+        for message in self._proposals.unapplied(self._core.term, leader, incarnation, now_s):
             if not self._transport.send(leader, message):
                 return
 

@@ -24,12 +24,12 @@ from collections.abc import Callable
 
 from raft.core import ProposalDropped, RaftCore
 from raft.core.confchange import ConfChange, ConfStep, ConfStepKind, apply_change, members_of
-from raft.core.errors import ConfChangeRefused, DropReason
+from raft.core.core_errors import ConfChangeRefused, DropReason
 from raft.core.messages import Message, MessageType
 from raft.core.types import ConfState, Entry, Role
-from raft.node.config import RESEND_MS, NodeConfig
 from raft.node.envelope import decode_envelope, encode_envelope
-from raft.node.errors import (
+from raft.node.node_config import RESEND_MS, NodeConfig
+from raft.node.node_errors import (
     ChangeRefused,
     LearnerNotReady,
     NodeError,
@@ -40,10 +40,10 @@ from raft.node.errors import (
     Stopped,
     TooManyRequests,
 )
-from raft.node.machine import Machine
-from raft.node.proposals import Settle
+from raft.node.proposals import OnResult
+from raft.node.state_machine import StateMachine
 from raft.node.transfer import best_successor
-from raft.transport.protocol import Hello, Transport
+from raft.transport.transport_protocol import Handshake, Transport
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +73,12 @@ _NOT_APPENDED, _NOT_READY, _DOES_NOT_FIT = 1, 2, 3
 class _Request:
     """A change asked for here and not settled."""
 
-    __slots__ = ("change", "counter", "deadline_s", "sent_s", "settle", "target")
+    __slots__ = ("change", "counter", "deadline_s", "on_result", "sent_s", "target")
 
-    def __init__(self, change: ConfChange, counter: int, settle: Settle, deadline_s: float) -> None:
+    def __init__(self, change: ConfChange, counter: int, on_result: OnResult, deadline_s: float) -> None:
         self.change = change
         self.counter = counter
-        self.settle = settle
+        self.on_result = on_result
         self.deadline_s = deadline_s
         self.target: tuple[int, int, int] | None = None
         """(term, leader, its process) it was handed to; None while it is certainly in no log."""
@@ -105,10 +105,10 @@ class Membership:
         self,
         *,
         config: NodeConfig,
-        boot_id: int,
+        incarnation: int,
         core: RaftCore,
         transport: Transport,
-        machine: Machine,
+        machine: StateMachine,
         conf: ConfState,
         process_of: Callable[[int], int | None],
         loop: asyncio.AbstractEventLoop,
@@ -118,7 +118,7 @@ class Membership:
     ) -> None:
         self._config = config
         self._id = config.member_id
-        self._boot_id = boot_id
+        self._incarnation = incarnation
         self._removal_s = REMOVAL_TICKS * config.heartbeat_interval_ms / 1000
         self._core = core
         self._transport = transport
@@ -151,7 +151,7 @@ class Membership:
         self._yielded_term = 0
         """The term in which this leader last tried to hand over, because it is to be removed."""
         self._closed = False
-        self._expelled_by: dict[int, None] = {}
+        self._removed_by: dict[int, None] = {}
         """Members who said that this one was removed."""
         self._leaving = False
         self.removed = False
@@ -159,23 +159,23 @@ class Membership:
 
     # -- asked from above
 
-    def change(self, change: ConfChange, command: bytes, settle: Settle) -> None:
+    def change(self, change: ConfChange, command: bytes, on_result: OnResult) -> None:
         """Have the change made; `settle(outcome, error)` is called once, with the machine's outcome.
 
         NotApplied errors are certain, LearnerNotReady and ChangeRefused among them; OutcomeUnknown ones
         are not. Never raises.
         """
         if self._closed:
-            settle(None, Stopped("server stopped"))
+            on_result(None, Stopped("server stopped"))
             return
         if len(self._waiting) >= CHANGES_WAITING_MAX:
-            settle(None, TooManyRequests("too many requests"))
+            on_result(None, TooManyRequests("too many requests"))
             return
         self._counter += 1
         deadline_s = self._clock() + self._config.request_timeout_ms / 1000
-        context = encode_envelope(self._id, self._boot_id, self._counter, [command])
+        context = encode_envelope(self._id, self._incarnation, self._counter, [command])
         change = change._replace(context=context)
-        self._waiting.append(_Request(change, self._counter, settle, deadline_s))
+        self._waiting.append(_Request(change, self._counter, on_result, deadline_s))
         self._wake()
 
     def connected_seconds(self) -> dict[int, float]:
@@ -184,11 +184,11 @@ class Membership:
         up = self._transport.connected_peers()
         return {member: now_s - since for member, since in self._connected_s.items() if member in up}
 
-    def overtaken(self) -> None:
+    def superseded(self) -> None:
         """The state is now an image, which may hold the change that was handed over."""
         for request in [one for one in self._waiting if one.target is not None]:
             self._waiting.remove(request)
-            request.settle(None, OutcomeUnknown("overtaken by an image of the state; it may be made"))
+            request.on_result(None, OutcomeUnknown("overtaken by an image of the state; it may be made"))
 
     def close(self) -> None:
         """The member stops: settle everything."""
@@ -196,20 +196,20 @@ class Membership:
         while self._waiting:
             request = self._waiting.popleft()
             if request.target is None:
-                request.settle(None, Stopped("server stopped"))
+                request.on_result(None, Stopped("server stopped"))
             else:
-                request.settle(None, OutcomeUnknown("stopped; the change may be made"))
+                request.on_result(None, OutcomeUnknown("stopped; the change may be made"))
 
     # -- who belongs to the cluster
 
-    def admits(self, hello: Hello) -> bool:
+    def accepts(self, handshake: Handshake) -> bool:
         """Whether the sender of a hello that shows our cluster may speak: False once it was removed."""
-        member = hello.member_id
+        member = handshake.member_id
         if self._machine.is_removed(member):
             return False
-        if member not in members_of(self.conf) and hello.urls != self._acquaintances.get(member):
+        if member not in members_of(self.conf) and handshake.urls != self._acquaintances.get(member):
             logger.info("member %x is not known here yet; listening to it", member)
-            self._acquaintances[member] = hello.urls
+            self._acquaintances[member] = handshake.urls
             self.refresh()
         return True
 
@@ -241,9 +241,9 @@ class Membership:
         if self._machine.is_removed(self._id):
             self._remove()
 
-    def expelled(self, by: int) -> None:
+    def on_removed(self, by: int) -> None:
         """A member says that this one was removed."""
-        self._expelled_by[by] = None
+        self._removed_by[by] = None
         self._remove()
 
     def _remove(self) -> None:
@@ -262,7 +262,7 @@ class Membership:
             patience_s = REMOVAL_PATIENCE_TICKS * self._config.heartbeat_interval_ms / 1000
             self._loop.call_later(patience_s, self._leave, REMOVED_REASON)
         others = [voter for voter in self.conf.voters if voter != self._id]
-        dismissed = sum(other in self._expelled_by for other in others) > len(others) // 2
+        dismissed = sum(other in self._removed_by for other in others) > len(others) // 2
         asking = any(request.target is not None for request in self._waiting)
         if dismissed and not asking and not self._leaving:
             self._leaving = True
@@ -290,18 +290,18 @@ class Membership:
         if self._forwarded:
             self._append_forwarded()
         if self._waiting and self._waiting[0].target is None:
-            self._hand_over(self._waiting[0])
+            self._forward(self._waiting[0])
 
     def tick(self, now_s: float) -> None:
         """Send again what may be lost, and give up what has waited too long."""
         for request in [one for one in self._waiting if one.deadline_s <= now_s]:
             self._waiting.remove(request)
             if request.target is not None:
-                request.settle(None, RequestTimedOut("request timed out; it may be applied later"))
+                request.on_result(None, RequestTimedOut("request timed out; it may be applied later"))
             elif self._core.leader:
-                request.settle(None, NotApplied("timed out before the change could be proposed"))
+                request.on_result(None, NotApplied("timed out before the change could be proposed"))
             else:
-                request.settle(None, NoLeader("no leader"))
+                request.on_result(None, NoLeader("no leader"))
         while self._forwarded and self._forwarded[0].deadline_s <= now_s:
             self._forwarded.popleft()
         if self._waiting:
@@ -312,10 +312,10 @@ class Membership:
         if self.removed:
             self._remove()
 
-    def on_message(self, member: int, boot_id: int, message: Message) -> None:
+    def on_message(self, member: int, incarnation: int, message: Message) -> None:
         """A change handed to us, or the refusal of one of ours."""
         if message.reject:
-            self._refused(member, boot_id, message)
+            self._refused(member, incarnation, message)
             return
         core = self._core
         if len(message.entries) != 1 or message.term < self._led_term:
@@ -329,7 +329,7 @@ class Membership:
         except ValueError:
             logger.warning("member %x forwards what is no membership change", member)
             return
-        origin = (envelope.member_id, envelope.boot_id)
+        origin = (envelope.member_id, envelope.incarnation)
         counter = envelope.counter
         if message.term == self._led_term and counter <= self._appended.get(origin, 0):
             return  # has it already
@@ -369,9 +369,9 @@ class Membership:
         outcome: object = None
         counter = 0
         if change.context:
-            member, boot_id, counter, commands = decode_envelope(change.context)
+            member, incarnation, counter, commands = decode_envelope(change.context)
             accepted, outcome = self._machine.apply_change(entry.index, entry.term, commands[0], accepted)
-            if (member, boot_id) != (self._id, self._boot_id):
+            if (member, incarnation) != (self._id, self._incarnation):
                 counter = 0
         if accepted:
             self.conf = self._core.apply_conf(change)
@@ -380,19 +380,19 @@ class Membership:
             self.refresh()
             self._wake()  # the core may have something to say about it
         if counter:
-            self._settle(counter, outcome)
+            self._complete(counter, outcome)
 
-    def _settle(self, counter: int, outcome: object) -> None:
+    def _complete(self, counter: int, outcome: object) -> None:
         for request in self._waiting:
             if request.counter == counter:
                 self._waiting.remove(request)
-                request.settle(outcome, None)
+                request.on_result(outcome, None)
                 self._wake()  # for the next one
                 return
 
     # -- handing over
 
-    def _hand_over(self, request: _Request) -> None:
+    def _forward(self, request: _Request) -> None:
         core = self._core
         if core.leader != self._id:
             if core.leader:
@@ -400,11 +400,11 @@ class Membership:
             return
         refusal = self._append(request.change)
         if refusal is None:
-            request.target = (core.term, self._id, self._boot_id)
+            request.target = (core.term, self._id, self._incarnation)
             request.sent_s = self._clock()
         elif refusal != _NOT_APPENDED:
             self._waiting.popleft()
-            request.settle(None, _error_of(refusal))
+            request.on_result(None, _error_of(refusal))
 
     def _send(self, request: _Request) -> None:
         """Hand a change to the leader, or once more to the one that may have missed it."""
@@ -468,7 +468,9 @@ class Membership:
             core.propose_conf(change)
         except ProposalDropped as dropped:
             return _DOES_NOT_FIT if dropped.reason is DropReason.CONF_INVALID else _NOT_APPENDED
-        core.hasten_notices(members_of(core.conf))  # whom it removes hears nothing more once we apply it
+        core.hasten_commit_broadcast(
+            members_of(core.conf)
+        )  # whom it removes hears nothing more once we apply it
         return None
 
     def _learners_ready(self, change: ConfChange) -> bool:
@@ -496,13 +498,13 @@ class Membership:
         message.context = counter
         self._transport.send(member, message)
 
-    def _refused(self, member: int, boot_id: int, message: Message) -> None:
+    def _refused(self, member: int, incarnation: int, message: Message) -> None:
         for request in self._waiting:
-            if request.counter == message.context and request.target == (message.term, member, boot_id):
+            if request.counter == message.context and request.target == (message.term, member, incarnation):
                 request.target = None
                 if message.reject_hint != _NOT_APPENDED:
                     self._waiting.remove(request)
-                    request.settle(None, _error_of(message.reject_hint))
+                    request.on_result(None, _error_of(message.reject_hint))
                 return
 
 

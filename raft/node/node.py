@@ -27,47 +27,47 @@ from raft.core import BootState, Config, RaftCore
 from raft.core.messages import Message, MessageType
 from raft.core.ready import AppendWork, Ready
 from raft.core.types import ConfState, Role
-from raft.node.admission import HELD_MESSAGES_MAX, Admission, CutGuard
 from raft.node.applying import Applier
-from raft.node.config import (
-    INBOX_MAX,
-    INBOX_PER_TURN_MAX,
-    TICKS_PER_STALL_MAX,
-    TURN_ROUNDS_MAX,
-    NodeConfig,
-)
+from raft.node.checkpointer import Checkpointer
+from raft.node.commit_broadcast import CommitBroadcast
 from raft.node.description import describe
 from raft.node.disk_health import DiskHealth
-from raft.node.errors import NoSpace, OutcomeUnknown, StateBeyondLog, Stopped, TooManyRequests
 from raft.node.failover import Failover
-from raft.node.hand_over import HandOver
-from raft.node.machine import Machine
+from raft.node.hand_over import ForwardToLeader
+from raft.node.identity_check import HELD_MESSAGES_MAX, IdentityCheck, TornTailGuard
+from raft.node.leader_rpc import Answerer, LeaderRpc, OnReply
 from raft.node.membership import Membership
-from raft.node.notices import CommitNotices
+from raft.node.node_config import (
+    INBOX_MAX,
+    INBOX_PER_ITERATION_MAX,
+    ITERATION_ROUNDS_MAX,
+    TICKS_PER_STALL_MAX,
+    NodeConfig,
+)
+from raft.node.node_errors import BackendBeyondLog, NoSpace, OutcomeUnknown, Stopped, TooManyRequests
+from raft.node.node_status import NodeEvent, NodeStatus
 from raft.node.outbox import Outbox
-from raft.node.proposals import Proposals, Settle
-from raft.node.questions import Answerer, AnswerSettle, Questions
-from raft.node.reads import Reads, ReadSettle
+from raft.node.proposals import OnResult, Proposals
+from raft.node.reads import OnRead, Reads
 from raft.node.snapshots import Snapshots
-from raft.node.status import NodeEvent, NodeStatus
+from raft.node.state_machine import StateMachine
 from raft.node.transfer import Transfer
-from raft.node.write_behind import WriteBehind
-from raft.storage.images import ImageStore
-from raft.storage.protocol import LogWriter, Recovered, StateFile, StateMark
-from raft.transport.protocol import (
-    Answer,
-    DiskRecorded,
+from raft.storage.snapshot_store import SnapshotStore
+from raft.storage.storage_protocol import Backend, Checkpoint, LogWriter, Recovered
+from raft.transport.liveness import HANDSHAKE_FORMAT_VERSION
+from raft.transport.transport_protocol import (
     ForwardedBatch,
     ForwardRefused,
-    Hello,
-    HelloAnswer,
-    ImageOffer,
-    ImageSink,
+    Handshake,
+    HandshakeReply,
+    LeaderReply,
+    LeaderRequest,
     PeerMessage,
-    Question,
+    ReplicaRecorded,
+    SnapshotOffer,
+    SnapshotSink,
     Transport,
 )
-from raft.transport.rules import HELLO_FORMAT_VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ _InboxItem = _FromPeer | AppendWork | Callable[[], None]
 
 
 class Node:
-    """A member of the cluster, from `start` to `stop`. Implements `raft.transport.protocol.Receiver`.
+    """A member of the cluster, from `start` to `stop`. Implements `raft.transport.transport_protocol.Receiver`.
 
     Every method is called in the event loop that ran `start`.
     """
@@ -89,19 +89,19 @@ class Node:
         config: NodeConfig,
         recovered: Recovered,
         log: LogWriter,
-        state: StateFile,
-        images: ImageStore,
+        state: Backend,
+        snapshot_store: SnapshotStore,
         transport: Transport,
-        machine: Machine,
+        machine: StateMachine,
         rng: random.Random,
-        boot_id: int,
+        incarnation: int,
         fatal: Callable[[str], None],
         peer_urls: tuple[str, ...] = (),
-        found_voters: Sequence[int] | None = None,
+        bootstrap_voters: Sequence[int] | None = None,
     ) -> None:
-        """`boot_id`: 64 fresh random bits. `fatal(reason)` is called once, when the process must end.
+        """`incarnation`: 64 fresh random bits. `fatal(reason)` is called once, when the process must end.
 
-        `peer_urls`: where others reach this member. `found_voters`: the voters of the running cluster
+        `peer_urls`: where others reach this member. `bootstrap_voters`: the voters of the running cluster
         that it was founded to join; None for a member that began with its cluster.
         """
         config.validate()
@@ -111,22 +111,22 @@ class Node:
         self._tick_s = config.heartbeat_interval_ms / 1000
         self._timeout_s = config.request_timeout_ms / 1000
         self._id = config.member_id
-        self._boot_id = boot_id
+        self._incarnation = incarnation
         self._recovered = recovered
         self._log = log
         self._state = state
-        self._images = images
+        self._snapshot_store = snapshot_store
         self._transport = transport
         self._machine = machine
         self._rng = rng
         self._fatal = fatal
         self._peer_urls = peer_urls
-        self._found_voters = found_voters
-        self._proposals = Proposals(config, boot_id)
-        self._reads = Reads(boot_id, gather_s=config.gather_ms / 1000, linger_s=config.linger_ms / 1000)
-        self._questions = Questions(
+        self._bootstrap_voters = bootstrap_voters
+        self._proposals = Proposals(config, incarnation)
+        self._reads = Reads(incarnation, gather_s=config.gather_ms / 1000, linger_s=config.linger_ms / 1000)
+        self._leader_rpc = LeaderRpc(
             member_id=config.member_id,
-            boot_id=boot_id,
+            incarnation=incarnation,
             leader=lambda: self._core.leader,
             clock=lambda: self._loop.time(),
             send=transport.send,
@@ -135,7 +135,7 @@ class Node:
         """Whatever the core has to hear, in order of arrival. Bounded by INBOX_MAX for peer messages."""
         self._held: dict[int, list[_FromPeer]] = {}
         """Messages of members whose disk is being recorded. At most HELD_MESSAGES_MAX each."""
-        self._turns = 0
+        self._iterations = 0
         self._leader_changes = 0
         self._seen = NodeEvent(0, 0, Role.FOLLOWER)
         """What subscribers were last told."""
@@ -143,7 +143,7 @@ class Node:
         self.on_applied: Callable[[], None] = lambda: None
         """Called in the loop after each turn in which entries were applied; set before `start`."""
         self._installed_listeners: list[Callable[[int], None]] = []
-        self._turn_planned = False
+        self._iteration_scheduled = False
         self._ticks_due = 0
         """Ticks to deliver in the next turn, at most TICKS_PER_STALL_MAX."""
         self._tick_at_s = 0.0
@@ -159,22 +159,22 @@ class Node:
     async def start(self) -> None:
         """Load the state image, join the peers, begin to tick.
 
-        Raises StateBeyondLog when log and state file do not belong together, and whatever the state
+        Raises BackendBeyondLog when log and state file do not belong together, and whatever the state
         file, the machine and the transport raise.
         """
         self._loop = asyncio.get_running_loop()
         mark = await self._load()
         conf = mark.conf if mark.conf.voters else self._recovered.snapshot.conf
         self._core = self._make_core(mark, conf)
-        hello = Hello(
-            format_version=HELLO_FORMAT_VERSION,
+        handshake = Handshake(
+            format_version=HANDSHAKE_FORMAT_VERSION,
             cluster_id=self._config.cluster_id,
             member_id=self._id,
             disk_id=self._recovered.identity.disk_id,
-            boot_id=self._boot_id,
+            incarnation=self._incarnation,
             urls=self._peer_urls,
         )
-        self._meet(conf, hello)
+        self._meet(conf, handshake)
         self._join(mark)
         self._recovered = replace(self._recovered, entries=())  # the core holds them now
         self._ended = False
@@ -184,43 +184,43 @@ class Node:
         self._tick_at_s = self._loop.time() + self._rng.random() * self._tick_s
         self._tick_timer = self._loop.call_at(self._tick_at_s, self._on_tick)
         try:
-            await self._transport.start(hello, self)
+            await self._transport.start(handshake, self)
         except BaseException:
             self._end()
             raise
         self._wake()
 
-    def _meet(self, conf: ConfState, hello: Hello) -> None:
+    def _meet(self, conf: ConfState, handshake: Handshake) -> None:
         """Make the parts that know the members."""
         self.membership = Membership(
             config=self._config,
-            boot_id=self._boot_id,
+            incarnation=self._incarnation,
             core=self._core,
             transport=self._transport,
             machine=self._machine,
             conf=conf,
-            process_of=lambda member_id: self._admission.boot_id(member_id),
+            process_of=lambda member_id: self._identity_check.incarnation(member_id),
             loop=self._loop,
             wake=self._wake,
-            adopted=lambda new: self._cut_guard.voters_changed((*new.voters, *new.voters_outgoing)),
+            adopted=lambda new: self._torn_tail_guard.voters_changed((*new.voters, *new.voters_outgoing)),
             leave=self._leave,
         )
         self.transfer = Transfer(self._config, self._core, self._transport, self._loop, self._wake)
-        self._admission = Admission(
-            hello=hello,
+        self._identity_check = IdentityCheck(
+            handshake=handshake,
             recovered=self._recovered,
-            voters=conf.voters if self._found_voters is None else self._found_voters,
-            admits=self.membership.admits,
-            expelled=self.membership.expelled,
+            voters=conf.voters if self._bootstrap_voters is None else self._bootstrap_voters,
+            accepts=self.membership.accepts,
+            on_removed=self.membership.on_removed,
             log=self._log,
             recorded=self._peer_recorded,
             new_process=self._peer_restarted,
         )
-        self._cut_guard = CutGuard(self._recovered, conf.voters, self._log.record_admitted)
+        self._torn_tail_guard = TornTailGuard(self._recovered, conf.voters, self._log.record_vote_eligible)
 
-    def _join(self, mark: StateMark) -> None:
+    def _join(self, mark: Checkpoint) -> None:
         """Make the parts that work around the core."""
-        self._write_behind = WriteBehind(
+        self._checkpointer = Checkpointer(
             config=self._config,
             machine=self._machine,
             state=self._state,
@@ -234,10 +234,10 @@ class Node:
             proposals=self._proposals,
             membership=self.membership,
             member_id=self._id,
-            boot_id=self._boot_id,
+            incarnation=self._incarnation,
             clock=self._loop.time,
             start=mark,
-            on_entry=lambda nbytes: self._write_behind.applied(nbytes, self._loop.time()),
+            on_entry=lambda nbytes: self._checkpointer.applied(nbytes, self._loop.time()),
             on_work=self._core.on_apply_done,
         )
         self._disk = DiskHealth(
@@ -262,12 +262,12 @@ class Node:
             config=self._config,
             core=self._core,
             log=self._log,
-            images=self._images,
+            snapshot_store=self._snapshot_store,
             transport=self._transport,
             machine=self._machine,
-            admission=self._admission,
+            identity_check=self._identity_check,
             membership=self.membership,
-            write_behind=self._write_behind,
+            checkpointer=self._checkpointer,
             applier=self._applier,
             proposals=self._proposals,
             reads=self._reads,
@@ -280,23 +280,23 @@ class Node:
             log=self._log,
             transport=self._transport,
             disk=self._disk,
-            cut_guard=self._cut_guard,
+            torn_tail_guard=self._torn_tail_guard,
             loop=self._loop,
             completed=self._append_done,
-            wish=self.snapshots.wish,
+            snapshot_request=self.snapshots.snapshot_request,
             install=self.snapshots.log_names,
         )
-        self._notices = CommitNotices(self._core, self._loop, self._post)
-        self._hand_over = HandOver(
+        self._commit_broadcast = CommitBroadcast(self._core, self._loop, self._post)
+        self._forward = ForwardToLeader(
             config=self._config,
-            boot_id=self._boot_id,
+            incarnation=self._incarnation,
             core=self._core,
             transport=self._transport,
             proposals=self._proposals,
             reads=self._reads,
-            admission=self._admission,
+            identity_check=self._identity_check,
             disk=self._disk,
-            write_behind=self._write_behind,
+            checkpointer=self._checkpointer,
             loop=self._loop,
             wake=self._wake,
         )
@@ -310,8 +310,8 @@ class Node:
             self._end()
         async with AsyncExitStack() as steps:  # from the last to the first; all are taken, whichever fails
             steps.push_async_callback(self._log.close)
-            steps.push_async_callback(lambda: self._write_behind.state.close())
-            steps.push_async_callback(self._write_behind.close, flush=not failed)
+            steps.push_async_callback(lambda: self._checkpointer.state.close())
+            steps.push_async_callback(self._checkpointer.close, flush=not failed)
             steps.push_async_callback(self.snapshots.close)
             steps.push_async_callback(self._failover.close)
             steps.push_async_callback(self._transport.close)
@@ -326,20 +326,20 @@ class Node:
             return
         logger.critical("member %x stops: %s", self._id, reason)
         self._end()
-        self._transport.sever()
+        self._transport.reset_connections()
         self._fatal(reason)
 
     def _end(self) -> None:
         self._ended = True
         if self._tick_timer is not None:
             self._tick_timer.cancel()
-        self._hand_over.cancel()
+        self._forward.cancel()
         self._outbox.close()
         self.snapshots.cancel()
         self._failover.cancel()
         self._proposals.fail_all(Stopped("server stopped"), OutcomeUnknown("stopped; it may be applied"))
         self._reads.fail_all(Stopped("server stopped"))
-        self._questions.fail_all(Stopped("server stopped"))
+        self._leader_rpc.fail_all(Stopped("server stopped"))
         self.membership.close()
         self.transfer.close()
 
@@ -349,12 +349,12 @@ class Node:
             self._end()
             self._fatal(reason)
 
-    async def _load(self) -> StateMark:
+    async def _load(self) -> Checkpoint:
         base, entries = self._recovered.snapshot, self._recovered.entries
         mark = await self._state.mark()
         last = base.index + len(entries)
         if not base.index <= mark.index <= last:
-            raise StateBeyondLog(
+            raise BackendBeyondLog(
                 f"the state file stands at index {mark.index}, the log holds {base.index} to {last}: damage"
             )
         async for rows in self._state.scan(b"", None):
@@ -362,9 +362,11 @@ class Node:
         self._machine.load_done()
         return mark
 
-    def _make_core(self, mark: StateMark, conf: ConfState) -> RaftCore:
+    def _make_core(self, mark: Checkpoint, conf: ConfState) -> RaftCore:
         recovered = self._recovered
-        config = Config(member_id=self._id, election_ticks=self._config.election_ticks, notices_deferred=True)
+        config = Config(
+            member_id=self._id, election_ticks=self._config.election_ticks, commit_broadcast_deferred=True
+        )
         boot = BootState(
             hard_state=recovered.hard_state,
             snapshot=recovered.snapshot,
@@ -376,48 +378,48 @@ class Node:
 
     # ------------------------------------------------------------------ asked from above
 
-    def propose(self, command: bytes, settle: Settle) -> None:
+    def propose(self, command: bytes, on_result: OnResult) -> None:
         """Have `command` applied; `settle(outcome, error)` is called once. Never raises.
 
         NotApplied errors are certain; OutcomeUnknown ones are not. Commands are applied in the order
         of their proposal, except around those whose outcome is unknown.
         """
         if self._ended:
-            settle(None, Stopped("server stopped"))
+            on_result(None, Stopped("server stopped"))
         elif self._disk.full and self.is_leader:
-            settle(None, NoSpace("no space left for the log"))
-        elif self._write_behind.full:
-            settle(None, TooManyRequests("too much is applied that the state file does not hold yet"))
-        elif self._proposals.offer(command, settle, self._loop.time() + self._timeout_s):
+            on_result(None, NoSpace("no space left for the log"))
+        elif self._checkpointer.full:
+            on_result(None, TooManyRequests("too much is applied that the state file does not hold yet"))
+        elif self._proposals.offer(command, on_result, self._loop.time() + self._timeout_s):
             self._wake()
         else:
-            settle(None, TooManyRequests("too many requests"))
+            on_result(None, TooManyRequests("too many requests"))
 
-    def read_barrier(self, settle: ReadSettle) -> None:
+    def read_barrier(self, on_result: OnRead) -> None:
         """Call `settle(None)` once the local state holds everything acknowledged before this call.
 
         Otherwise `settle(error)`: ReadTimedOut, TooManyRequests or Stopped. Never raises.
         """
         if self._ended:
-            settle(Stopped("server stopped"))
-        elif self._reads.offer(settle, self._loop.time() + self._timeout_s):
+            on_result(Stopped("server stopped"))
+        elif self._reads.offer(on_result, self._loop.time() + self._timeout_s):
             self._wake()
         else:
-            settle(TooManyRequests("too many requests"))
+            on_result(TooManyRequests("too many requests"))
 
-    def ask_leader(self, data: bytes, settle: AnswerSettle) -> None:
+    def call_leader(self, data: bytes, on_result: OnReply) -> None:
         """Have the leader's `answer_with` answer `data`; `settle(answer, error)` is called once.
 
         Never raises. Errors: ReadTimedOut, NoLeader, TooManyRequests or Stopped. It may be asked twice.
         """
         if self._ended:
-            settle(b"", Stopped("server stopped"))
+            on_result(b"", Stopped("server stopped"))
         else:
-            self._questions.ask(data, settle, self._loop.time() + self._timeout_s)
+            self._leader_rpc.ask(data, on_result, self._loop.time() + self._timeout_s)
 
     def answer_with(self, answerer: Answerer) -> None:
         """Whom to pass the questions to that reach this member while it leads."""
-        self._questions.answerer = answerer
+        self._leader_rpc.answerer = answerer
 
     @property
     def member_id(self) -> int:
@@ -455,14 +457,14 @@ class Node:
             applier=self._applier,
             proposals=self._proposals,
             reads=self._reads,
-            write_behind=self._write_behind,
-            admission=self._admission,
-            cut_guard=self._cut_guard,
+            checkpointer=self._checkpointer,
+            identity_check=self._identity_check,
+            torn_tail_guard=self._torn_tail_guard,
             snapshots=self.snapshots,
             log=self._log,
             transport=self._transport,
             leader_changes=self._leader_changes,
-            turns=self._turns,
+            iterations=self._iterations,
         )
 
     def on_disk_stalled(self) -> None:
@@ -478,38 +480,38 @@ class Node:
 
     # ------------------------------------------------------------------ said by the transport
 
-    def on_hello(self, hello: Hello) -> HelloAnswer:
-        return self._admission.on_hello(hello)
+    def on_handshake(self, handshake: Handshake) -> HandshakeReply:
+        return self._identity_check.on_handshake(handshake)
 
-    def on_answer(self, member_id: int, answer: HelloAnswer) -> None:
+    def on_answer(self, member_id: int, answer: HandshakeReply) -> None:
         if not self._ended:
-            self._admission.on_answer(member_id, answer)
+            self._identity_check.on_answer(member_id, answer)
 
-    def on_message(self, member_id: int, boot_id: int, message: PeerMessage) -> None:
+    def on_message(self, member_id: int, incarnation: int, message: PeerMessage) -> None:
         if self._ended:
             return
-        if type(message) is DiskRecorded:
-            self._admission.on_recorded(member_id, message.disk_id)
-        elif not self._admission.admitted:
+        if type(message) is ReplicaRecorded:
+            self._identity_check.on_recorded(member_id, message.disk_id)
+        elif not self._identity_check.vote_eligible:
             return
-        elif not self._admission.ready(member_id):
+        elif not self._identity_check.ready(member_id):
             held = self._held.setdefault(member_id, [])
-            if self._admission.recording(member_id) and len(held) < HELD_MESSAGES_MAX:
-                held.append((member_id, boot_id, message))
+            if self._identity_check.recording(member_id) and len(held) < HELD_MESSAGES_MAX:
+                held.append((member_id, incarnation, message))
         elif len(self._inbox) < INBOX_MAX:
-            self._inbox.append((member_id, boot_id, message))
+            self._inbox.append((member_id, incarnation, message))
             self._wake()
 
-    def on_image(self, hello: Hello, offer: ImageOffer) -> ImageSink:
-        return self.snapshots.on_image(hello, offer)
+    def on_snapshot(self, handshake: Handshake, offer: SnapshotOffer) -> SnapshotSink:
+        return self.snapshots.on_snapshot(handshake, offer)
 
     def on_connected(self, member_id: int) -> None:
         def connected() -> None:
             self._tell_disk(member_id)
             self.membership.connected(member_id)
-            self._hand_over.connected(member_id)
+            self._forward.connected(member_id)
             if member_id == self._core.leader:
-                self._questions.ask_again()
+                self._leader_rpc.ask_again()
 
         self._post(connected)
 
@@ -523,18 +525,18 @@ class Node:
         if type(message) is Message and message.type is MessageType.APPEND:
             self._post(lambda: self._core.report_unreachable(member_id))
 
-    def _peer_restarted(self, member_id: int, boot_id: int, is_known: bool) -> None:
+    def _peer_restarted(self, member_id: int, incarnation: int, is_known: bool) -> None:
         """The member speaks as another process than before; a known one has not replaced the one before."""
-        self._cut_guard.process_changed(member_id, boot_id)
+        self._torn_tail_guard.process_changed(member_id, incarnation)
         if not is_known:
             self._failover.process_gone(member_id)
         self._post(lambda: self._core.report_restarted(member_id))
 
     def _tell_disk(self, member_id: int) -> None:
         """Tell the member which disk of it is on record, at each opening of its stream and when recorded."""
-        disk_id = self._admission.disk_of(member_id)
+        disk_id = self._identity_check.disk_of(member_id)
         if disk_id is not None:
-            self._transport.send(member_id, DiskRecorded(disk_id))
+            self._transport.send(member_id, ReplicaRecorded(disk_id))
 
     def _peer_recorded(self, member_id: int) -> None:
         self._tell_disk(member_id)
@@ -551,9 +553,9 @@ class Node:
             self._wake()
 
     def _wake(self) -> None:
-        if not self._turn_planned and not self._ended:
-            self._turn_planned = True
-            self._loop.call_soon(self._turn)
+        if not self._iteration_scheduled and not self._ended:
+            self._iteration_scheduled = True
+            self._loop.call_soon(self._iterate)
 
     def _on_tick(self) -> None:
         now_s = self._loop.time()
@@ -563,28 +565,28 @@ class Node:
         self._tick_timer = self._loop.call_at(self._tick_at_s, self._on_tick)
         self._wake()
 
-    def _turn(self) -> None:
-        self._turn_planned = False
+    def _iterate(self) -> None:
+        self._iteration_scheduled = False
         if self._ended:
             return
-        self._turns += 1
+        self._iterations += 1
         try:
-            if not self._run_turn():
+            if not self._run_iteration():
                 self._wake()
         except Exception as error:  # a broken invariant: whatever this process would say next may be wrong
             logger.exception("member %x cannot go on", self._id)
             self.fail(f"internal error: {error!r}")
 
-    def _run_turn(self) -> bool:
+    def _run_iteration(self) -> bool:
         """Do what there is to do; False when some of it is left for the next turn."""
         core = self._core
-        self._applier.begin_turn()
-        for _ in range(TURN_ROUNDS_MAX):
+        self._applier.begin_iteration()
+        for _ in range(ITERATION_ROUNDS_MAX):
             self._drain_inbox()
             now_s = self._loop.time()
             if self._ticks_due:
                 self._tick(now_s)
-            self._hand_over.run(now_s)
+            self._forward.run(now_s)
             self.membership.run()
             ready = core.has_ready()
             if ready:
@@ -596,7 +598,7 @@ class Node:
 
     def _drain_inbox(self) -> None:
         inbox = self._inbox
-        for _ in range(min(len(inbox), INBOX_PER_TURN_MAX)):
+        for _ in range(min(len(inbox), INBOX_PER_ITERATION_MAX)):
             item = inbox.popleft()
             if type(item) is tuple:
                 self._from_peer(*item)
@@ -606,29 +608,31 @@ class Node:
                 assert callable(item)
                 item()
 
-    def _from_peer(self, member_id: int, boot_id: int, message: PeerMessage) -> None:
+    def _from_peer(self, member_id: int, incarnation: int, message: PeerMessage) -> None:
         core = self._core
-        if boot_id != self._admission.boot_id(member_id):
+        if incarnation != self._identity_check.incarnation(member_id):
             return  # a process that is gone: what it acknowledged may be lost with it
         if type(message) is Message:
             if message.from_ != member_id or message.to != self._id:
                 return
-            if message.type is MessageType.SNAPSHOT or self._disk.deaf(message):
-                return  # the core must not take a snapshot whose bytes are not here: see `image_receiver`
-            if self._cut_guard.active and not self._cut_guard.may_step(member_id, boot_id, message):
+            if message.type is MessageType.SNAPSHOT or self._disk.drops_inbound(message):
+                return  # the core must not take a snapshot whose bytes are not here: see `snapshot_receiver`
+            if self._torn_tail_guard.active and not self._torn_tail_guard.may_step(
+                member_id, incarnation, message
+            ):
                 return
             if message.type is MessageType.PROPOSE:
-                self.membership.on_message(member_id, boot_id, message)
+                self.membership.on_message(member_id, incarnation, message)
             else:
                 core.step(message)
         elif type(message) is ForwardedBatch:
-            self._hand_over.on_forwarded(member_id, message)
+            self._forward.on_forwarded(member_id, message)
         elif type(message) is ForwardRefused:
-            self._hand_over.on_refused(member_id, boot_id, message)
-        elif type(message) is Question:
-            self._questions.on_question(member_id, message)
-        elif type(message) is Answer:
-            self._questions.on_answer(message)
+            self._forward.on_refused(member_id, incarnation, message)
+        elif type(message) is LeaderRequest:
+            self._leader_rpc.on_leader_request(member_id, message)
+        elif type(message) is LeaderReply:
+            self._leader_rpc.on_answer(message)
 
     def _append_done(self, work: AppendWork) -> None:
         self._inbox.append(work)
@@ -637,15 +641,15 @@ class Node:
     def _tick(self, now_s: float) -> None:
         self._disk.look()
         ticks, self._ticks_due = self._ticks_due, 0
-        if self._admission.admitted and (self.is_leader or self._disk.may_campaign):
+        if self._identity_check.vote_eligible and (self.is_leader or self._disk.may_campaign):
             for _ in range(ticks):
                 self._core.tick()
-        self._hand_over.tick(now_s)
-        self._questions.sweep()
+        self._forward.tick(now_s)
+        self._leader_rpc.sweep()
         self.membership.tick(now_s)
         self.transfer.look()
-        if self._write_behind.due(now_s):
-            self._write_behind.begin()
+        if self._checkpointer.due(now_s):
+            self._checkpointer.begin()
         self.snapshots.look()
 
     # ------------------------------------------------------------------ effects
@@ -661,7 +665,7 @@ class Node:
             self._reads.confirmed(context, index, self._applier.applied, self._loop.time())
         if ready.dropped_reads:
             self._reads.dropped(ready.dropped_reads, self._loop.time())
-        self._notices.look()
+        self._commit_broadcast.look()
         self._observe()
 
     def _observe(self) -> None:
@@ -670,19 +674,19 @@ class Node:
         if core.term == seen.term and core.leader == seen.leader and core.role is seen.role:
             return
         event = self._seen = NodeEvent(core.term, core.leader, core.role)
-        self._hand_over.changed(event, other_leader=(event.term, event.leader) != (seen.term, seen.leader))
+        self._forward.changed(event, other_leader=(event.term, event.leader) != (seen.term, seen.leader))
         self.transfer.look()
         if event.role is Role.LEADER:
-            self._cut_guard.release()
+            self._torn_tail_guard.release()
         if event.leader:
-            self._post(self._questions.ask_again)
+            self._post(self._leader_rpc.ask_again)
             self._leader_changes += event.leader != seen.leader
             self._failover.cancel()
         for listener in self._listeners:
             listener(event)
 
     def _may_campaign(self) -> bool:
-        return self._admission.admitted and self._disk.may_campaign and not self._ended
+        return self._identity_check.vote_eligible and self._disk.may_campaign and not self._ended
 
     def _apply(self) -> bool:
         """Apply what this turn's slice allows; False when entries are left over."""
@@ -692,9 +696,9 @@ class Node:
         if applier.applied != before:
             self.on_applied()
             self._reads.applied(applier.applied)
-            if self._write_behind.due(self._loop.time()):
-                self._write_behind.begin()
+            if self._checkpointer.due(self._loop.time()):
+                self._checkpointer.begin()
         return finished
 
-    def _mark(self) -> StateMark:
-        return StateMark(self._applier.applied, self._applier.applied_term, self.membership.conf)
+    def _mark(self) -> Checkpoint:
+        return Checkpoint(self._applier.applied, self._applier.applied_term, self.membership.conf)

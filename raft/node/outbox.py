@@ -14,10 +14,10 @@ from raft.core import RaftCore
 from raft.core.messages import Message, MessageType
 from raft.core.ready import AppendWork
 from raft.core.types import SnapshotMeta
-from raft.node.admission import CutGuard
 from raft.node.disk_health import DiskHealth
-from raft.storage.protocol import LogWriter
-from raft.transport.protocol import Transport
+from raft.node.identity_check import TornTailGuard
+from raft.storage.storage_protocol import LogWriter
+from raft.transport.transport_protocol import Transport
 
 
 class Outbox:
@@ -30,21 +30,21 @@ class Outbox:
         log: LogWriter,
         transport: Transport,
         disk: DiskHealth,
-        cut_guard: CutGuard,
+        torn_tail_guard: TornTailGuard,
         loop: asyncio.AbstractEventLoop,
         completed: Callable[[AppendWork], None],
-        wish: Callable[[Message], None],
+        snapshot_request: Callable[[Message], None],
         install: Callable[[SnapshotMeta], None],
     ) -> None:
         self._core = core
         self._log = log
         self._transport = transport
         self._disk = disk
-        self._cut_guard = cut_guard
+        self._torn_tail_guard = torn_tail_guard
         self._loop = loop
         self._completed = completed
         """Called with each work when the log holds it, in order; leads to `durable`, in the owner's turn."""
-        self._wish = wish
+        self._snapshot_request = snapshot_request
         """Takes the core's wishes for an image to be brought to a member."""
         self._install = install
         """Makes the image that the log names from now on the state of this member."""
@@ -54,14 +54,14 @@ class Outbox:
 
     def send(self, messages: Sequence[Message]) -> None:
         """Let messages leave, except those that this member must not say now."""
-        guarded = self._cut_guard.active
+        guarded = self._torn_tail_guard.active
         for message in messages:
             if message.type is MessageType.SNAPSHOT:
-                self._wish(message)
+                self._snapshot_request(message)
                 continue
-            if self._disk.mute(message):
+            if self._disk.drops_outbound(message):
                 continue
-            leaving = self._cut_guard.outgoing(message) if guarded else message
+            leaving = self._torn_tail_guard.outgoing(message) if guarded else message
             if leaving is not None:
                 self._transport.send(message.to, leaving)
 
@@ -82,8 +82,8 @@ class Outbox:
 
     def durable(self, work: AppendWork) -> None:
         """The log holds `work`."""
-        if self._cut_guard.active:
-            self._cut_guard.on_durable(work)
+        if self._torn_tail_guard.active:
+            self._torn_tail_guard.on_durable(work)
         if work.snapshot is not None:
             self._install(work.snapshot)
         self.send(work.responses)

@@ -27,17 +27,17 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from raft.node.config import NodeConfig
 from raft.node.envelope import encode_envelope
-from raft.node.errors import NodeError, NoLeader, NotApplied, OutcomeUnknown, RequestTimedOut
-from raft.transport.protocol import ForwardedBatch
+from raft.node.node_config import NodeConfig
+from raft.node.node_errors import NodeError, NoLeader, NotApplied, OutcomeUnknown, RequestTimedOut
+from raft.transport.transport_protocol import ForwardedBatch
 
 logger = logging.getLogger(__name__)
 
-Settle = Callable[[object, NodeError | None], None]
+OnResult = Callable[[object, NodeError | None], None]
 """Receives (outcome, None) or (None, error), exactly once, in the loop."""
 
-Operation = tuple[bytes, Settle, float]
+Operation = tuple[bytes, OnResult, float]
 """A command, whom to tell, and the loop time at which to give up. A plain tuple: one per request."""
 
 
@@ -60,9 +60,9 @@ class Batch:
 class Proposals:
     """Everything this process has proposed and not yet settled. Rules: the head of this file."""
 
-    def __init__(self, config: NodeConfig, boot_id: int) -> None:
+    def __init__(self, config: NodeConfig, incarnation: int) -> None:
         self._config = config
-        self._boot_id = boot_id
+        self._incarnation = incarnation
         self.waiting: deque[Operation] = deque()
         """Not handed over, or certainly not applied. Oldest first, so deadlines never decrease.
         Read-only outside."""
@@ -70,7 +70,7 @@ class Proposals:
         self._flight: deque[Batch] = deque()
         """Handed over in the present window and undecided, in order of position."""
         self._flight_bytes = 0
-        self._jumped: deque[Batch] = deque()
+        self._superseded: deque[Batch] = deque()
         """Batches of the window, before those in flight, that an image may hold or not: their readers know
         as much. They are sent again with the rest, because the leader takes the window in order, until a
         later batch is applied here. At most what one image found in flight, times the images in a row
@@ -87,21 +87,21 @@ class Proposals:
         """Commands unanswered when the last batch was applied: as many clients may want to go together."""
         self._expected_until_s = 0.0
         """Until when it is worth waiting for them."""
-        self.handed_over_s = 0.0
+        self.forwarded_s = 0.0
         """Loop time of the latest batch or resend; paces gathering and sending again."""
         self.batches = 0
         self.operations = 0
 
     # -- gathering
 
-    def offer(self, command: bytes, settle: Settle, deadline_s: float) -> bool:
+    def offer(self, command: bytes, on_result: OnResult, deadline_s: float) -> bool:
         """Queue a command; False when the queue is full."""
         if (
             len(self.waiting) >= self._config.operations_waiting_max
             or self._waiting_bytes + len(command) > self._config.bytes_waiting_max
         ):
             return False
-        self.waiting.append((command, settle, deadline_s))
+        self.waiting.append((command, on_result, deadline_s))
         self._waiting_bytes += len(command)
         return True
 
@@ -112,16 +112,16 @@ class Proposals:
     @property
     def marker_due(self) -> bool:
         """Whether an empty batch should go: when it is applied, those before it need be sent no more."""
-        return bool(self._jumped) and not self._flight and not self.waiting
+        return bool(self._superseded) and not self._flight and not self.waiting
 
     # -- handing over
 
-    def open_window(self, term: int, leader: int, leader_boot_id: int) -> bool:
+    def open_window(self, term: int, leader: int, leader_incarnation: int) -> bool:
         """Whether a batch may be handed to this leader now, as far as order and fate go."""
-        window = (term, leader, leader_boot_id)
+        window = (term, leader, leader_incarnation)
         if window == self._window:
             return not self._window_closed
-        if self._flight or self._jumped or term < self._window[0]:
+        if self._flight or self._superseded or term < self._window[0]:
             return False
         if term == self._window[0] and self._position:
             return False  # positions of this term were given to another process: wait for the next term
@@ -141,7 +141,7 @@ class Proposals:
             or self._waiting_bytes >= self._config.batch_bytes_max
         ):
             return 0.0
-        return max(0.0, self.handed_over_s + self._config.gather_ms / 1000 - now_s)
+        return max(0.0, self.forwarded_s + self._config.gather_ms / 1000 - now_s)
 
     def take_batch(self, now_s: float) -> Batch | None:
         """Hand over the next batch of the open window; None when nothing waits or the window is full."""
@@ -163,11 +163,13 @@ class Proposals:
         self._waiting_bytes -= nbytes
         self._counter += 1
         self._position += 1
-        data = encode_envelope(config.member_id, self._boot_id, self._counter, [op[0] for op in operations])
+        data = encode_envelope(
+            config.member_id, self._incarnation, self._counter, [op[0] for op in operations]
+        )
         batch = Batch(self._counter, self._position, data, operations)
         self._flight.append(batch)
         self._flight_bytes += len(data)
-        self.handed_over_s = now_s
+        self.forwarded_s = now_s
         self.batches += 1
         self.operations += len(operations)
         return batch
@@ -182,23 +184,23 @@ class Proposals:
         self._put_back(self._flight.pop())
 
     def unapplied(
-        self, term: int, leader: int, leader_boot_id: int, now_s: float
+        self, term: int, leader: int, leader_incarnation: int, now_s: float
     ) -> Sequence[ForwardedBatch]:
         """Everything in flight to this very process, in order, to be sent to it again."""
-        if (term, leader, leader_boot_id) != self._window or self._window_closed:
+        if (term, leader, leader_incarnation) != self._window or self._window_closed:
             return ()
-        self.handed_over_s = now_s
+        self.forwarded_s = now_s
         return [
-            ForwardedBatch(term, self._boot_id, batch.position, batch.data)
-            for batch in (*self._jumped, *self._flight)
+            ForwardedBatch(term, self._incarnation, batch.position, batch.data)
+            for batch in (*self._superseded, *self._flight)
         ]
 
     # -- fates
 
     def applied(self, counter: int, now_s: float) -> Batch | None:
         """Our batch `counter` is being applied: return it for settling, None when nobody waits for it."""
-        while self._jumped and self._jumped[0].counter <= counter:
-            self._jumped.popleft()
+        while self._superseded and self._superseded[0].counter <= counter:
+            self._superseded.popleft()
         if not self._flight or self._flight[0].counter != counter:
             return None
         batch = self._flight.popleft()
@@ -210,54 +212,54 @@ class Proposals:
     def term_applied(self, term: int) -> None:
         """The first entry of `term` is applied: batches of lower terms never will be."""
         if self._window[0] < term:
-            self._jumped.clear()
+            self._superseded.clear()
             while self._flight:
                 self._put_back(self._flight.pop())
 
-    def overtaken(self, term: int) -> None:
+    def superseded(self, term: int) -> None:
         """The state is now an image whose newest entry is of `term`: it may hold what is in flight."""
         for batch in self._flight:
-            self._settle_error(batch, OutcomeUnknown("overtaken by an image of the state; it may be applied"))
+            self._fail_batch(batch, OutcomeUnknown("overtaken by an image of the state; it may be applied"))
             batch.expired = len(batch.operations)
         if self._window[0] < term:
-            self._jumped.clear()
+            self._superseded.clear()
         else:
-            self._jumped.extend(self._flight)
+            self._superseded.extend(self._flight)
         self._flight.clear()
         self._flight_bytes = 0
 
-    def refused(self, term: int, leader: int, leader_boot_id: int, position: int) -> None:
+    def refused(self, term: int, leader: int, leader_incarnation: int, position: int) -> None:
         """That leader never appended the batches from `position` on and never will in that term."""
-        if (term, leader, leader_boot_id) != self._window:
+        if (term, leader, leader_incarnation) != self._window:
             return
         self._window_closed = True
-        while self._jumped and self._jumped[-1].position >= position:
-            self._jumped.pop()
+        while self._superseded and self._superseded[-1].position >= position:
+            self._superseded.pop()
         while self._flight and self._flight[-1].position >= position:
             self._put_back(self._flight.pop())
 
     def expire(self, now_s: float, leader: int) -> None:
         """Tell everybody whose time is up. Cheap when nobody's is."""
         while self.waiting and self.waiting[0][2] <= now_s:
-            command, settle, _ = self.waiting.popleft()
+            command, on_result, _ = self.waiting.popleft()
             self._waiting_bytes -= len(command)
             if leader:
-                _tell(settle, NotApplied("timed out before the command could be handed to the leader"))
+                _tell(on_result, NotApplied("timed out before the command could be handed to the leader"))
             else:
-                _tell(settle, NoLeader("no leader"))
+                _tell(on_result, NoLeader("no leader"))
         for batch in self._flight:
             operations = batch.operations
             while batch.expired < len(operations) and operations[batch.expired][2] <= now_s:
-                settle = operations[batch.expired][1]
+                on_result = operations[batch.expired][1]
                 batch.expired += 1
-                _tell(settle, RequestTimedOut("request timed out; it may be applied later"))
+                _tell(on_result, RequestTimedOut("request timed out; it may be applied later"))
 
     def fail_all(self, waiting: NodeError, flight: NodeError) -> None:
         """The member stops: settle everything."""
         while self._flight:
-            self._settle_error(self._flight.popleft(), flight)
+            self._fail_batch(self._flight.popleft(), flight)
         self._flight_bytes = 0
-        self._jumped.clear()
+        self._superseded.clear()
         while self.waiting:
             _tell(self.waiting.popleft()[1], waiting)
         self._waiting_bytes = 0
@@ -271,12 +273,12 @@ class Proposals:
             self._waiting_bytes += len(operation[0])
 
     @staticmethod
-    def _settle_error(batch: Batch, error: NodeError) -> None:
-        for _, settle, _ in batch.operations[batch.expired :]:
-            _tell(settle, error)
+    def _fail_batch(batch: Batch, error: NodeError) -> None:
+        for _, on_result, _ in batch.operations[batch.expired :]:
+            _tell(on_result, error)
 
 
-def settle_batch(batch: Batch, outcomes: Sequence[object]) -> None:
+def complete_batch(batch: Batch, outcomes: Sequence[object]) -> None:
     """Give every reader of an applied batch its outcome."""
     operations = batch.operations
     assert len(outcomes) == len(operations), "the machine answers every command of a wanted batch"
@@ -288,8 +290,8 @@ def settle_batch(batch: Batch, outcomes: Sequence[object]) -> None:
             logger.exception("a proposal's settle callback raised")
 
 
-def _tell(settle: Settle, error: NodeError) -> None:
+def _tell(on_result: OnResult, error: NodeError) -> None:
     try:
-        settle(None, error)
+        on_result(None, error)
     except Exception:  # as above
         logger.exception("a proposal's settle callback raised")

@@ -13,19 +13,19 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from raft.node.config import READ_RETRY_MS, READ_ROUNDS_MAX, READS_WAITING_MAX
-from raft.node.errors import NodeError, ReadTimedOut
+from raft.node.node_config import READ_RETRY_MS, READ_ROUNDS_MAX, READS_WAITING_MAX
+from raft.node.node_errors import NodeError, ReadTimedOut
 
 logger = logging.getLogger(__name__)
 
-ReadSettle = Callable[[NodeError | None], None]
+OnRead = Callable[[NodeError | None], None]
 """Receives None when the read may be served from the local state, exactly once, in the loop."""
 
-Read = tuple[ReadSettle, float]
+Read = tuple[OnRead, float]
 """Whom to tell, and the loop time at which to give up."""
 
 _CONTEXT_COUNTER_BITS = 40
-_CONTEXT_BOOT_BITS = 23
+_CONTEXT_INCARNATION_BITS = 23
 """Together 63 bits: a context fits a signed 64-bit number. 40 bits last 30 years at 1,000 rounds/s;
 the boot bits keep an answer to an earlier process from confirming a read of this one."""
 
@@ -33,7 +33,7 @@ the boot bits keep an answer to an earlier process from confirming a read of thi
 class Reads:
     """Every read of this process that is not settled."""
 
-    def __init__(self, boot_id: int, *, gather_s: float, linger_s: float) -> None:
+    def __init__(self, incarnation: int, *, gather_s: float, linger_s: float) -> None:
         self._gather_s = gather_s
         """How long reads may gather behind a round in flight."""
         self._linger_s = linger_s
@@ -42,7 +42,7 @@ class Reads:
         """Reads unanswered when the last round was confirmed: as many may want to go together."""
         self._expected_until_s = 0.0
         """Until when it is worth waiting for them."""
-        self._context_base = (boot_id & ((1 << _CONTEXT_BOOT_BITS) - 1)) << _CONTEXT_COUNTER_BITS
+        self._context_base = (incarnation & ((1 << _CONTEXT_INCARNATION_BITS) - 1)) << _CONTEXT_COUNTER_BITS
         self.waiting: deque[Read] = deque()
         """Read-only outside. Not in a round. Oldest first."""
         self._rounds: dict[int, tuple[float, list[Read]]] = {}
@@ -54,11 +54,11 @@ class Reads:
         self.rounds = 0
         self.reads = 0
 
-    def offer(self, settle: ReadSettle, deadline_s: float) -> bool:
+    def offer(self, on_result: OnRead, deadline_s: float) -> bool:
         """Queue a read; False when the queue is full."""
         if len(self.waiting) >= READS_WAITING_MAX:
             return False
-        self.waiting.append((settle, deadline_s))
+        self.waiting.append((on_result, deadline_s))
         return True
 
     def begin_wait_s(self, now_s: float) -> float | None:
@@ -93,8 +93,8 @@ class Reads:
         self._expected = len(found[1]) + len(self.waiting)
         self._expected_until_s = now_s + self._linger_s
         if index <= applied:
-            for settle, _ in found[1]:
-                _tell(settle, None)
+            for on_result, _ in found[1]:
+                _tell(on_result, None)
         else:
             self._confirmed.append((index, found[1]))
 
@@ -106,8 +106,8 @@ class Reads:
         if ready:
             self._confirmed = [item for item in self._confirmed if item[0] > applied]
             for reads in ready:
-                for settle, _ in reads:
-                    _tell(settle, None)
+                for on_result, _ in reads:
+                    _tell(on_result, None)
 
     def dropped(self, contexts: Sequence[int], now_s: float) -> None:
         """The core will never answer these; their reads try again after a while or under a new leader."""
@@ -142,8 +142,8 @@ class Reads:
         reads.extend(self.waiting)
         self._confirmed.clear()
         self.waiting.clear()
-        for settle, _ in reads:
-            _tell(settle, error)
+        for on_result, _ in reads:
+            _tell(on_result, error)
 
     def _give_back(self, contexts: Sequence[int]) -> None:
         """Back to the front of the queue, oldest first, so that deadlines stay in order."""
@@ -155,14 +155,14 @@ def _expire(reads: list[Read], now_s: float) -> list[Read]:
     """Tell the reads whose time is up and return the others."""
     kept = [read for read in reads if read[1] > now_s]
     if len(kept) < len(reads):
-        for settle, deadline_s in reads:
+        for on_result, deadline_s in reads:
             if deadline_s <= now_s:
-                _tell(settle, ReadTimedOut("request timed out"))
+                _tell(on_result, ReadTimedOut("request timed out"))
     return kept
 
 
-def _tell(settle: ReadSettle, error: NodeError | None) -> None:
+def _tell(on_result: OnRead, error: NodeError | None) -> None:
     try:
-        settle(error)
+        on_result(error)
     except Exception:  # a reader's bug must not stop the member or starve its neighbours
         logger.exception("a read's settle callback raised")

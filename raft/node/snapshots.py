@@ -9,21 +9,27 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from raft.core import RaftCore
-from raft.node.admission import Admission
 from raft.node.applying import Applier
+from raft.node.checkpointer import Checkpointer
 from raft.node.compaction import Compaction
-from raft.node.config import NodeConfig
-from raft.node.image_receiver import ImageReceiver
-from raft.node.image_sender import ImageSender
-from raft.node.machine import Machine
+from raft.node.identity_check import IdentityCheck
 from raft.node.membership import Membership
+from raft.node.node_config import NodeConfig
+from raft.node.node_status import SnapshotStatistics
 from raft.node.proposals import Proposals
 from raft.node.reads import Reads
-from raft.node.status import ImageStatistics
-from raft.node.write_behind import WriteBehind
-from raft.storage.images import Image, ImageStore
-from raft.storage.protocol import LogWriter, StateFile, StateMark
-from raft.transport.protocol import Hello, ImageOffer, ImageRefused, ImageSink, Transport
+from raft.node.snapshot_receiver import SnapshotReceiver
+from raft.node.snapshot_sender import SnapshotSender
+from raft.node.state_machine import StateMachine
+from raft.storage.snapshot_store import Snapshot, SnapshotStore
+from raft.storage.storage_protocol import Backend, Checkpoint, LogWriter
+from raft.transport.transport_protocol import (
+    Handshake,
+    SnapshotOffer,
+    SnapshotRefused,
+    SnapshotSink,
+    Transport,
+)
 
 
 class Snapshots:
@@ -35,12 +41,12 @@ class Snapshots:
         config: NodeConfig,
         core: RaftCore,
         log: LogWriter,
-        images: ImageStore,
+        snapshot_store: SnapshotStore,
         transport: Transport,
-        machine: Machine,
-        admission: Admission,
+        machine: StateMachine,
+        identity_check: IdentityCheck,
         membership: Membership,
-        write_behind: WriteBehind,
+        checkpointer: Checkpointer,
         applier: Applier,
         proposals: Proposals,
         reads: Reads,
@@ -49,26 +55,33 @@ class Snapshots:
         listeners: Sequence[Callable[[int], None]],
     ) -> None:
         """`listeners` are called with the index whenever an image has become the state."""
-        self.images = images
+        self.snapshot_store = snapshot_store
         """Where copies of the state are read and discarded."""
         self._machine = machine
-        self._admission = admission
+        self._identity_check = identity_check
         self._membership = membership
-        self._write_behind = write_behind
+        self._checkpointer = checkpointer
         self._applier = applier
         self._proposals = proposals
         self._reads = reads
-        self._sender = ImageSender(
-            core=core, transport=transport, images=images, write_behind=write_behind, loop=loop, post=post
+        self._sender = SnapshotSender(
+            core=core,
+            transport=transport,
+            snapshot_store=snapshot_store,
+            checkpointer=checkpointer,
+            loop=loop,
+            post=post,
         )
-        self.wish = self._sender.wish
-        self._receiver = ImageReceiver(
+        self.snapshot_request = self._sender.request
+        self._receiver = SnapshotReceiver(
             member_id=config.member_id,
             core=core,
-            images=images,
+            snapshot_store=snapshot_store,
             machine=machine,
             applied=lambda: self._applier.applied,
-            process_of=lambda member: admission.boot_id(member) if admission.ready(member) else None,
+            process_of=lambda member: (
+                identity_check.incarnation(member) if identity_check.ready(member) else None
+            ),
             loop=loop,
             post=post,
             installed=self._install,
@@ -78,25 +91,25 @@ class Snapshots:
         self._listeners = listeners
         self._cancelled = False
 
-    def on_image(self, hello: Hello, offer: ImageOffer) -> ImageSink:
+    def on_snapshot(self, handshake: Handshake, offer: SnapshotOffer) -> SnapshotSink:
         """See `Receiver`."""
-        if self._cancelled or not self._admission.admitted:
-            raise ImageRefused("this member takes no images now")
-        return self._receiver.on_image(hello, offer)
+        if self._cancelled or not self._identity_check.vote_eligible:
+            raise SnapshotRefused("this member takes no images now")
+        return self._receiver.on_snapshot(handshake, offer)
 
-    async def copy_state(self) -> Image:
+    async def copy_state(self) -> Snapshot:
         """A copy of the whole state, at least of what is applied now, as a file; for a backup.
 
         Takes as long as the state is large, without disturbing anything. Read it with `images.read`, and
-        give it to `images.discard` in the end. Raises StateFileFull, StateFileFailed or OSError.
+        give it to `images.discard` in the end. Raises BackendFull, BackendFailed or OSError.
         """
-        await self._write_behind.reach(self._applier.applied)
-        return await self.images.build(self._write_behind.state)
+        await self._checkpointer.reach(self._applier.applied)
+        return await self.snapshot_store.build(self._checkpointer.state)
 
     def look(self) -> None:
         """Once a tick."""
-        position = self._applier.nbytes - self._write_behind.undurable_bytes
-        self._compaction.consider(self._write_behind.durable, position)
+        position = self._applier.nbytes - self._checkpointer.undurable_bytes
+        self._compaction.consider(self._checkpointer.durable, position)
         self._sender.look()
         self._receiver.look()
 
@@ -111,9 +124,9 @@ class Snapshots:
         await self._sender.close()
         await self._receiver.close()
 
-    def statistics(self) -> ImageStatistics:
+    def statistics(self) -> SnapshotStatistics:
         out, into = self._sender.counters(), self._receiver.counters()
-        return ImageStatistics(
+        return SnapshotStatistics(
             built=out.built,
             sent=out.sent,
             send_failures=out.failed,
@@ -127,14 +140,14 @@ class Snapshots:
             receiving=into.receiving,
         )
 
-    def _install(self, mark: StateMark, machine: Machine, state: StateFile) -> None:
+    def _install(self, mark: Checkpoint, machine: StateMachine, state: Backend) -> None:
         """The log names the image that `machine` and `state` hold: from now on that is the state."""
         self._machine.replace(machine)
-        before, commit = self._write_behind.replace(state, mark)
+        before, commit = self._checkpointer.replace(state, mark)
         self._receiver.retire(before, commit, mark.index)
-        self._applier.overtake(mark)
-        self._proposals.overtaken(mark.term)
-        self._membership.overtaken()
+        self._applier.supersede(mark)
+        self._proposals.superseded(mark.term)
+        self._membership.superseded()
         self._membership.refresh(mark.conf)
         self._reads.applied(mark.index)
         for listener in self._listeners:

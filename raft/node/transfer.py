@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 from raft.core import RaftCore
 from raft.core.types import NO_NODE, Role
-from raft.node.config import NodeConfig
-from raft.node.errors import NodeError, Stopped, TransferFailed
-from raft.transport.protocol import Transport
+from raft.node.node_config import NodeConfig
+from raft.node.node_errors import NodeError, Stopped, TransferFailed
+from raft.transport.transport_protocol import Transport
 
-TransferSettle = Callable[[NodeError | None], object]
+OnTransfer = Callable[[NodeError | None], object]
 """Receives None when the member leads, else why not; exactly once, in the loop."""
 
 WAITING_MAX = 64
@@ -51,22 +51,22 @@ class Transfer:
         self._loop = loop
         self._wake = wake
         self._closed = False
-        self._waiting: list[tuple[int, int, TransferSettle, float]] = []
+        self._waiting: list[tuple[int, int, OnTransfer, float]] = []
         """(member that is to lead, term it was asked in, whom to tell, deadline)."""
 
-    def begin(self, to: int, settle: TransferSettle) -> None:
+    def begin(self, to: int, on_result: OnTransfer) -> None:
         """Have the voter `to` lead, within the request timeout. Only a leader may ask."""
         if self._closed:
-            settle(Stopped("server stopped"))
+            on_result(Stopped("server stopped"))
             return
         core = self._core
         if core.leader == to:
-            settle(None)
+            on_result(None)
         elif core.role is not Role.LEADER or len(self._waiting) >= WAITING_MAX:
-            settle(TransferFailed("this member does not lead"))
+            on_result(TransferFailed("this member does not lead"))
         else:
             deadline_s = self._loop.time() + self._config.request_timeout_ms / 1000
-            self._waiting.append((to, core.term, settle, deadline_s))
+            self._waiting.append((to, core.term, on_result, deadline_s))
             core.transfer_leader(to)
             self._wake()
 
@@ -80,16 +80,16 @@ class Transfer:
         connected = self._transport.connected_peers()
         still = []
         for waiting in self._waiting:
-            to, term, settle, deadline_s = waiting
+            to, term, on_result, deadline_s = waiting
             if core.leader == to:
-                settle(None)
+                on_result(None)
             elif (
                 now_s >= deadline_s
                 or to not in connected
                 or (leads and transferee != to)
                 or (core.leader and core.term > term)
             ):
-                settle(TransferFailed("leadership was not taken over in time"))
+                on_result(TransferFailed("leadership was not taken over in time"))
             else:
                 still.append(waiting)
         self._waiting = still
@@ -98,10 +98,10 @@ class Transfer:
         """The member stops."""
         self._closed = True
         waiting, self._waiting = self._waiting, []
-        for _, _, settle, _ in waiting:
-            settle(Stopped("server stopped"))
+        for _, _, on_result, _ in waiting:
+            on_result(Stopped("server stopped"))
 
-    async def hand_over(self) -> None:
+    async def give_up_leadership(self) -> None:
         """Before stopping: let the voter that holds most, and was heard from lately, lead instead of us.
 
         Ends within two election timeouts, whether it does or not.

@@ -133,8 +133,8 @@ class Judge:
             seen.commit = log.committed
         if log.applied != seen.applied:
             seen.applied = log.applied
-            settled = log.applied == member.applied and log.snapshot is None
-            if settled and s.tracker.conf != self.confs[log.applied]:
+            quiescent = log.applied == member.applied and log.snapshot is None
+            if quiescent and s.tracker.conf != self.confs[log.applied]:
                 raise Violation("the configuration is that of the last applied change", member.id)
             if s.role is Role.LEADER and not s.tracker.is_voter(member.id):
                 raise Violation("a removed leader steps down", member.id, s.tracker.conf)
@@ -281,7 +281,7 @@ class Judge:
         if after.vote and self.votes.setdefault((member.id, after.term), after.vote) != after.vote:
             raise Violation("one vote per term", member.id, after, self.votes[member.id, after.term])
 
-    def promised(self, member: Member, message: Message) -> None:
+    def responded(self, member: Member, message: Message) -> None:
         """A message leaves that may promise what the disk must hold."""
         kind = message.type
         disk = member.disk
@@ -374,10 +374,10 @@ class Judge:
         if digest != self.digests[entry.index] or member.conf != self.confs[entry.index]:
             raise Violation("equal index means equal state", member.id, entry)
 
-    def proved(self, member: Member, read: ReadState, floor: int) -> None:
+    def read_confirmed(self, member: Member, read: ReadState, lower_bound: int) -> None:
         """A read may be served at an index: not below what was committed when it was asked."""
-        if read.index < floor:
-            raise Violation("a read sees all that was committed before it", member.id, read, floor)
+        if read.index < lower_bound:
+            raise Violation("a read sees all that was committed before it", member.id, read, lower_bound)
 
     def full(self, member: Member) -> None:
         """Inspect everything about one member."""

@@ -18,7 +18,7 @@ from raft.core.invariants import InvariantViolated
 from raft.core.quorum import VoteResult, joint_vote
 from raft.sim.busy import busy_s
 from raft.sim.checkers import Judge, Violation
-from raft.sim.disk import Image
+from raft.sim.disk import Backend
 from raft.sim.kernel import SECOND, Kernel
 from raft.sim.member import Member
 from raft.sim.nemesis import Nemesis
@@ -26,7 +26,7 @@ from raft.sim.network import Network
 from raft.sim.probes import Probes
 from raft.sim.schedule import Op, Schedule
 
-CALM_TIMEOUTS_MAX = 60
+QUIESCE_TIMEOUTS_MAX = 60
 """Election timeouts (of the longest draw) in which a healed majority must recover. A few elections, the
 catching up of every member one entry per round trip, and a membership change left half done."""
 
@@ -67,7 +67,7 @@ class Cluster:
         self.kernel = Kernel(schedule.seed)
         self.probes = Probes()
         self.members: dict[int, Member] = {}
-        self.images: dict[tuple[int, int], Image] = {}
+        self.snapshots: dict[tuple[int, int], Backend] = {}
         """Every image sent, by index and term; equal keys hold equal images."""
         conf = ConfState(voters=tuple(range(1, schedule.size + 1)))
         self.judge = Judge(conf, self.members)
@@ -111,7 +111,7 @@ class Cluster:
         text = b"%d %d %d %d %d" % (self.kernel.now, member.id, s.term, s.log.committed, s.log.last_index)
         self.digest = crc32(text, self.digest)
 
-    def settle_write(self, data: bytes, outcome: str) -> None:
+    def complete_write(self, data: bytes, outcome: str) -> None:
         """A client learns what became of its write."""
         self.writes[outcome] += 1
         if outcome == "failed":
@@ -178,14 +178,14 @@ class Cluster:
 
     # ------------------------------------------------------------------ the calm
 
-    def calm(self) -> None:
+    def quiesce(self) -> None:
         """Heal a random majority only, and demand that it recovers."""
         core = self._choose_core()
         self.nemesis.heal(core)
         ticks = 2 * self.members[1].config.election_ticks
         timeout = ticks * self.schedule.tick_us
         timeout += 4 * (self.schedule.base_us + self.schedule.jitter_us + self.schedule.sync_us)
-        for _ in range(CALM_TIMEOUTS_MAX):
+        for _ in range(QUIESCE_TIMEOUTS_MAX):
             self.kernel.run(self.kernel.now + timeout)
             if self._has_recovered(core):
                 break
@@ -261,7 +261,7 @@ class Cluster:
             leader.core.propose_conf(ConfChange())
         except ProposalDropped:
             return
-        leader.settle()
+        leader.quiesce()
 
     def _describe(self, core: dict[int, bool]) -> str:
         return "; ".join(
@@ -277,7 +277,7 @@ def run(schedule: Schedule, *, until_us: int | None = None) -> Report:
     try:
         cluster.kernel.run(schedule.duration_us if until_us is None else until_us)
         if schedule.liveness and until_us is None:
-            cluster.calm()
+            cluster.quiesce()
         for member in cluster.members.values():
             if member.up:
                 cluster.judge.full(member)

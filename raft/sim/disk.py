@@ -14,7 +14,7 @@ from raft.core import NO_NODE, AppendWork, ConfState, Entry, HardState, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class Backend:
     """A state machine as of one applied index. What it holds is a digest of all it was given."""
 
     index: int
@@ -26,14 +26,14 @@ class Image:
 class Disk:
     """The durable part of a member. Invariant: image.index >= base.index, entries follow base."""
 
-    __slots__ = ("base", "entries", "hard", "image", "overwritten")
+    __slots__ = ("backend", "base", "entries", "hard", "overwritten")
 
     def __init__(self, conf: ConfState) -> None:
         self.hard = HardState(0, 0, 0)
         self.base = SnapshotMeta(0, 0, conf)
         self.entries: list[Entry] = []
         """Gap-free from base.index + 1."""
-        self.image = Image(0, 0, conf, 0)
+        self.backend = Backend(0, 0, conf, 0)
         self.overwritten = 0
         """Entries that a later leader's replaced."""
 
@@ -87,8 +87,8 @@ class Disk:
 
     def drop_prefix(self, index: int) -> None:
         """Compact: entries up to `index`, which the image covers, go."""
-        assert self.base.index <= index <= self.image.index
+        assert self.base.index <= index <= self.backend.index
         count = index - self.base.index
         if count:
-            self.base = SnapshotMeta(index, self.entries[count - 1].term, self.image.conf)
+            self.base = SnapshotMeta(index, self.entries[count - 1].term, self.backend.conf)
             del self.entries[:count]

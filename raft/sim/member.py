@@ -30,7 +30,7 @@ from raft.core import (
     SnapshotMeta,
 )
 from raft.sim.checkers import Seen, Violation
-from raft.sim.disk import Disk, Image
+from raft.sim.disk import Backend, Disk
 from raft.sim.kernel import SECOND
 from raft.sim.probes import MANY
 
@@ -80,18 +80,18 @@ class Member:
 
     def boot(self) -> None:
         """Start a process on what the disk holds."""
-        disk, image = self.disk, self.disk.image
+        disk, backend = self.disk, self.disk.backend
         boot = BootState(
             hard_state=disk.recovered_hard_state(),
             snapshot=disk.base,
             entries=list(disk.entries),
-            applied=image.index,
-            conf=image.conf,
+            applied=backend.index,
+            conf=backend.conf,
         )
         self.life += 1
         probes = self.cluster.probes
-        probes.hit("a process starts with entries that are not applied", when=disk.last_index > image.index)
-        probes.hit("a process starts with nothing but an image", when=image.index == disk.last_index > 0)
+        probes.hit("a process starts with entries that are not applied", when=disk.last_index > backend.index)
+        probes.hit("a process starts with nothing but an image", when=backend.index == disk.last_index > 0)
         self.core = RaftCore(self.config, boot, self.cluster.kernel.stream(f"core/{self.id}/{self.life}"))
         self.up = True
         self.writing: list[AppendWork] = []
@@ -105,10 +105,10 @@ class Member:
         self.take_due = False
         self.inbox: list[Message] = []
         """What arrived while paused."""
-        self.applied = image.index
-        self.applied_term = image.term
-        self.digest = image.digest
-        self.conf = image.conf
+        self.applied = backend.index
+        self.applied_term = backend.term
+        self.digest = backend.digest
+        self.conf = backend.conf
         self.writes: dict[int, tuple[int, bytes]] = {}
         """Unanswered own writes: index -> (term, data)."""
         self.reads: dict[int, int] = {}
@@ -143,11 +143,11 @@ class Member:
             self._write(work)
             probes.hit("a crash keeps what was never reported", when=bool(work.entries))
             if work.snapshot is not None:
-                disk.image = self.cluster.images[work.snapshot.index, work.snapshot.term]
+                disk.backend = self.cluster.snapshots[work.snapshot.index, work.snapshot.term]
         probes.hit("a leader crashes", when=self.core.role is Role.LEADER)
         probes.hit("a crash amid applying", when=bool(self.applying))
         for _, data in self.writes.values():
-            self.cluster.settle_write(data, "unknown")
+            self.cluster.complete_write(data, "unknown")
         self.cluster.drop_reads(len(self.reads) + len(self.waiting))
         self.up = False
         self.life += 1
@@ -182,9 +182,9 @@ class Member:
         if role is Role.LEADER and s.role is not role:
             self.cluster.probes.hit("a leader steps down by itself")
         self.cluster.judge.ticked(self)
-        if self.core.notice_due:
-            self.core.send_commit_notices()
-        self.settle()
+        if self.core.commit_broadcast_due:
+            self.core.broadcast_commit()
+        self.quiesce()
 
     def receive(self, message: Message) -> None:
         """A message has arrived at this process, if there is one."""
@@ -217,14 +217,14 @@ class Member:
         if kind is _T.TRANSFER_LEADER and s.role is Role.LEADER:
             self.led_since = self.transfer_since = self.ticks
         self.cluster.judge.stepped(self, message, term, vote, withheld=withheld, believed=believed)
-        self.settle()
+        self.quiesce()
 
     def do(self, action: Callable[[RaftCore], Any]) -> None:
         """Any other input."""
         action(self.core)
-        self.settle()
+        self.quiesce()
 
-    def settle(self) -> None:
+    def quiesce(self) -> None:
         """After an input: take the core's work now or a little later, then look for what went wrong."""
         lazy = self.cluster.schedule.lazy_us
         if not lazy:
@@ -268,7 +268,7 @@ class Member:
         if message.type is _T.SNAPSHOT:
             self._send_snapshot(message)
             return
-        self.cluster.judge.promised(self, message)
+        self.cluster.judge.responded(self, message)
         if not self.cluster.network.post(message, self.life) and self.rng.random() < 0.1:
             self.cluster.after(0, self._unreachable, self.life, message.to)
 
@@ -298,8 +298,8 @@ class Member:
             self.cluster.probes.hit("one sync covers several works")
         delay = int(self.sync_us * (0.5 + rng.random()))
         self.cluster.after(delay, self._synced, self.life)
-        promise = any(work.must_sync and not work.entries for work in self.writing)
-        if self.doomed == "sync" or (self.doomed == "vote" and promise):
+        pending_vote = any(work.must_sync and not work.entries for work in self.writing)
+        if self.doomed == "sync" or (self.doomed == "vote" and pending_vote):
             self.cluster.after(int(delay * rng.random()), self._die, self.life)
 
     def _die(self, life: int) -> None:
@@ -319,7 +319,7 @@ class Member:
         self._complete(works)
         if self.writing:
             self._sync()
-        self.settle()
+        self.quiesce()
 
     def _complete(self, works: Sequence[AppendWork]) -> None:
         """These works are durable: their promises leave, and the core is told, one by one or at once."""
@@ -358,11 +358,11 @@ class Member:
 
     def _install(self, snapshot: SnapshotMeta) -> None:
         """The image that replaces this log is the state machine from now on."""
-        image = self.disk.image = self.cluster.images[snapshot.index, snapshot.term]
-        for index in [index for index in self.writes if index <= image.index]:
-            self.cluster.settle_write(self.writes.pop(index)[1], "unknown")
-        self.applied, self.applied_term = image.index, image.term
-        self.digest, self.conf = image.digest, image.conf
+        backend = self.disk.backend = self.cluster.snapshots[snapshot.index, snapshot.term]
+        for index in [index for index in self.writes if index <= backend.index]:
+            self.cluster.complete_write(self.writes.pop(index)[1], "unknown")
+        self.applied, self.applied_term = backend.index, backend.term
+        self.digest, self.conf = backend.digest, backend.conf
         self.cluster.probes.hit("a snapshot is installed")
         self.cluster.probes.hit("a snapshot overtakes applying", when=bool(self.applying))
 
@@ -403,10 +403,10 @@ class Member:
             self.applying.pop(0)
             self.sliced = 0
             self.core.on_apply_done(entries[-1].index, work.nbytes)
-            self._keep_house()
+            self._maintain()
         if self.waiting:
             self._serve_reads()
-        self.settle()
+        self.quiesce()
         if self.applying and not self.apply_due:
             self._apply_soon()
 
@@ -426,31 +426,31 @@ class Member:
         """The fate rule: an entry is committed under its id, or never."""
         own = self.writes.pop(index, None)
         if own is not None:
-            self.cluster.settle_write(own[1], "ok" if own[0] == term else "failed")
+            self.cluster.complete_write(own[1], "ok" if own[0] == term else "failed")
         if self.writes:
             for other in [i for i, (made, _) in self.writes.items() if made < term]:
-                self.cluster.settle_write(self.writes.pop(other)[1], "failed")
+                self.cluster.complete_write(self.writes.pop(other)[1], "failed")
 
-    def _keep_house(self) -> None:
+    def _maintain(self) -> None:
         """Write the image behind the log, and compact the log up to near it."""
         schedule = self.cluster.schedule
-        if schedule.compact_every and self.applied - self.disk.image.index >= schedule.compact_every:
+        if schedule.compact_every and self.applied - self.disk.backend.index >= schedule.compact_every:
             self.checkpoint()
             self.compact(self.applied - self.rng.randint(0, schedule.compact_keep))
 
-    def image(self) -> Image:
+    def backend(self) -> Backend:
         """The state machine as it is now."""
-        return Image(self.applied, self.applied_term, self.conf, self.digest)
+        return Backend(self.applied, self.applied_term, self.conf, self.digest)
 
     def checkpoint(self) -> None:
-        if self.applied > self.disk.image.index:
-            self.disk.image = self.image()
+        if self.applied > self.disk.backend.index:
+            self.disk.backend = self.backend()
 
     def compact(self, index: int) -> None:
         """Drop the log up to `index`, as far as the image and the core allow."""
         if self.core._state.log.snapshot is not None:
             return  # the log is being replaced
-        index = min(index, self.disk.image.index, self.core.applied)
+        index = min(index, self.disk.backend.index, self.core.applied)
         if index > self.disk.base.index:
             self.core.compact(index)
             self.disk.drop_prefix(index)
@@ -460,9 +460,9 @@ class Member:
 
     def _send_snapshot(self, message: Message) -> None:
         """Bring a member an image not older than this log's base."""
-        image = self.disk.image if self.rng.random() < 0.5 else self.image()
-        self.cluster.images[image.index, image.term] = image
-        meta = SnapshotMeta(image.index, image.term, image.conf)
+        backend = self.disk.backend if self.rng.random() < 0.5 else self.backend()
+        self.cluster.snapshots[backend.index, backend.term] = backend
+        meta = SnapshotMeta(backend.index, backend.term, backend.conf)
         sent = Message(_T.SNAPSHOT, message.to, self.id, message.term, snapshot=meta)
         under_way = 10 * self.cluster.schedule.base_us
         if not self.cluster.network.post(sent, self.life, under_way):
@@ -490,18 +490,18 @@ class Member:
             return False
         self.cluster.judge.proposed.add(data)
         self.writes[entry_id.index] = (entry_id.term, data)
-        self.settle()
+        self.quiesce()
         return True
 
-    def read(self, context: int, floor: int) -> None:
-        self.reads[context] = floor
+    def read(self, context: int, lower_bound: int) -> None:
+        self.reads[context] = lower_bound
         self.do(lambda core: core.read_index(context))
 
     def _take_reads(self, ready: Ready) -> None:
         for read in ready.read_states:
             if read.context not in self.reads:
                 raise Violation("a read is answered once", self.id, read)
-            self.cluster.judge.proved(self, read, self.reads.pop(read.context))
+            self.cluster.judge.read_confirmed(self, read, self.reads.pop(read.context))
             self.waiting.append(read)
         deposed = self.seen.role is Role.LEADER and self.core.role is not Role.LEADER
         self.cluster.probes.hit("a step-down drops reads", when=deposed and bool(ready.dropped_reads))

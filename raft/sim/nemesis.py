@@ -40,7 +40,7 @@ class Nemesis:
         self.begun: dict[str, int] = {}
         self.over = False
         """Once healed, nothing begins any more."""
-        cluster.network.ailing = self._ail
+        cluster.network.faulty = self._ail
         for number, fault in enumerate(faults):
             cluster.kernel.at(fault.at, self._begin, number)
 
@@ -72,7 +72,7 @@ class Nemesis:
                 if member in (source, target):
                     link.slow = max(link.slow, args["us"])
             elif kind == "narrow":
-                link.room = args["room"]
+                link.capacity = args["room"]
             elif kind == "cut":
                 link.cut = link.cut or [source, target] in args["pairs"]
             elif kind == "lure":
@@ -178,7 +178,7 @@ class Nemesis:
         except ProposalDropped:
             probes.hit("a membership change is refused")
         probes.hit("a learner is promoted", when=bool(promoted))
-        member.settle()
+        member.quiesce()
 
     def _draw_change(self, conf: ConfState, pick: int) -> ConfChange:
         """Some change of the members; one in a joint configuration mostly leaves it."""
@@ -203,15 +203,15 @@ class Nemesis:
             return
         rng = stream(pick, "nudge")
         other = rng.choice([m for m in self._cluster.members if m != member.id] or [member.id])
-        wishes = [RaftCore.forget_leader, RaftCore.campaign]
-        wish = rng.randrange(5)
-        if wish < 2:
-            member.do(wishes[wish])
-        elif wish == 2:
+        choices = [RaftCore.forget_leader, RaftCore.campaign]
+        choice = rng.randrange(5)
+        if choice < 2:
+            member.do(choices[choice])
+        elif choice == 2:
             member.checkpoint()
             member.compact(member.applied)
-            member.settle()
-        elif wish == 3 and other != member.id:
+            member.quiesce()
+        elif choice == 3 and other != member.id:
             member.do(lambda core: core.report_unreachable(other))
         elif member.core.role is not Role.LEADER:
             member.do(lambda core: core.transfer_leader(other))

@@ -22,13 +22,13 @@ class Link:
     """One direction between two members."""
 
     __slots__ = (
+        "capacity",
         "cut",
         "drop",
         "duplicate",
         "generation",
         "last_at",
         "rng",
-        "room",
         "slow",
         "tail",
         "under_way",
@@ -42,15 +42,15 @@ class Link:
         """Streams: when the newest message arrives; later ones arrive no earlier."""
         self.under_way = 0
         """Messages sent and not yet arrived."""
-        self.calm()
+        self.quiesce()
 
-    def calm(self) -> None:
+    def quiesce(self) -> None:
         self.cut = False
         self.drop = 0.0
         self.duplicate = 0.0
         self.tail = 0.0
         """Share of messages that come very late."""
-        self.room = 0
+        self.capacity = 0
         """Messages that may be under way at once, 0 for any number; what comes beyond is dropped."""
         self.slow = 0
         """Microseconds added to each."""
@@ -81,7 +81,7 @@ class Network:
         self._jitter_us = jitter_us
         self._ordered = ordered
         self._links: dict[tuple[int, int], Link] = {}
-        self.ailing: Callable[[int, int, Link], None] = lambda source, target, link: None
+        self.faulty: Callable[[int, int, Link], None] = lambda source, target, link: None
         """Puts the faults now at work into a link; called when a link is made and by `refresh`."""
         self.lost = 0
 
@@ -89,15 +89,15 @@ class Network:
         link = self._links.get((source, target))
         if link is None:
             link = self._links[source, target] = Link(self._kernel.stream(f"net/{source}->{target}"))
-            self.ailing(source, target, link)
+            self.faulty(source, target, link)
         return link
 
     def refresh(self) -> None:
         """Faults have come or gone."""
         for (source, target), link in self._links.items():
             was_cut = link.cut
-            link.calm()
-            self.ailing(source, target, link)
+            link.quiesce()
+            self.faulty(source, target, link)
             if link.cut and not was_cut:
                 link.generation += 1
 
@@ -120,7 +120,7 @@ class Network:
             if self._ordered:
                 link.generation += 1  # a stream loses nothing but by breaking
             return False
-        if link.room and link.under_way >= link.room:
+        if link.capacity and link.under_way >= link.capacity:
             self.lost += 1
             self._hit("a queue is full")
             return False

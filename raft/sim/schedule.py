@@ -113,7 +113,7 @@ def generate(seed: int, *, seconds: int = 60) -> Schedule:
     """A random run: a subset of the kinds of fault, each kept with probability one half."""
     rng = stream(seed, "schedule")
     size = rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 7))
-    calm = rng.random() < 0.6
+    quiesce = rng.random() < 0.6
     duration = seconds * SECOND
     schedule = Schedule(
         seed,
@@ -122,7 +122,7 @@ def generate(seed: int, *, seconds: int = 60) -> Schedule:
         duration_us=duration,
         tick_us=rng.choice((50, 100, 100)) * MILLISECOND,
         drift=rng.choice((0.0, 0.05, 0.2)),
-        core=_core_settings(rng, calm=calm),
+        core=_core_settings(rng, quiesce=quiesce),
         base_us=rng.choice((200, 1_000, 5_000)),
         jitter_us=rng.choice((0, 2_000, 20_000)),
         ordered=rng.random() < 0.4,
@@ -141,7 +141,7 @@ def generate(seed: int, *, seconds: int = 60) -> Schedule:
     return replace(schedule, faults=tuple(sorted(faults, key=lambda f: f.at)), ops=_ops(rng, duration))
 
 
-def _core_settings(rng: random.Random, *, calm: bool) -> dict[str, Any]:
+def _core_settings(rng: random.Random, *, quiesce: bool) -> dict[str, Any]:
     return {
         "election_ticks": rng.choice((3, 5, 10)),
         "append_entries_max": rng.choice((1, 1, 2, 64)),
@@ -152,10 +152,10 @@ def _core_settings(rng: random.Random, *, calm: bool) -> dict[str, Any]:
         "apply_bytes_max": rng.choice((1, 64, 1 << 20)),
         "applying_bytes_max": rng.choice((1, 256, 1 << 20)),
         "pending_reads_max": rng.choice((16, 64)),
-        "notices_deferred": rng.random() < 0.3,
-        "pre_vote": calm or rng.random() < 0.3,
-        "check_quorum": calm,
-        "withhold_votes": calm,
+        "commit_broadcast_deferred": rng.random() < 0.3,
+        "pre_vote": quiesce or rng.random() < 0.3,
+        "check_quorum": quiesce,
+        "withhold_votes": quiesce,
     }
 
 

@@ -18,14 +18,14 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from raft.core.types import SnapshotMeta
+from raft.storage.backend import open_sqlite_backend
+from raft.storage.backend_check import READ_MARK, check_rows, decode_mark, inspect
 from raft.storage.directory import LOCK_NAME, LOG_NAME, Bootstrap
-from raft.storage.errors import Damaged, DirectoryForeign
 from raft.storage.files import FileSystem
-from raft.storage.images import state_name
-from raft.storage.protocol import Identity, StateMark
 from raft.storage.records import BootstrapItem
-from raft.storage.state_check import READ_MARK, check_rows, decode_mark, inspect
-from raft.storage.statefile import open_sqlite_state
+from raft.storage.snapshot_store import state_name
+from raft.storage.storage_errors import Damaged, DirectoryUnrecognized
+from raft.storage.storage_protocol import Checkpoint, Identity
 from raft.storage.wal import SEGMENT_BYTES_DEFAULT, create_log
 
 DIGEST_BYTES = 32
@@ -44,7 +44,7 @@ _OLD_LOG_NAME = "wal.old"
 class Backup(NamedTuple):
     """What a backup holds."""
 
-    mark: StateMark
+    mark: Checkpoint
     rows: dict[bytes, bytes]
     size_bytes: int
     """Of the file, its digest included."""
@@ -89,7 +89,7 @@ def _copy(path: str, scratch: str, size: int) -> tuple[bytes, bytes]:
         return digest.digest(), source.read()
 
 
-def _read(path: str) -> tuple[StateMark, dict[bytes, bytes]]:
+def _read(path: str) -> tuple[Checkpoint, dict[bytes, bytes]]:
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         mark = decode_mark(path, connection.execute(READ_MARK).fetchone()).mark
@@ -115,12 +115,12 @@ async def create_member_with_state(
 ) -> None:
     """Make a member at `path` whose state is `rows`. Blocks on the disk.
 
-    Raises DirectoryForeign when anything lies there already, DirectoryLocked, StateFileFull,
-    StateFileFailed or OSError.
+    Raises DirectoryUnrecognized when anything lies there already, DirectoryLocked, BackendFull,
+    BackendFailed or OSError.
     """
     files.make_directory(path)
     if [name for name in files.list(path) if name not in (LOCK_NAME, "lost+found")]:
-        raise DirectoryForeign(f'data-dir "{path}" not empty or could not be read')
+        raise DirectoryUnrecognized(f'data-dir "{path}" not empty or could not be read')
     lock = files.lock(f"{path}/{LOCK_NAME}")
     try:
         base = SnapshotMeta(1, FIRST_TERM, bootstrap.conf)
@@ -138,17 +138,17 @@ async def replace_member(
     bootstrap: Bootstrap,
     rows: Mapping[bytes, bytes],
     *,
-    state_file: int,
+    backend: int,
     segment_bytes: int = SEGMENT_BYTES_DEFAULT,
 ) -> None:
     """Give the member at `path`, whose lock the caller holds, another identity and `rows` as its state.
 
-    `state_file` is the index in the name of the present state file (`ImageStore.in_use`).
+    `backend` is the index in the name of the present state file (`SnapshotStore.in_use`).
     After a crash the directory holds either the old member or the new one, or `finish_replacement`
-    completes it. Raises StateFileFull, StateFileFailed or OSError.
+    completes it. Raises BackendFull, BackendFailed or OSError.
     """
     _discard(files, f"{path}/{_NEW_LOG_NAME}")
-    base = SnapshotMeta(state_file + 1, FIRST_TERM, bootstrap.conf)
+    base = SnapshotMeta(backend + 1, FIRST_TERM, bootstrap.conf)
     await _write_state(files, path, identity, base, rows)
     _write_log(files, path, _NEW_LOG_NAME, identity, bootstrap, base, segment_bytes)
     files.rename(f"{path}/{LOG_NAME}", f"{path}/{_OLD_LOG_NAME}")
@@ -192,9 +192,9 @@ async def _write_state(
     for stale in (name, f"{name}-wal", f"{name}-shm"):
         if files.exists(stale):
             files.unlink(stale)
-    state = await open_sqlite_state(name, identity)
+    state = await open_sqlite_backend(name, identity)
     try:
-        await state.commit(StateMark(base.index, base.term, base.conf), list(rows.items()))
+        await state.commit(Checkpoint(base.index, base.term, base.conf), list(rows.items()))
     finally:
         await state.close()
 

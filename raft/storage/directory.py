@@ -14,21 +14,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from raft.core.types import ConfState
-from raft.storage.errors import Damaged, DirectoryEmpty, DirectoryForeign, DirectoryUnusable, LogFailed
+from raft.storage.backend import open_sqlite_backend
 from raft.storage.files import FileSystem, Lock
-from raft.storage.images import (
+from raft.storage.log_recovery import LogContents, read_log
+from raft.storage.records import BootstrapItem
+from raft.storage.snapshot_store import (
     STATE_NAME,
     Background,
-    ImageStore,
+    SnapshotStore,
     StateFormat,
     ThreadBackground,
     is_state_name,
     state_name,
 )
-from raft.storage.protocol import Identity, Recovered, StateFile, StateMark
-from raft.storage.records import BootstrapItem
-from raft.storage.recovery import LogImage, read_log
-from raft.storage.statefile import open_sqlite_state
+from raft.storage.storage_errors import (
+    Damaged,
+    DirectoryEmpty,
+    DirectoryUnrecognized,
+    DirectoryUnusable,
+    LogFailed,
+)
+from raft.storage.storage_protocol import Backend, Checkpoint, Identity, Recovered
 from raft.storage.wal import SEGMENT_BYTES_DEFAULT, Log, create_log
 
 LOCK_NAME = "lock"
@@ -57,14 +63,14 @@ class MemberDirectory:
     fresh: bool
     """Created by this call."""
     log: Log
-    state: StateFile
+    state: Backend
     """The state file as found; the owner exchanges it when an image is installed."""
-    images: ImageStore
+    snapshot_store: SnapshotStore
     lock: Lock
 
     def release(self) -> None:
         """Let others open the directory."""
-        self.images.close()
+        self.snapshot_store.close()
         self.lock.release()
 
 
@@ -81,7 +87,7 @@ async def open_member(
     cluster_id: int | None = None,
     member_id: int | None = None,
     bootstrap: Bootstrap | None = None,
-    open_state: StateFormat = open_sqlite_state,
+    open_state: StateFormat = open_sqlite_backend,
     background: Background | None = None,
     segment_bytes: int = SEGMENT_BYTES_DEFAULT,
     new_disk_id: Callable[[], int] = lambda: secrets.randbits(64),
@@ -92,8 +98,8 @@ async def open_member(
     `segment_bytes` counts for creation only. `background` is where images are copied: threads of its own,
     unless told otherwise. Blocks on the disk: call it before serving.
 
-    Raises DirectoryLocked, DirectoryUnusable, DirectoryForeign, DirectoryEmpty, FormatUnknown, Damaged,
-    LogFailed, StateFileFull or StateFileFailed.
+    Raises DirectoryLocked, DirectoryUnusable, DirectoryUnrecognized, DirectoryEmpty, FormatUnknown, Damaged,
+    LogFailed, BackendFull or BackendFailed.
     """
     try:
         files.make_directory(path)
@@ -136,54 +142,54 @@ async def _open_locked(
     new_disk_id: Callable[[], int],
 ) -> MemberDirectory:
     log_path = f"{path}/{LOG_NAME}"
-    image = read_log(files, log_path)
-    fresh = image is None
-    if image is None:
+    contents = read_log(files, log_path)
+    fresh = contents is None
+    if contents is None:
         if files.exists(f"{path}/{STATE_NAME}"):
             raise Damaged("the log is missing", log_path)
         if bootstrap is None or cluster_id is None or member_id is None:
             raise DirectoryEmpty(f"{path}: there is no member in this data directory")
         identity = Identity(cluster_id=cluster_id, member_id=member_id, disk_id=new_disk_id())
         _create(files, path, identity, bootstrap, segment_bytes)
-        image = read_log(files, log_path)
-        assert image is not None
-    check_owner(path, image.identity, cluster_id, member_id)
-    state_path = f"{path}/{state_name(image.state_file)}"
-    if not files.exists(state_path) and image.snapshot.index > 0:
+        contents = read_log(files, log_path)
+        assert contents is not None
+    check_owner(path, contents.identity, cluster_id, member_id)
+    state_path = f"{path}/{state_name(contents.backend)}"
+    if not files.exists(state_path) and contents.snapshot.index > 0:
         raise Damaged("the state file is missing and the log no longer begins at its first entry", state_path)
-    state = await open_state(state_path, image.identity)
+    state = await open_state(state_path, contents.identity)
     try:
         files.sync_directory(path)
-        _check_agreement(state_path, image, await state.mark())
-        images = ImageStore(
+        _check_agreement(state_path, contents, await state.mark())
+        snapshot_store = SnapshotStore(
             files,
             path,
-            image.identity,
+            contents.identity,
             state_format=open_state,
             background=background,
-            state_file=image.state_file,
+            backend=contents.backend,
         )
-        images.sweep()
+        snapshot_store.sweep()
         recovered = Recovered(
-            identity=image.identity,
-            hard_state=image.hard_state,
-            snapshot=image.snapshot,
-            entries=image.entries,
-            cut=image.cut,
-            admitted=image.admitted,
-            peer_disks=tuple(sorted(image.peers.items())),
+            identity=contents.identity,
+            hard_state=contents.hard_state,
+            snapshot=contents.snapshot,
+            entries=contents.entries,
+            tail_truncated=contents.tail_truncated,
+            vote_eligible=contents.vote_eligible,
+            peer_disks=tuple(sorted(contents.peers.items())),
         )
-        log = Log(files, log_path, image)
+        log = Log(files, log_path, contents)
     except BaseException:
         await state.close()
         raise
     return MemberDirectory(
         recovered=recovered,
-        bootstrap=Bootstrap(conf=image.bootstrap.conf, blob=image.bootstrap.blob),
+        bootstrap=Bootstrap(conf=contents.bootstrap.conf, blob=contents.bootstrap.blob),
         fresh=fresh,
         log=log,
         state=state,
-        images=images,
+        snapshot_store=snapshot_store,
         lock=lock,
     )
 
@@ -205,32 +211,34 @@ def _check_empty(files: FileSystem, path: str) -> None:
     """A member is not created among the files of something else: the path may be a mistake."""
     for name in files.list(path):
         if name not in _HARMLESS_NAMES and not name.startswith(".") and not is_state_name(name):
-            raise DirectoryForeign(f"{path}: the directory holds {name!r}, which is no data of this program")
+            raise DirectoryUnrecognized(
+                f"{path}: the directory holds {name!r}, which is no data of this program"
+            )
 
 
 def check_owner(path: str, identity: Identity, cluster_id: int | None, member_id: int | None) -> None:
-    """Raise DirectoryForeign when the member at `path` is not the one expected; None expects nothing."""
+    """Raise DirectoryUnrecognized when the member at `path` is not the one expected; None expects nothing."""
     if cluster_id is not None and identity.cluster_id != cluster_id:
-        raise DirectoryForeign(
+        raise DirectoryUnrecognized(
             f"{path}: the data directory belongs to cluster {identity.cluster_id:x}, not to {cluster_id:x}"
         )
     if member_id is not None and identity.member_id != member_id:
-        raise DirectoryForeign(
+        raise DirectoryUnrecognized(
             f"{path}: the data directory belongs to member {identity.member_id:x}, not to {member_id:x}"
         )
 
 
-def _check_agreement(state_path: str, image: LogImage, mark: StateMark) -> None:
+def _check_agreement(state_path: str, contents: LogContents, mark: Checkpoint) -> None:
     """The state file must stand at an index that the log still holds, and at its term."""
-    base = image.snapshot
-    last_index = base.index + len(image.entries)
+    base = contents.snapshot
+    last_index = base.index + len(contents.entries)
     if mark.index > last_index:
         raise Damaged(f"state file is at index {mark.index} but the log ends at {last_index}", state_path)
     if mark.index < base.index:
         raise Damaged(
             f"state file is at index {mark.index} but the log begins after {base.index}", state_path
         )
-    term = base.term if mark.index == base.index else image.entries[mark.index - base.index - 1].term
+    term = base.term if mark.index == base.index else contents.entries[mark.index - base.index - 1].term
     if mark.term != term:
         raise Damaged(
             f"state file has term {mark.term} at index {mark.index}, the log has {term}", state_path

@@ -13,7 +13,7 @@ import fcntl
 import os
 from typing import Protocol
 
-from raft.storage.errors import DirectoryLocked
+from raft.storage.storage_errors import DirectoryLocked
 
 
 def directory_locked(lock_path: str) -> DirectoryLocked:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from raft.core.types import ConfState, Entry, EntryKind, HardState, SnapshotMeta
-from raft.storage.protocol import Identity
+from raft.storage.storage_protocol import Identity
 
 FORMAT_VERSION = 1
 """Version of every file of the data directory; any other is refused."""
@@ -33,7 +33,7 @@ TRUNCATION = 3
 SNAPSHOT_MARK = 4
 BOOTSTRAP = 5
 PEER_DISK = 6
-ADMITTED = 7
+VOTE_ELIGIBLE = 7
 SYNCED_THROUGH = 8
 SEGMENT_START = 9
 STATE_FILE = 10
@@ -55,8 +55,8 @@ _SEGMENT_START = Struct("<BIIB")  # kind, previous chain, previous end, flags
 _CONF_HEAD = Struct("<BHHHH")
 _LENGTH = Struct("<I")
 
-_FLAG_CUT = 1
-_FLAG_ADMITTED = 2
+_FLAG_TAIL_TRUNCATED = 1
+_FLAG_VOTE_ELIGIBLE = 2
 
 FRAME_HEADER_BYTES = _FRAME_HEADER.size
 MASK_NONE = b"\0"
@@ -251,17 +251,19 @@ def peer_disk_item(member_id: int, disk_id: int) -> bytes:
     return _PEER_DISK.pack(PEER_DISK, member_id, disk_id)
 
 
-def state_file_item(index: int) -> bytes:
+def backend_item(index: int) -> bytes:
     """The state file is the one that began as the image at `index`."""
     return _STATE_FILE.pack(STATE_FILE, index)
 
 
-ADMITTED_ITEM = bytes((ADMITTED,))
+VOTE_ELIGIBLE_ITEM = bytes((VOTE_ELIGIBLE,))
 SYNCED_THROUGH_ITEM = bytes((SYNCED_THROUGH,))
 
 
-def segment_start_item(previous_chain: int, previous_end: int, *, cut: bool, admitted: bool) -> bytes:
-    flags = (_FLAG_CUT if cut else 0) | (_FLAG_ADMITTED if admitted else 0)
+def segment_start_item(
+    previous_chain: int, previous_end: int, *, tail_truncated: bool, vote_eligible: bool
+) -> bytes:
+    flags = (_FLAG_TAIL_TRUNCATED if tail_truncated else 0) | (_FLAG_VOTE_ELIGIBLE if vote_eligible else 0)
     return _SEGMENT_START.pack(SEGMENT_START, previous_chain, previous_end, flags)
 
 
@@ -292,8 +294,8 @@ class SegmentStart(NamedTuple):
     previous_chain: int
     previous_end: int
     """Offset after the previous segment's last good frame; what lies beyond it is no part of the log."""
-    cut: bool
-    admitted: bool
+    tail_truncated: bool
+    vote_eligible: bool
 
 
 class Truncation(NamedTuple):
@@ -310,11 +312,11 @@ class PeerDisk(NamedTuple):
     disk_id: int
 
 
-class Admitted(NamedTuple):
+class VoteEligible(NamedTuple):
     pass
 
 
-class StateFileName(NamedTuple):
+class BackendFileName(NamedTuple):
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
 
 
@@ -325,8 +327,8 @@ Item = (
     | SnapshotMeta
     | BootstrapItem
     | PeerDisk
-    | Admitted
-    | StateFileName
+    | VoteEligible
+    | BackendFileName
     | SegmentStart
 )
 
@@ -360,17 +362,21 @@ def decode_items(data: bytes) -> list[Item]:
             _, member_id, disk_id = _PEER_DISK.unpack_from(data, offset)
             items.append(PeerDisk(member_id, disk_id))
             offset += _PEER_DISK.size
-        elif kind == ADMITTED:
-            items.append(Admitted())
+        elif kind == VOTE_ELIGIBLE:
+            items.append(VoteEligible())
             offset += 1
         elif kind == STATE_FILE:
-            items.append(StateFileName(_STATE_FILE.unpack_from(data, offset)[1]))
+            items.append(BackendFileName(_STATE_FILE.unpack_from(data, offset)[1]))
             offset += _STATE_FILE.size
         elif kind == SYNCED_THROUGH:
             offset += 1
         elif kind == SEGMENT_START:
             _, chain, end, flags = _SEGMENT_START.unpack_from(data, offset)
-            items.append(SegmentStart(chain, end, bool(flags & _FLAG_CUT), bool(flags & _FLAG_ADMITTED)))
+            items.append(
+                SegmentStart(
+                    chain, end, bool(flags & _FLAG_TAIL_TRUNCATED), bool(flags & _FLAG_VOTE_ELIGIBLE)
+                )
+            )
             offset += _SEGMENT_START.size
         else:
             raise Malformed(f"unknown item kind {kind}")

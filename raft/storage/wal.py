@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from raft.core.ready import AppendWork
 from raft.core.types import Entry, HardState, SnapshotMeta
 from raft.storage import records
-from raft.storage.errors import EntryTooLarge, LogFailed, LogFull
 from raft.storage.files import File, FileSystem
-from raft.storage.protocol import Identity
+from raft.storage.log_recovery import UNFINISHED_NAME, LogContents, SegmentFound, segment_name
 from raft.storage.records import MASK_NONE, SECTOR_BYTES, TRAILER, BootstrapItem, SegmentHeader
-from raft.storage.recovery import UNFINISHED_NAME, LogImage, SegmentFound, segment_name
+from raft.storage.storage_errors import EntryTooLarge, LogFailed, LogFull
+from raft.storage.storage_protocol import Identity
 
 SEGMENT_BYTES_DEFAULT = 16 * 1024 * 1024
 """Minutes of work at moderate load; small enough to prepare in a millisecond, to read at start
@@ -48,25 +48,25 @@ class NoSpace(Exception):
 class Log:
     """The log, open for writing."""
 
-    def __init__(self, files: FileSystem, directory: str, image: LogImage) -> None:
+    def __init__(self, files: FileSystem, directory: str, contents: LogContents) -> None:
         """Continue the log that `read_log` found. Use `create_log` for a new one.
 
         Raises LogFailed on any disk error, LogFull when a torn tail needs a new segment and the disk is full.
         """
         self._files = files
         self._directory = directory
-        self._identity: Identity = image.identity
-        self._salt = records.frame_salt(image.identity)
-        self._segment_bytes = image.segment_bytes
-        self._frame_bytes_max = image.segment_bytes // FRAME_SHARE
+        self._identity: Identity = contents.identity
+        self._salt = records.frame_salt(contents.identity)
+        self._segment_bytes = contents.segment_bytes
+        self._frame_bytes_max = contents.segment_bytes // FRAME_SHARE
 
-        self._segments: list[SegmentFound] = image.segments
+        self._segments: list[SegmentFound] = contents.segments
         """Segments of the log, oldest first; the last one is written to. Never empty."""
         self._file: File | None = None
         """The last segment; None once closed or failed."""
-        self._offset = image.end
+        self._offset = contents.end
         """Where the next frame goes. Invariant: all bytes of the segment from here on are zero."""
-        self._chain = image.chain
+        self._chain = contents.chain
         """Chain value of the last frame."""
         self._spare: File | None = None
         """The prepared next segment (its sequence is the last one's + 1), or None."""
@@ -80,22 +80,22 @@ class Log:
 
         # What each new segment repeats. The first three are the *durable* values, set after each
         # commit: the start of a segment must not run ahead of the entries they go with.
-        self._hard_state: HardState = image.hard_state
-        self._snapshot: SnapshotMeta = image.snapshot
-        self._state_file = image.state_file
-        self._bootstrap: BootstrapItem = image.bootstrap
-        self._peers: dict[int, int] = image.peers
-        self._admitted = image.admitted
-        self._cut = image.cut
+        self._hard_state: HardState = contents.hard_state
+        self._snapshot: SnapshotMeta = contents.snapshot
+        self._backend = contents.backend
+        self._bootstrap: BootstrapItem = contents.bootstrap
+        self._peers: dict[int, int] = contents.peers
+        self._vote_eligible = contents.vote_eligible
+        self._tail_truncated = contents.tail_truncated
 
-        self._staged_hard_state: HardState = image.hard_state
-        self._staged_snapshot: SnapshotMeta = image.snapshot
-        self._staged_state_file = image.state_file
+        self._staged_hard_state: HardState = contents.hard_state
+        self._staged_snapshot: SnapshotMeta = contents.snapshot
+        self._staged_backend = contents.backend
         self.bytes_written = 0
         self.syncs = 0
-        self._open(image)
+        self._open(contents)
 
-    def _open(self, image: LogImage) -> None:
+    def _open(self, contents: LogContents) -> None:
         files, directory = self._files, self._directory
         next_path = self._path(self._segments[-1].sequence + 1)
         try:
@@ -105,9 +105,9 @@ class Log:
             # Names found at start may live in the cache only.
             files.sync_directory(directory)
             self._file = files.open(self._path(self._segments[-1].sequence))
-            if image.spare:
+            if contents.spare:
                 self._spare = files.open(next_path)
-            if image.torn:
+            if contents.torn:
                 self._rotate()
         except OSError as error:
             raise self._failed(error) from error
@@ -118,13 +118,13 @@ class Log:
         """Add one piece of append work: a snapshot that replaces the log, entries, hard state."""
         if work.snapshot is not None:
             self._staged_snapshot = work.snapshot
-            self._staged_state_file = work.snapshot.index
+            self._staged_backend = work.snapshot.index
             # One piece, never in two frames: a log that lost its entries must have the snapshot, and the
             # state file that begins with it.
             self._stage(
                 records.truncation_item(0)
                 + records.snapshot_item(work.snapshot)
-                + records.state_file_item(work.snapshot.index)
+                + records.backend_item(work.snapshot.index)
             )
         if work.entries:
             self._stage_entries(work.entries)
@@ -142,11 +142,11 @@ class Log:
             self._staged_snapshot = snapshot
             self._stage(records.snapshot_item(snapshot))
 
-    def stage_admitted(self) -> None:
+    def stage_vote_eligible(self) -> None:
         """This disk may vote: it passed the fresh-disk check, or a leader confirmed its log past a cut."""
-        self._admitted = True
-        self._cut = False
-        self._stage(records.ADMITTED_ITEM)
+        self._vote_eligible = True
+        self._tail_truncated = False
+        self._stage(records.VOTE_ELIGIBLE_ITEM)
 
     def stage_peer_disk(self, member_id: int, disk_id: int) -> None:
         """Remember the disk that a peer speaks from."""
@@ -213,7 +213,7 @@ class Log:
             segment.last_index = self._items_last_index
         self._hard_state = self._staged_hard_state
         self._snapshot = self._staged_snapshot
-        self._state_file = self._staged_state_file
+        self._backend = self._staged_backend
         self._items = [MASK_NONE]
         self._items_bytes = self._items_last_index = 0
 
@@ -231,12 +231,17 @@ class Log:
         header = SegmentHeader(records.FORMAT_VERSION, self._segment_bytes, sequence, self._identity)
         start, chain = _start_frame(
             header,
-            records.segment_start_item(self._chain, self._offset, cut=self._cut, admitted=self._admitted),
+            records.segment_start_item(
+                self._chain,
+                self._offset,
+                tail_truncated=self._tail_truncated,
+                vote_eligible=self._vote_eligible,
+            ),
             [
                 records.bootstrap_item(self._bootstrap.conf, self._bootstrap.blob),
                 records.snapshot_item(self._snapshot),
                 records.hard_state_item(self._hard_state),
-                records.state_file_item(self._state_file),
+                records.backend_item(self._backend),
                 *(records.peer_disk_item(*peer) for peer in self._peers.items()),
             ],
         )
@@ -354,8 +359,8 @@ def create_log(
         records.snapshot_item(base or SnapshotMeta(0, 0, bootstrap.conf)),
     ]
     if base is not None:
-        items.append(records.state_file_item(base.index))
-    start_item = records.segment_start_item(0, 0, cut=False, admitted=False)
+        items.append(records.backend_item(base.index))
+    start_item = records.segment_start_item(0, 0, tail_truncated=False, vote_eligible=False)
     start, _ = _start_frame(header, start_item, items)
     if SECTOR_BYTES + len(start) > segment_bytes // 2:
         raise EntryTooLarge(f"{directory}: a bootstrap record of {len(start)} bytes is too large")

@@ -34,19 +34,19 @@ class Watchdog:
         loop: asyncio.AbstractEventLoop,
         election_timeout_ms: int,
         on_stall: Callable[[], None],
-        sever: Callable[[], None],
+        reset_connections: Callable[[], None],
         fatal: Callable[[str], None],
     ) -> None:
         """`stalled_seconds` is the log writer's. `on_stall` runs on the loop, once per stall.
 
-        `sever` and `fatal` run on the watchdog's thread, because the loop may be stuck: `sever`
+        `reset_connections` and `fatal` run on the watchdog's thread, because the loop may be stuck: `reset_connections`
         shuts the peer and client sockets down, `fatal(message)` ends the process.
         """
         self._stalled_seconds = stalled_seconds
         self._loop = loop
         self._deadline_s = election_timeout_ms / 2000
         self._on_stall = on_stall
-        self._sever = sever
+        self._reset_connections = reset_connections
         self._fatal = fatal
         self._stop = threading.Event()
         self._heard = threading.Event()
@@ -99,4 +99,4 @@ class Watchdog:
             elif not self._heard.is_set():
                 unheard += 1
                 if unheard == UNHEARD_POLLS:  # once per stall
-                    self._sever()
+                    self._reset_connections()

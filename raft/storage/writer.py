@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 
 from raft.core.ready import AppendWork
 from raft.core.types import HardState, SnapshotMeta
-from raft.storage.errors import LogFailed, StorageError
 from raft.storage.inline_policy import InlinePolicy
-from raft.storage.protocol import SYNC_BOUNDS_S, WriterStatistics
+from raft.storage.storage_errors import LogFailed, StorageError
+from raft.storage.storage_protocol import SYNC_BOUNDS_S, WriterStatistics
 from raft.storage.wal import Log, NoSpace
 
 SYNCED_THROUGH_AFTER_S = 0.1
@@ -219,9 +219,9 @@ class ThreadedLogWriter(_WriterBase):
                 return
         self._enqueue(job)
 
-    def record_admitted(self) -> None:
+    def record_vote_eligible(self) -> None:
         """See LogWriter."""
-        self._enqueue((Log.stage_admitted, None, None, None))
+        self._enqueue((Log.stage_vote_eligible, None, None, None))
 
     def record_peer_disk(self, member_id: int, disk_id: int, done: Done) -> None:
         """See LogWriter."""
@@ -283,7 +283,7 @@ class ThreadedLogWriter(_WriterBase):
         try:
             with self._lock:
                 self._upkeep()
-            while self._turn():
+            while self._iterate():
                 pass
         except StorageError as error:
             self._call_loop(self._fail, str(error))
@@ -299,7 +299,7 @@ class ThreadedLogWriter(_WriterBase):
             finally:
                 self._call_loop(self._set_stopped)  # whatever happened: `close` waits for it
 
-    def _turn(self) -> bool:
+    def _iterate(self) -> bool:
         """One group, or one moment of idleness. False when asked to end."""
         try:
             job = self._queue.get(timeout=SYNCED_THROUGH_AFTER_S)
@@ -377,16 +377,16 @@ class InlineLogWriter(_WriterBase):
         super().__init__(log, loop=loop, fatal=fatal, on_space=on_space)
         self._timer: asyncio.TimerHandle | None = None
         """The next idle moment, while there is something to mark or to retry."""
-        self._loop.call_soon(self._settle_files)
+        self._loop.call_soon(self._finish_files)
 
     def submit(self, work: AppendWork, done: Callable[[AppendWork], None]) -> None:
         """See LogWriter."""
         self._appends += 1
         self._commit((None, work, done, None))
 
-    def record_admitted(self) -> None:
+    def record_vote_eligible(self) -> None:
         """See LogWriter."""
-        self._commit((Log.stage_admitted, None, None, None))
+        self._commit((Log.stage_vote_eligible, None, None, None))
 
     def record_peer_disk(self, member_id: int, disk_id: int, done: Done) -> None:
         """See LogWriter."""
@@ -413,7 +413,7 @@ class InlineLogWriter(_WriterBase):
             return
         if self._write([job]):
             self._loop.call_soon(self._deliver, [job])
-            self._settle_files()
+            self._finish_files()
 
     def _write(self, group: Sequence[_Job]) -> bool:
         """Make a group durable; False when that failed, and all is over."""
@@ -433,7 +433,7 @@ class InlineLogWriter(_WriterBase):
         self._closing = True
         self._loop.call_soon(self._fail, str(error))
 
-    def _settle_files(self) -> None:
+    def _finish_files(self) -> None:
         """Upkeep, and the next idle moment."""
         if self._failed or self._closing:
             return
@@ -454,7 +454,7 @@ class InlineLogWriter(_WriterBase):
             return
         if self._loop.time() - self._last_commit >= SYNCED_THROUGH_AFTER_S:
             self._on_idle()
-        self._settle_files()
+        self._finish_files()
 
     def _on_idle(self) -> None:
         try:

@@ -8,7 +8,7 @@ and the end of a stream is reported to both sides and loses what was queued on i
 plain connection with an exchange of hellos: evidence, not a timer, tells a dead process from an
 unreachable one.
 
-An image of the state travels on a connection of its own, in chunks, resumable (`images`).
+An image of the state travels on a connection of its own, in chunks, resumable (`snapshots`).
 
 `memory` joins members of one loop through a network with faults, on virtual time if wanted;
 the gRPC twin
@@ -16,38 +16,34 @@ the gRPC twin
 runs against both.
 """
 
-from raft.transport.memory import LinkConditions, MemoryTransport, Network
-from raft.transport.protocol import (
-    Answer,
-    DiskRecorded,
+from raft.transport.memory_transport import LinkConditions, MemoryTransport, Network
+from raft.transport.transport_protocol import (
     ForwardedBatch,
     ForwardRefused,
-    Hello,
-    HelloAnswer,
-    ImageFailed,
-    ImageOffer,
-    ImageRefused,
-    ImageSink,
+    Handshake,
+    HandshakeReply,
+    LeaderReply,
+    LeaderRequest,
     Liveness,
     PeerLink,
     PeerMessage,
     PeerStatistics,
-    Question,
     Receiver,
+    ReplicaRecorded,
+    SnapshotFailed,
+    SnapshotOffer,
+    SnapshotRefused,
+    SnapshotSink,
     Transport,
 )
 
 __all__ = [
-    "Answer",
-    "DiskRecorded",
     "ForwardRefused",
     "ForwardedBatch",
-    "Hello",
-    "HelloAnswer",
-    "ImageFailed",
-    "ImageOffer",
-    "ImageRefused",
-    "ImageSink",
+    "Handshake",
+    "HandshakeReply",
+    "LeaderReply",
+    "LeaderRequest",
     "LinkConditions",
     "Liveness",
     "MemoryTransport",
@@ -55,7 +51,11 @@ __all__ = [
     "PeerLink",
     "PeerMessage",
     "PeerStatistics",
-    "Question",
     "Receiver",
+    "ReplicaRecorded",
+    "SnapshotFailed",
+    "SnapshotOffer",
+    "SnapshotRefused",
+    "SnapshotSink",
     "Transport",
 ]

@@ -13,30 +13,30 @@ from google.protobuf.message import DecodeError
 
 from raft.core.messages import Message, MessageType
 from raft.core.types import ConfState, Entry, EntryKind, SnapshotMeta
-from raft.transport.protocol import (
-    Answer,
-    DiskRecorded,
+from raft.transport.transport_protocol import (
     ForwardedBatch,
     ForwardRefused,
-    Hello,
-    HelloAnswer,
-    ImageChunk,
-    ImageOffer,
-    ImageOpening,
-    ImageStatus,
+    Handshake,
+    HandshakeReply,
+    LeaderReply,
+    LeaderRequest,
     PeerMessage,
-    Question,
+    ReplicaRecorded,
+    SnapshotChunk,
+    SnapshotOffer,
+    SnapshotOpening,
+    SnapshotStatus,
 )
 from raft.transport.wire import peer_pb2 as wire
 
 _Wire = TypeVar(
     "_Wire",
-    wire.Hello,
-    wire.HelloAnswer,
+    wire.Handshake,
+    wire.HandshakeReply,
     wire.Description,
     wire.Frame,
-    wire.ImageFrame,
-    wire.ImageStatus,
+    wire.SnapshotFrame,
+    wire.SnapshotStatus,
 )
 _MESSAGE_TYPES = {int(member): member for member in MessageType}
 _ENTRY_KINDS = {int(member): member for member in EntryKind}
@@ -46,39 +46,39 @@ class Malformed(ValueError):
     """Bytes from a peer that do not follow the protocol."""
 
 
-def encode_hello(hello: Hello) -> bytes:
-    return _hello_to_wire(hello).SerializeToString()
+def encode_handshake(handshake: Handshake) -> bytes:
+    return _handshake_to_wire(handshake).SerializeToString()
 
 
-def decode_hello(data: bytes) -> Hello:
-    return _hello_from_wire(_parse(wire.Hello(), data))
+def decode_handshake(data: bytes) -> Handshake:
+    return _handshake_from_wire(_parse(wire.Handshake(), data))
 
 
-def encode_opening(hello: Hello) -> bytes:
+def encode_opening(handshake: Handshake) -> bytes:
     """Encode the first frame of a stream."""
-    return wire.Frame(hello=_hello_to_wire(hello)).SerializeToString()
+    return wire.Frame(handshake=_handshake_to_wire(handshake)).SerializeToString()
 
 
-def decode_opening(data: bytes) -> Hello:
+def decode_opening(data: bytes) -> Handshake:
     frame = _parse(wire.Frame(), data)
-    if not frame.HasField("hello"):
+    if not frame.HasField("handshake"):
         raise Malformed("a stream must begin with a hello")
-    return _hello_from_wire(frame.hello)
+    return _handshake_from_wire(frame.handshake)
 
 
-def encode_answer(answer: HelloAnswer) -> bytes:
-    return wire.HelloAnswer(
-        hello=_hello_to_wire(answer.hello),
+def encode_answer(answer: HandshakeReply) -> bytes:
+    return wire.HandshakeReply(
+        handshake=_handshake_to_wire(answer.handshake),
         earlier_disk_known=answer.earlier_disk_known,
         refusal=answer.refusal,
         removed=answer.removed,
     ).SerializeToString()
 
 
-def decode_answer(data: bytes) -> HelloAnswer:
-    answer = _parse(wire.HelloAnswer(), data)
-    return HelloAnswer(
-        hello=_hello_from_wire(answer.hello),
+def decode_answer(data: bytes) -> HandshakeReply:
+    answer = _parse(wire.HandshakeReply(), data)
+    return HandshakeReply(
+        handshake=_handshake_from_wire(answer.handshake),
         earlier_disk_known=answer.earlier_disk_known,
         refusal=answer.refusal,
         removed=answer.removed,
@@ -103,16 +103,20 @@ def encode_frame(messages: Iterable[PeerMessage]) -> bytes:
             _fill_message(add().raft, message)
         elif isinstance(message, ForwardedBatch):
             batch = add().batch
-            batch.term, batch.boot_id, batch.counter = message.term, message.boot_id, message.counter
+            batch.term, batch.incarnation, batch.counter = message.term, message.incarnation, message.counter
             batch.data = message.data
-        elif isinstance(message, DiskRecorded):
-            add().disk_recorded.disk_id = message.disk_id
-        elif isinstance(message, (Question, Answer)):
-            target = add().question if isinstance(message, Question) else add().answer
-            target.boot_id, target.number, target.data = message.boot_id, message.number, message.data
+        elif isinstance(message, ReplicaRecorded):
+            add().replica_recorded.disk_id = message.disk_id
+        elif isinstance(message, (LeaderRequest, LeaderReply)):
+            target = add().leader_request if isinstance(message, LeaderRequest) else add().leader_reply
+            target.incarnation, target.number, target.data = message.incarnation, message.number, message.data
         else:
             refused = add().refused
-            refused.term, refused.boot_id, refused.counter = message.term, message.boot_id, message.counter
+            refused.term, refused.incarnation, refused.counter = (
+                message.term,
+                message.incarnation,
+                message.counter,
+            )
     return frame.SerializeToString()
 
 
@@ -125,57 +129,63 @@ def decode_frame(data: bytes) -> list[PeerMessage]:
             decoded.append(_message_from_wire(item.raft))
         elif kind == "batch":
             batch = item.batch
-            decoded.append(ForwardedBatch(batch.term, batch.boot_id, batch.counter, batch.data))
+            decoded.append(ForwardedBatch(batch.term, batch.incarnation, batch.counter, batch.data))
         elif kind == "refused":
             refused = item.refused
-            decoded.append(ForwardRefused(refused.term, refused.boot_id, refused.counter))
-        elif kind == "disk_recorded":
-            decoded.append(DiskRecorded(item.disk_recorded.disk_id))
-        elif kind == "question":
-            decoded.append(Question(item.question.boot_id, item.question.number, item.question.data))
-        elif kind == "answer":
-            decoded.append(Answer(item.answer.boot_id, item.answer.number, item.answer.data))
+            decoded.append(ForwardRefused(refused.term, refused.incarnation, refused.counter))
+        elif kind == "replica_recorded":
+            decoded.append(ReplicaRecorded(item.replica_recorded.disk_id))
+        elif kind == "leader_request":
+            decoded.append(
+                LeaderRequest(
+                    item.leader_request.incarnation, item.leader_request.number, item.leader_request.data
+                )
+            )
+        elif kind == "leader_reply":
+            decoded.append(
+                LeaderReply(item.leader_reply.incarnation, item.leader_reply.number, item.leader_reply.data)
+            )
         else:
             raise Malformed("a peer message of no known kind")
     return decoded
 
 
-def encode_image_frame(frame: ImageOpening | ImageChunk) -> bytes:
-    if isinstance(frame, ImageChunk):
-        chunk = wire.ImageChunk(offset=frame.offset, crc32c=frame.crc32c, data=frame.data)
-        return wire.ImageFrame(chunk=chunk).SerializeToString()
+def encode_snapshot_frame(frame: SnapshotOpening | SnapshotChunk) -> bytes:
+    if isinstance(frame, SnapshotChunk):
+        chunk = wire.SnapshotChunk(offset=frame.offset, crc32c=frame.crc32c, data=frame.data)
+        return wire.SnapshotFrame(chunk=chunk).SerializeToString()
     offer = frame.offer
-    opening = wire.ImageOpening(
-        hello=_hello_to_wire(frame.hello), size_bytes=offer.size_bytes, sha256=offer.sha256
+    opening = wire.SnapshotOpening(
+        handshake=_handshake_to_wire(frame.handshake), size_bytes=offer.size_bytes, sha256=offer.sha256
     )
     _fill_message(opening.message, offer.message)
-    return wire.ImageFrame(opening=opening).SerializeToString()
+    return wire.SnapshotFrame(opening=opening).SerializeToString()
 
 
-def decode_image_frame(data: bytes) -> ImageOpening | ImageChunk:
+def decode_snapshot_frame(data: bytes) -> SnapshotOpening | SnapshotChunk:
     """Raises Malformed."""
-    frame = _parse(wire.ImageFrame(), data)
+    frame = _parse(wire.SnapshotFrame(), data)
     if frame.HasField("chunk"):
-        return ImageChunk(frame.chunk.offset, frame.chunk.crc32c, frame.chunk.data)
+        return SnapshotChunk(frame.chunk.offset, frame.chunk.crc32c, frame.chunk.data)
     opening = frame.opening
     message = _message_from_wire(opening.message)
     if message.type is not MessageType.SNAPSHOT or message.snapshot is None:
         raise Malformed("an image must come with its snapshot message")
-    return ImageOpening(
-        _hello_from_wire(opening.hello), ImageOffer(message, opening.size_bytes, opening.sha256)
+    return SnapshotOpening(
+        _handshake_from_wire(opening.handshake), SnapshotOffer(message, opening.size_bytes, opening.sha256)
     )
 
 
-def encode_image_status(status: ImageStatus) -> bytes:
-    return wire.ImageStatus(
+def encode_snapshot_status(status: SnapshotStatus) -> bytes:
+    return wire.SnapshotStatus(
         offset=status.offset, done=status.done, refusal=status.refusal
     ).SerializeToString()
 
 
-def decode_image_status(data: bytes) -> ImageStatus:
+def decode_snapshot_status(data: bytes) -> SnapshotStatus:
     """Raises Malformed."""
-    status = _parse(wire.ImageStatus(), data)
-    return ImageStatus(status.offset, status.done, status.refusal)
+    status = _parse(wire.SnapshotStatus(), data)
+    return SnapshotStatus(status.offset, status.done, status.refusal)
 
 
 def _parse(empty: _Wire, data: bytes) -> _Wire:
@@ -186,25 +196,25 @@ def _parse(empty: _Wire, data: bytes) -> _Wire:
     return empty
 
 
-def _hello_to_wire(hello: Hello) -> wire.Hello:
-    return wire.Hello(
-        format_version=hello.format_version,
-        cluster_id=hello.cluster_id,
-        member_id=hello.member_id,
-        disk_id=hello.disk_id,
-        boot_id=hello.boot_id,
-        urls=hello.urls,
+def _handshake_to_wire(handshake: Handshake) -> wire.Handshake:
+    return wire.Handshake(
+        format_version=handshake.format_version,
+        cluster_id=handshake.cluster_id,
+        member_id=handshake.member_id,
+        disk_id=handshake.disk_id,
+        incarnation=handshake.incarnation,
+        urls=handshake.urls,
     )
 
 
-def _hello_from_wire(hello: wire.Hello) -> Hello:
-    return Hello(
-        format_version=hello.format_version,
-        cluster_id=hello.cluster_id,
-        member_id=hello.member_id,
-        disk_id=hello.disk_id,
-        boot_id=hello.boot_id,
-        urls=tuple(hello.urls),
+def _handshake_from_wire(handshake: wire.Handshake) -> Handshake:
+    return Handshake(
+        format_version=handshake.format_version,
+        cluster_id=handshake.cluster_id,
+        member_id=handshake.member_id,
+        disk_id=handshake.disk_id,
+        incarnation=handshake.incarnation,
+        urls=tuple(handshake.urls),
     )
 
 

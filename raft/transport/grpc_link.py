@@ -22,24 +22,24 @@ import grpc
 from raft.core.messages import Message, MessageType
 from raft.transport import codec
 from raft.transport.grpc_options import CHANNEL_OPTIONS, PROBE_METHOD, STREAM_METHOD, host_port, target_of
-from raft.transport.protocol import Hello, Liveness, PeerMessage, PeerStatistics, Receiver
-from raft.transport.rules import (
+from raft.transport.liveness import (
     BULK_BOUNDS,
     FRAME_BYTES_MAX,
-    HELLO_TIMEOUT_S,
+    HANDSHAKE_TIMEOUT_S,
     MESSAGE_BYTES_MAX,
     PROBE_TIMEOUT_S,
     ROUND_TRIP_BOUNDS_S,
     ROUND_TRIP_STALE_S,
     URGENT_BOUNDS,
     Backoff,
-    BootIds,
+    Incarnations,
     LaneBounds,
     is_bulk,
     judge_answer,
-    judge_boot_id,
+    judge_incarnation,
     message_bytes,
 )
+from raft.transport.transport_protocol import Handshake, Liveness, PeerMessage, PeerStatistics, Receiver
 
 logger = logging.getLogger(__name__)
 
@@ -64,15 +64,15 @@ class _Lane:
         self.nbytes += nbytes
         return True
 
-    def move(self, frame: list[PeerMessage], room: int) -> int:
-        """Append messages to `frame` while they fit `room`, a first one in any case; return what is left."""
+    def move(self, frame: list[PeerMessage], capacity: int) -> int:
+        """Append messages to `frame` while they fit `capacity`, a first one in any case; return what is left."""
         queue = self.queue
-        while queue and (queue[0][1] <= room or not frame):
+        while queue and (queue[0][1] <= capacity or not frame):
             message, nbytes = queue.popleft()
             self.nbytes -= nbytes
-            room -= nbytes
+            capacity -= nbytes
             frame.append(message)
-        return room
+        return capacity
 
     def clear(self) -> None:
         self.queue.clear()
@@ -87,16 +87,16 @@ class GrpcLink:
         *,
         member_id: int,
         urls: tuple[str, ...],
-        hello: Hello,
+        handshake: Handshake,
         receiver: Receiver,
-        boot_ids: BootIds,
+        incarnations: Incarnations,
         rng: random.Random,
     ) -> None:
         self.member_id = member_id
         self.urls = urls
-        self._hello = hello
+        self._handshake = handshake
         self._receiver = receiver
-        self._boot_ids = boot_ids
+        self._incarnations = incarnations
         self._backoff = Backoff(rng)
         self._attempts = 0
         """Dials so far; picks the next URL in turn."""
@@ -175,14 +175,14 @@ class GrpcLink:
 
     async def probe(self) -> Liveness:
         """Open one plain connection, exchange hellos, close it; every URL in turn, within PROBE_TIMEOUT_S."""
-        alive_as = self._boot_ids.alive_as(self.member_id)
+        alive_as = self._incarnations.alive_as(self.member_id)
         verdict = Liveness.UNREACHABLE
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 for url in self.urls:
                     found = await self._probe_url(url)
                     if found is not None:
-                        return judge_boot_id(alive_as, found)
+                        return judge_incarnation(alive_as, found)
                     verdict = Liveness.DEAD
         except (TimeoutError, OSError):
             return Liveness.UNREACHABLE
@@ -203,7 +203,7 @@ class GrpcLink:
         async with grpc.aio.insecure_channel(target_of(host, port), options=CHANNEL_OPTIONS) as channel:
             exchange: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PROBE_METHOD)
             try:
-                data = await exchange(codec.encode_hello(self._hello))
+                data = await exchange(codec.encode_handshake(self._handshake))
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNAVAILABLE:
                     return None
@@ -212,7 +212,7 @@ class GrpcLink:
                 if _being_cancelled():
                     raise
                 return None  # the peer's server is stopping
-            return codec.decode_answer(data).hello.boot_id
+            return codec.decode_answer(data).handshake.incarnation
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         """A receiver that raises is a fault in the program; hand it to the loop's handler at once."""
@@ -228,7 +228,7 @@ class GrpcLink:
             except grpc.aio.AioRpcError as error:
                 trouble = error.details() or error.code().name
             except TimeoutError:
-                trouble = f"no answer to the hello in {HELLO_TIMEOUT_S} s"
+                trouble = f"no answer to the hello in {HANDSHAKE_TIMEOUT_S} s"
             except asyncio.CancelledError:
                 if _being_cancelled():
                     raise
@@ -249,25 +249,25 @@ class GrpcLink:
         async with grpc.aio.insecure_channel(target_of(*host_port(url)), options=CHANNEL_OPTIONS) as channel:
             call: _Call = channel.stream_stream(STREAM_METHOD)()
             try:
-                async with asyncio.timeout(HELLO_TIMEOUT_S):
-                    await call.write(codec.encode_opening(self._hello))
+                async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                    await call.write(codec.encode_opening(self._handshake))
                     data = await call.read()
                 if self._closing:
                     return "the link is closed"
                 if not isinstance(data, bytes):
                     return "the stream ended before the hello was answered"
-                answer = judge_answer(self._hello, self.member_id, codec.decode_answer(data))
+                answer = judge_answer(self._handshake, self.member_id, codec.decode_answer(data))
                 self._receiver.on_answer(self.member_id, answer)
                 if answer.refusal:
                     return f"the process at {url} {answer.refusal}"
-                await self._stay(call, answer.hello.boot_id)
+                await self._stay(call, answer.handshake.incarnation)
             finally:
                 call.cancel()
         return "the stream ended"
 
-    async def _stay(self, call: _Call, boot_id: int) -> None:
+    async def _stay(self, call: _Call, incarnation: int) -> None:
         """Write what is queued until the stream ends, then tell the receiver."""
-        self._boot_ids.seen(self.member_id, boot_id)
+        self._incarnations.seen(self.member_id, incarnation)
         self._backoff.reset()
         self._last_trouble = ""
         self._connected = True
@@ -291,7 +291,7 @@ class GrpcLink:
             self._bulk.clear()
             self._heartbeat_sent_s = 0.0
             if was_connected:
-                self._boot_ids.ended(self.member_id, boot_id)
+                self._incarnations.ended(self.member_id, incarnation)
                 self._receiver.on_disconnected(self.member_id)
             ending.cancel()
             await asyncio.wait([ending])
@@ -304,8 +304,8 @@ class GrpcLink:
 
     def _take_frame(self) -> list[PeerMessage]:
         frame: list[PeerMessage] = []
-        room = self._urgent.move(frame, FRAME_BYTES_MAX)
-        self._bulk.move(frame, room)
+        capacity = self._urgent.move(frame, FRAME_BYTES_MAX)
+        self._bulk.move(frame, capacity)
         if not self._heartbeat_is_fresh():
             for message in frame:
                 if isinstance(message, Message) and message.type is MessageType.HEARTBEAT:

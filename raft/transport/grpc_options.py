@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from raft.transport.rules import FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, SILENCE_TIMEOUT_S
+from raft.transport.liveness import FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, SILENCE_TIMEOUT_S
 
 STREAM_METHOD = "/raft.transport.wire.Peer/Stream"
 PROBE_METHOD = "/raft.transport.wire.Peer/Probe"
 DESCRIBE_METHOD = "/raft.transport.wire.Peer/Describe"
-IMAGE_METHOD = "/raft.transport.wire.Peer/Image"
+SNAPSHOT_METHOD = "/raft.transport.wire.Peer/Image"
 
 _PING_MS = int(SILENCE_TIMEOUT_S * 1000 / 2)
 """Half of the silence is spent before a ping is sent on an idle connection, half waiting for it."""

@@ -1,6 +1,6 @@
 """The transport between processes: a listener, and a link to every peer, over grpc.aio.
 
-Rules of this file: everything runs on the loop that called `start`, except `sever`, which the
+Rules of this file: everything runs on the loop that called `start`, except `reset_connections`, which the
 watchdog calls from its own thread precisely when that loop is stuck.
 """
 
@@ -17,7 +17,6 @@ import grpc
 
 from raft.core.messages import Message, MessageType
 from raft.transport import codec, sockets
-from raft.transport.grpc_images import GrpcReceiverPipe, send_image_to
 from raft.transport.grpc_link import GrpcLink
 from raft.transport.grpc_options import (
     CHANNEL_OPTIONS,
@@ -28,19 +27,20 @@ from raft.transport.grpc_options import (
     host_port,
     target_of,
 )
-from raft.transport.images import receive_image
-from raft.transport.protocol import (
-    Hello,
-    HelloAnswer,
-    ImageFailed,
-    ImageOffer,
+from raft.transport.grpc_snapshots import GrpcReceiverPipe, send_snapshot_to
+from raft.transport.liveness import HANDSHAKE_TIMEOUT_S, Incarnations
+from raft.transport.snapshot_stream import receive_snapshot
+from raft.transport.transport_protocol import (
+    Handshake,
+    HandshakeReply,
     Liveness,
     PeerMessage,
     PeerStatistics,
-    ReadImage,
+    ReadSnapshot,
     Receiver,
+    SnapshotFailed,
+    SnapshotOffer,
 )
-from raft.transport.rules import HELLO_TIMEOUT_S, BootIds
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class _Incoming:
 class GrpcTransport:
     """See `Transport`. Listens on all of `listen_urls` (`http://host:port`; port 0 picks a free one)."""
 
-    _hello: Hello
+    _handshake: Handshake
     _receiver: Receiver
     """Both are set by `start`."""
 
@@ -90,7 +90,7 @@ class GrpcTransport:
         self._listen = [host_port(url) for url in listen_urls]
         """Addresses to listen on; once started, with the ports that were really bound."""
         self._rng = rng
-        self._boot_ids = BootIds()
+        self._incarnations = Incarnations()
         self._peers: dict[int, tuple[str, ...]] = {}
         self._links: dict[int, GrpcLink] = {}
         """One per peer once started. Invariant: keys equal those of `_peers` between start and close."""
@@ -99,9 +99,9 @@ class GrpcTransport:
         self._server: grpc.aio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reopening: asyncio.Task[None] | None = None
-        self._severed = False
+        self._connections_reset = False
         """The listener that is open, or being opened, was shut: another is needed."""
-        self._images_sent = 0
+        self._snapshots_sent = 0
         """Attempts to send an image so far; picks the next URL in turn."""
         self._closed = False
         """`close` has begun: nobody is dialled any more, though hellos may still come in."""
@@ -113,9 +113,9 @@ class GrpcTransport:
         """Ports bound, in the order of `listen_urls`; those asked for until started."""
         return tuple(port for _, port in self._listen)
 
-    async def start(self, hello: Hello, receiver: Receiver) -> None:
+    async def start(self, handshake: Handshake, receiver: Receiver) -> None:
         """Listen and dial every peer set so far; raises OSError when an address cannot be bound."""
-        self._hello = hello
+        self._handshake = handshake
         self._receiver = receiver
         self._loop = asyncio.get_running_loop()
         await self._open_server()
@@ -146,7 +146,7 @@ class GrpcTransport:
         if incoming is not None:
             incoming.quiet = True
             incoming.hang_up()
-        self._boot_ids.forget(member_id)
+        self._incarnations.forget(member_id)
 
     def send(self, member_id: int, message: PeerMessage) -> bool:
         link = self._links.get(member_id)
@@ -160,16 +160,16 @@ class GrpcTransport:
         link = self._links.get(member_id)
         return Liveness.UNREACHABLE if link is None else await link.probe()
 
-    async def send_image(
-        self, member_id: int, offer: ImageOffer, read: ReadImage, progress: Callable[[int], None]
+    async def send_snapshot(
+        self, member_id: int, offer: SnapshotOffer, read: ReadSnapshot, progress: Callable[[int], None]
     ) -> None:
         """See `Transport`."""
         urls = self._peers.get(member_id)
         if urls is None:
-            raise ImageFailed(f"member {member_id:x} is no peer")
-        self._images_sent += 1
-        url = urls[self._images_sent % len(urls)]
-        await send_image_to(url, self._hello, offer, read, progress)
+            raise SnapshotFailed(f"member {member_id:x} is no peer")
+        self._snapshots_sent += 1
+        url = urls[self._snapshots_sent % len(urls)]
+        await send_snapshot_to(url, self._handshake, offer, read, progress)
 
     def connected_peers(self) -> frozenset[int]:
         return frozenset(member_id for member_id, link in self._links.items() if link.connected)
@@ -177,7 +177,7 @@ class GrpcTransport:
     def statistics(self) -> dict[int, PeerStatistics]:
         return {member_id: link.statistics() for member_id, link in self._links.items()}
 
-    def sever(self) -> None:
+    def reset_connections(self) -> None:
         """Shut every peer socket at once, listeners too, so that a probe is refused. From any thread.
 
         The loop, when it runs again, listens and dials anew.
@@ -216,9 +216,9 @@ class GrpcTransport:
         self._links[member_id] = GrpcLink(
             member_id=member_id,
             urls=urls,
-            hello=self._hello,
+            handshake=self._handshake,
             receiver=self._receiver,
-            boot_ids=self._boot_ids,
+            incarnations=self._incarnations,
             rng=self._rng,
         )
 
@@ -228,32 +228,32 @@ class GrpcTransport:
             "Stream": grpc.stream_stream_rpc_method_handler(self._stream),
             "Probe": grpc.unary_unary_rpc_method_handler(self._probed),
             "Describe": grpc.unary_unary_rpc_method_handler(self._described),
-            "Image": grpc.stream_stream_rpc_method_handler(self._image),
+            "Image": grpc.stream_stream_rpc_method_handler(self._snapshot),
         }
         service = STREAM_METHOD.split("/")[1]
         assert PROBE_METHOD.split("/")[1] == DESCRIBE_METHOD.split("/")[1] == service
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        for place, (host, port) in enumerate(self._listen):
+        for position, (host, port) in enumerate(self._listen):
             try:
                 bound = server.add_insecure_port(target_of(host, port))
             except RuntimeError as error:
                 await server.stop(None)
                 raise OSError(errno.EADDRINUSE, f"cannot listen for peers on {host}:{port}") from error
-            self._listen[place] = (host, bound)
+            self._listen[position] = (host, bound)
         await server.start()
         self._server = server
 
     def _reopen(self) -> None:
         if self._closed or (self._server is None and self._reopening is None):
             return
-        self._severed = True
+        self._connections_reset = True
         if self._reopening is None or self._reopening.done():
             assert self._loop is not None
             self._reopening = self._loop.create_task(self._reopen_server())
 
     async def _reopen_server(self) -> None:
-        while self._severed and not self._closed:
-            self._severed = False
+        while self._connections_reset and not self._closed:
+            self._connections_reset = False
             server, self._server = self._server, None
             if server is not None:
                 await _see_stopped(asyncio.ensure_future(server.stop(None)), STOP_PATIENCE_S)
@@ -261,32 +261,32 @@ class GrpcTransport:
                 await self._open_server()
             except OSError as error:
                 logger.warning("nobody can dial this member for now: %s", error)
-                self._severed = True
+                self._connections_reset = True
                 await asyncio.sleep(REOPEN_RETRY_S)
 
-    def _judge(self, hello: Hello) -> HelloAnswer:
-        answer = self._receiver.on_hello(hello)
+    def _judge(self, handshake: Handshake) -> HandshakeReply:
+        answer = self._receiver.on_handshake(handshake)
         if answer.refusal:
-            logger.warning("refused member %x: %s", hello.member_id, answer.refusal)
+            logger.warning("refused member %x: %s", handshake.member_id, answer.refusal)
         return answer
 
     async def _probed(self, data: bytes, context: _Context) -> bytes:
         """Say who is here. The receiver hears nothing of it: the asker may be gone by now, and another
         process of that member have said hello."""
         try:
-            codec.decode_hello(data)
+            codec.decode_handshake(data)
         except codec.Malformed as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        return codec.encode_answer(HelloAnswer(hello=self._hello, earlier_disk_known=False))
+        return codec.encode_answer(HandshakeReply(handshake=self._handshake, earlier_disk_known=False))
 
     async def _described(self, data: bytes, context: _Context) -> bytes:
         return codec.encode_description(self._describe())
 
-    async def _image(self, requests: object, context: _Context) -> None:
+    async def _snapshot(self, requests: object, context: _Context) -> None:
         """Serve one incoming image."""
         try:
-            await receive_image(GrpcReceiverPipe(context), self._receiver)
-        except ImageFailed as error:
+            await receive_snapshot(GrpcReceiverPipe(context), self._receiver)
+        except SnapshotFailed as error:
             logger.info("an image was interrupted: %s", error)
         except codec.Malformed as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -294,29 +294,29 @@ class GrpcTransport:
     async def _stream(self, requests: object, context: _Context) -> None:
         """Serve one incoming stream until it ends."""
         try:
-            async with asyncio.timeout(HELLO_TIMEOUT_S):
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                 opening = await context.read()
             if not isinstance(opening, bytes):
                 return
-            hello = codec.decode_opening(opening)
-            answer = self._judge(hello)
+            handshake = codec.decode_opening(opening)
+            answer = self._judge(handshake)
             await context.write(codec.encode_answer(answer))
             if not answer.refusal:
-                await self._listen_to(hello, context)
+                await self._listen_to(handshake, context)
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no hello")
         except codec.Malformed as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
-    async def _listen_to(self, hello: Hello, context: _Context) -> None:
-        member_id, boot_id = hello.member_id, hello.boot_id
+    async def _listen_to(self, handshake: Handshake, context: _Context) -> None:
+        member_id, incarnation = handshake.member_id, handshake.incarnation
         task = asyncio.current_task()
         assert task is not None
         older = self._incoming.get(member_id)
         if older is not None:
             older.hang_up()  # a member has one stream to us; the newest counts
         incoming = self._incoming[member_id] = _Incoming(task)
-        self._boot_ids.seen(member_id, boot_id)
+        self._incarnations.seen(member_id, incarnation)
         link = self._links.get(member_id)
         if link is not None:
             link.wake()
@@ -332,7 +332,7 @@ class GrpcTransport:
                         and message.type is MessageType.HEARTBEAT_RESPONSE
                     ):
                         link.heartbeat_answered()
-                    self._receiver.on_message(member_id, boot_id, message)
+                    self._receiver.on_message(member_id, incarnation, message)
         except asyncio.CancelledError:
             if not incoming.hung_up:
                 raise
@@ -341,7 +341,7 @@ class GrpcTransport:
             if self._incoming.get(member_id) is incoming:
                 del self._incoming[member_id]
             if not incoming.quiet:
-                self._boot_ids.ended(member_id, boot_id)
+                self._incarnations.ended(member_id, incarnation)
                 self._receiver.on_disconnected(member_id)
 
 

@@ -11,7 +11,7 @@ import pytest
 from crc32c import crc32c
 
 from kvstore.cli.main import run
-from raft.storage.state_check import row_sum
+from raft.storage.backend_check import row_sum
 
 MAX_REQUEST_BYTES = 1_572_864
 
@@ -146,7 +146,7 @@ def newer_state(folder):
     connection.close()
 
 
-def newer_image(folder):
+def newer_snapshot(folder):
     with sqlite3.connect(folder / "state.db") as connection:
         (row,) = connection.execute("SELECT value FROM rows WHERE key = ?", (b"s",)).fetchone()
         value = b"\x63" + row[1:]
@@ -160,7 +160,7 @@ def test_a_state_of_a_newer_version(make_member, tmp_path):
     member = make_member(tmp_path / "data")
     with member.run(log=tmp_path / "log"):
         pass
-    newer_image(tmp_path / "data")
+    newer_snapshot(tmp_path / "data")
     before = digest(tmp_path / "data")
     assert only_line(member.refuse()) == f"{tmp_path / 'data'}: state image of version 63, known is 1"
     assert digest(tmp_path / "data") == before

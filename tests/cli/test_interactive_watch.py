@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from kvstore.cli.exits import ExitCode
+from kvstore.cli.exit_codes import ExitCode
 
 PATIENCE_S = 30.0
 

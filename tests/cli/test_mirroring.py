@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from kvstore.cli import mirroring
+from kvstore.cli import make_mirror_command
 from kvstore.wire import kv_pb2, rpc_pb2
 
 
@@ -14,18 +14,20 @@ def put(size=0):
 
 
 def test_transactions_are_cut_by_count_and_by_size():
-    parts = mirroring._parts([put()] * 7, 3)
+    parts = make_mirror_command._parts([put()] * 7, 3)
     assert [len(part) for part in parts] == [3, 3, 1]
-    large = mirroring.TXN_BYTES * 2 // 5
-    parts = mirroring._parts([put(large)] * 5, 128)
+    large = make_mirror_command.TXN_BYTES * 2 // 5
+    parts = make_mirror_command._parts([put(large)] * 5, 128)
     assert [len(part) for part in parts] == [2, 2, 1]
-    assert [len(part) for part in mirroring._parts([put(mirroring.TXN_BYTES)] * 2, 128)] == [1, 1]
-    assert list(mirroring._parts([], 3)) == []
+    assert [
+        len(part) for part in make_mirror_command._parts([put(make_mirror_command.TXN_BYTES)] * 2, 128)
+    ] == [1, 1]
+    assert list(make_mirror_command._parts([], 3)) == []
 
 
 def test_revisions_are_kept_apart():
     events = [kv_pb2.Event(kv=kv_pb2.KeyValue(mod_revision=revision)) for revision in (3, 3, 4, 6, 6)]
-    assert [len(part) for part in mirroring._by_revision(events)] == [2, 1, 2]
+    assert [len(part) for part in make_mirror_command._by_revision(events)] == [2, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -48,9 +50,9 @@ def test_refusals(ours, line, code, said):
 @pytest.mark.parametrize("terminal", [True, False])
 async def test_progress(monkeypatch, capsys, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    monkeypatch.setattr(mirroring, "PROGRESS_SECONDS", 0.001)
-    monkeypatch.setattr(mirroring, "REPORT_SECONDS", 0.001)
-    progress = mirroring._Progress()
+    monkeypatch.setattr(make_mirror_command, "PROGRESS_SECONDS", 0.001)
+    monkeypatch.setattr(make_mirror_command, "REPORT_SECONDS", 0.001)
+    progress = make_mirror_command._Progress()
     progress.copied = 12345
     telling = asyncio.ensure_future(progress.run())
     out = err = ""

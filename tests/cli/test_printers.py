@@ -4,7 +4,7 @@
 
 import pytest
 
-from kvstore.cli.exits import CommandError
+from kvstore.cli.exit_codes import CommandError
 from kvstore.cli.printers import EndpointHealth, EndpointStatus, printer
 from kvstore.wire import kv_pb2, rpc_pb2
 

@@ -87,7 +87,7 @@ def dead_target():
 PUT_A = rpc_pb2.PutRequest(key=b"a", value=b"1")
 GET_A = rpc_pb2.RangeRequest(key=b"a")
 NO_LEADER = (grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader", "not-applied")
-FOREIGN_NO_LEADER = (grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader", None)
+ETCD_NO_LEADER = (grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader", None)
 TIMED_OUT = (grpc.StatusCode.UNAVAILABLE, "etcdserver: request timed out", "unknown")
 
 
@@ -114,7 +114,7 @@ async def test_a_write_that_was_not_applied_moves_on():
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("step", [TIMED_OUT, FOREIGN_NO_LEADER, (grpc.StatusCode.UNKNOWN, "oops", None)])
+@pytest.mark.parametrize("step", [TIMED_OUT, ETCD_NO_LEADER, (grpc.StatusCode.UNKNOWN, "oops", None)])
 async def test_a_write_whose_fate_is_unknown_is_never_sent_again(step):
     async with cluster((step,)) as (connection, (member,)):
         with pytest.raises(OutcomeUnknown) as caught:
@@ -124,7 +124,7 @@ async def test_a_write_whose_fate_is_unknown_is_never_sent_again(step):
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("step", [TIMED_OUT, FOREIGN_NO_LEADER])
+@pytest.mark.parametrize("step", [TIMED_OUT, ETCD_NO_LEADER])
 async def test_a_read_is_tried_again(step):
     async with cluster((step, step)) as (connection, (member,)):
         await connection.call(RANGE, GET_A)

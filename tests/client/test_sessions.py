@@ -20,10 +20,10 @@ TTL_S = 1
 class FakeLessor:
     """A member that grants one lease, and counts what becomes of it."""
 
-    def __init__(self, renewals_max: int = 1_000_000) -> None:
-        self.renewals_max = renewals_max
+    def __init__(self, keep_alives_max: int = 1_000_000) -> None:
+        self.keep_alives_max = keep_alives_max
         """After so many it ends the stream, as a member does that goes."""
-        self.renewed = 0
+        self.kept_alive = 0
         self.revoked: list[int] = []
         self.ttl_s = TTL_S
         self.target = ""
@@ -37,9 +37,9 @@ class FakeLessor:
 
     async def _keep_alive(self, requests, context):
         async for request in requests:
-            if self.renewed == self.renewals_max:
+            if self.kept_alive == self.keep_alives_max:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "going")
-            self.renewed += 1
+            self.kept_alive += 1
             yield rpc_pb2.LeaseKeepAliveResponse(ID=request.ID, TTL=self.ttl_s)
 
     @contextlib.asynccontextmanager
@@ -82,12 +82,12 @@ async def until(condition) -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_lease_is_renewed_and_at_the_end_revoked() -> None:
+async def test_the_lease_is_kept_alive_and_at_the_end_revoked() -> None:
     lessor = FakeLessor()
     async with connected(lessor) as connection:
         async with Session(connection, TTL_S) as session:
             assert session.lease == LEASE
-            await until(lambda: lessor.renewed >= 3)
+            await until(lambda: lessor.kept_alive >= 3)
             assert not session.lost.is_set()
         assert lessor.revoked == [LEASE]
 
@@ -98,17 +98,17 @@ async def test_the_lease_is_revoked_when_the_body_fails() -> None:
     async with connected(lessor) as connection:
         with contextlib.suppress(LookupError):
             async with Session(connection, TTL_S):
-                await until(lambda: lessor.renewed)
+                await until(lambda: lessor.kept_alive)
                 raise LookupError
         assert lessor.revoked == [LEASE]
 
 
 @pytest.mark.asyncio
-async def test_when_its_member_goes_another_renews() -> None:
-    first, second = FakeLessor(renewals_max=2), FakeLessor()
+async def test_when_its_member_goes_another_keeps_alive() -> None:
+    first, second = FakeLessor(keep_alives_max=2), FakeLessor()
     async with connected(first, second) as connection, Session(connection, TTL_S) as session:
-        await until(lambda: second.renewed >= 2)
-        assert first.renewed == 2
+        await until(lambda: second.kept_alive >= 2)
+        assert first.kept_alive == 2
         assert not session.lost.is_set()
 
 
@@ -124,12 +124,12 @@ async def test_a_lease_that_is_gone_is_told_and_not_revoked() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_fault_in_the_renewing_is_raised_at_the_end(monkeypatch) -> None:
+async def test_a_fault_in_the_keeping_alive_is_raised_at_the_end(monkeypatch) -> None:
     async def broken(*_):
         raise LookupError("planted")
         yield
 
-    monkeypatch.setattr(sessions, "renewals", broken)
+    monkeypatch.setattr(sessions, "keep_alives", broken)
     async with connected(FakeLessor()) as connection:
         with pytest.raises(LookupError, match="planted"):
             async with Session(connection, TTL_S) as session:

@@ -52,7 +52,7 @@ class Caller:
         request = rpc_pb2.LeaseTimeToLiveRequest(ID=lease)
         return self.lease("TimeToLive", request, rpc_pb2.LeaseTimeToLiveResponse).TTL == -1
 
-    def renew(self, lease: int) -> int:
+    def keep_alive(self, lease: int) -> int:
         call = self._channel.stream_stream(
             "/etcdserverpb.Lease/LeaseKeepAlive",
             rpc_pb2.LeaseKeepAliveRequest.SerializeToString,
@@ -73,25 +73,25 @@ def caller(cluster: Cluster) -> Iterator[Caller]:
         yield Caller(channel)
 
 
-def test_a_waiting_call_does_not_renew_its_lease(caller: Caller) -> None:
+def test_a_waiting_call_does_not_keep_alive_its_lease(caller: Caller) -> None:
     holder, kept = caller.grant(300), caller.grant(TTL_S)
     for kind in KINDS:
         caller.contend(kind, holder).result()
     left = {kind: caller.grant(TTL_S) for kind in KINDS}
     waiting = {kind: caller.contend(kind, lease) for kind, lease in left.items()}
-    renewed = {kind: caller.contend(kind, kept) for kind in KINDS}
+    kept_alive = {kind: caller.contend(kind, kept) for kind in KINDS}
 
     began_s = time.monotonic()
     alive = set(left.values())
     while alive or time.monotonic() < began_s + 3 * TTL_S:
         assert time.monotonic() < began_s + PATIENCE_S / 2, "the calls that wait renew their leases"
-        assert caller.renew(kept) == TTL_S, "the caller's own renewals count"
+        assert caller.keep_alive(kept) == TTL_S, "the caller's own renewals count"
         alive = {lease for lease in alive if not caller.is_gone(lease)}
         pause(TTL_S / 10)
-    assert not any(call.done() for call in (*waiting.values(), *renewed.values())), "they wait on"
+    assert not any(call.done() for call in (*waiting.values(), *kept_alive.values())), "they wait on"
 
     caller.revoke(holder)
-    for kind, call in renewed.items():
+    for kind, call in kept_alive.items():
         assert call.result().header.revision, kind
     caller.revoke(kept)  # should it stand before the others
     refused = waiting["lock"].exception()

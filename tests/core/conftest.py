@@ -47,9 +47,9 @@ class Disk:
     hard_state: HardState
     snapshot: SnapshotMeta
     entries: list[Entry] = field(default_factory=list)
-    image: list[Entry] = field(default_factory=list)
-    image_index: int = 0
-    image_conf: ConfState = EMPTY_CONF
+    backend: list[Entry] = field(default_factory=list)
+    backend_index: int = 0
+    backend_conf: ConfState = EMPTY_CONF
 
     def write(self, work: AppendWork) -> None:
         if work.snapshot is not None:
@@ -94,10 +94,10 @@ class Member:
             hard_state=disk.hard_state,
             snapshot=disk.snapshot,
             entries=list(disk.entries),
-            applied=disk.image_index,
-            conf=disk.image_conf,
+            applied=disk.backend_index,
+            conf=disk.backend_conf,
         )
-        self.applied = list(disk.image)
+        self.applied = list(disk.backend)
         return RaftCore(self.config, boot, random.Random(self.network.rng.randrange(2**32)))
 
     @property
@@ -138,12 +138,12 @@ class Member:
             if work.snapshot is not None:
                 self._load(work.snapshot)
             for response in work.responses:
-                self._check_promise(response)
+                self._check_response(response)
                 self.network.post(response)
             token = work.token
             self.do(lambda core, token=token: core.on_append_done(token))
 
-    def _check_promise(self, message: Message) -> None:
+    def _check_response(self, message: Message) -> None:
         """Invariant 11: what an answer claims is on this disk when it leaves."""
         if message.type is MessageType.APPEND_RESPONSE and not message.reject and message.index:
             assert self.disk.snapshot.index + len(self.disk.entries) >= message.index, message
@@ -152,14 +152,14 @@ class Member:
             assert term > message.term or (term, vote) == (message.term, message.to), message
 
     def _load(self, snapshot: SnapshotMeta) -> None:
-        self.applied = list(self.network.images[snapshot.index, snapshot.term])
-        self.disk.image = list(self.applied)
-        self.disk.image_index, self.disk.image_conf = snapshot.index, snapshot.conf
+        self.applied = list(self.network.snapshots[snapshot.index, snapshot.term])
+        self.disk.backend = list(self.applied)
+        self.disk.backend_index, self.disk.backend_conf = snapshot.index, snapshot.conf
 
     def apply(self, count: int = 1) -> None:
         for work in self.applying[:count]:
             self.applying.pop(0)
-            if work.entries[-1].index <= self.disk.image_index:
+            if work.entries[-1].index <= self.disk.backend_index:
                 self.core.on_apply_done(work.entries[-1].index, work.nbytes)
                 continue
             for entry in work.entries:
@@ -174,9 +174,9 @@ class Member:
 
     def checkpoint(self) -> None:
         """Write the state machine's image behind the log."""
-        if self.core.applied > self.disk.image_index:
-            self.disk.image = list(self.applied)
-            self.disk.image_index, self.disk.image_conf = self.core.applied, self.core.conf
+        if self.core.applied > self.disk.backend_index:
+            self.disk.backend = list(self.applied)
+            self.disk.backend_index, self.disk.backend_conf = self.core.applied, self.core.conf
 
     def compact(self, index: int | None = None) -> None:
         """Checkpoint, then drop the log up to `index`, on disk too."""
@@ -188,7 +188,7 @@ class Member:
         assert index <= last
         dropped = index - self.disk.snapshot.index
         term = self.disk.entries[dropped - 1].term
-        self.disk.snapshot = SnapshotMeta(index, term, self.disk.image_conf)
+        self.disk.snapshot = SnapshotMeta(index, term, self.disk.backend_conf)
         del self.disk.entries[:dropped]
         self.do(lambda core: core.compact(index))
 
@@ -212,7 +212,7 @@ class Network:
         self.members: dict[int, Member] = {}
         self.bag: list[Message] = []
         self.history = History()
-        self.images: dict[tuple[int, int], list[Entry]] = {}
+        self.snapshots: dict[tuple[int, int], list[Entry]] = {}
         self.cuts: set[tuple[int, int]] = set()
         self.drop: Callable[[Message], bool] = lambda message: False
 
@@ -241,11 +241,11 @@ class Network:
         if message.type is MessageType.SNAPSHOT:
             sender = self.members[message.from_]
             assert message.snapshot is not None
-            index = sender.applied[-1].index if sender.applied else sender.disk.image_index
+            index = sender.applied[-1].index if sender.applied else sender.disk.backend_index
             term = sender.core._state.log.term_at(index)
             assert term is not None
             message.snapshot = SnapshotMeta(index, term, sender.core.conf)
-            self.images[index, term] = list(sender.applied)
+            self.snapshots[index, term] = list(sender.applied)
         if (message.from_, message.to) in self.cuts or self.drop(message):
             return
         self.bag.append(message)
@@ -266,7 +266,7 @@ class Network:
             self.deliver(message)
         return len(chosen)
 
-    def settle(self, *only: int) -> None:
+    def quiesce(self, *only: int) -> None:
         """Run these members (or all) until nothing moves between them."""
         for _ in range(ROUNDS_MAX):
             busy = False
@@ -307,7 +307,7 @@ class Network:
         """Let time pass for everyone, everything delivered at once."""
         for _ in range(count):
             self.tick()
-            self.settle()
+            self.quiesce()
 
     def crash(self, member_id: int) -> None:
         """Lose memory and everything not synced."""
@@ -330,7 +330,7 @@ class Network:
             if member.up:
                 member.do(lambda core: core.forget_leader())
         self.campaign(member_id)
-        self.settle()
+        self.quiesce()
         assert self.core(member_id).role is Role.LEADER, self.core(member_id).status()
 
     def campaign(self, member_id: int) -> None:

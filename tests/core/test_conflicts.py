@@ -109,14 +109,14 @@ def test_an_append_about_compacted_entries_is_harmless(cluster):
     network.propose(1, b"a")
     network[1].take()
     old = network.in_bag(MessageType.APPEND)[0]
-    network.settle()
+    network.quiesce()
     network.propose(1, b"b")
-    network.settle()
+    network.quiesce()
     network[2].compact()
     before = network.log(2), network.core(2).last_index
     network.deliver(old)
     assert (network.log(2), network.core(2).last_index) == before
-    network.settle()
+    network.quiesce()
 
 
 def test_committed_entries_are_never_truncated():

@@ -144,7 +144,7 @@ def test_a_stale_member_of_a_higher_term_gets_back_in(empty_network):
     network.isolate(3)
     network.elect(1)
     network.propose(1, b"a")
-    network.settle()
+    network.quiesce()
     network.heal()
     network.run_ticks(60)
     assert network.core(3).leader == network.leader() != 0
@@ -227,7 +227,7 @@ def test_a_pre_vote_of_a_lower_term_is_answered(empty_network):
     network.add(1, conf, hard_state=HardState(1, 0, 0))
     network.add(2, conf, hard_state=HardState(7, 0, 0))
     network.campaign(1)
-    network.settle()
+    network.quiesce()
     assert network.core(1).term == 7
     network.run_ticks(40)
     assert network.leader() in (1, 2)
@@ -237,13 +237,13 @@ def test_forgetting_the_leader_frees_the_vote_but_not_the_term(cluster):
     network = cluster(3)
     network.elect(1)
     network.campaign(2)
-    network.settle()
+    network.quiesce()
     assert network.leader() == 1, "1 and 3 withhold their votes"
     network.crash(1)
     for member in (2, 3):
         network[member].do(lambda core: core.forget_leader())
     network.campaign(3)
-    network.settle()
+    network.quiesce()
     assert (network.leader(), network.core(3).term) == (3, 2)
     network[3].do(lambda core: core.forget_leader())
     assert network.core(3).leader == 3, "a leader is unmoved"
@@ -254,10 +254,10 @@ def test_one_forgetful_member_cannot_depose_a_living_leader(cluster):
     network.elect(1)
     network[2].do(lambda core: core.forget_leader())
     network.campaign(2)
-    network.settle()
+    network.quiesce()
     assert (network.leader(), network.core(1).term) == (1, 1)
     network.tick(1)
-    network.settle()
+    network.quiesce()
     assert network.core(2).leader == 1
 
 
@@ -266,14 +266,14 @@ def test_a_leader_forgets_what_a_restarted_member_acknowledged(cluster):
     network = cluster(3)
     network.elect(1)
     network.propose(1, b"a")
-    network.settle()
+    network.quiesce()
     network.crash(2)
     network[2].disk.entries.pop()
     network[2].disk.hard_state = network[2].disk.hard_state._replace(commit=1)
     network.restart(2)
     network.propose(1, b"b")
     network.core(1).report_restarted(2)
-    network.settle()
+    network.quiesce()
     assert network.data(2) == [b"a", b"b"]
 
 

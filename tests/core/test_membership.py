@@ -29,22 +29,22 @@ def change(*steps, transition=ConfTransition.AUTO):
 
 def newcomer(network, member):
     """A member to be added: it starts from the cluster's first configuration and an empty log."""
-    return network.add(member, network[1].disk.image_conf)
+    return network.add(member, network[1].disk.backend_conf)
 
 
 def test_a_new_voter_is_caught_up_and_counts(cluster):
     network = cluster(1)
     network.elect(1)
     network.propose(1, b"a")
-    network.settle()
+    network.quiesce()
     newcomer(network, 2)
     network.change_conf(1, change((ADD, 2)))
-    network.settle()
+    network.quiesce()
     network.run_ticks(2)
     assert network.core(2).conf.voters == (1, 2)
     network.crash(2)
     network.propose(1, b"b")
-    network.settle()
+    network.quiesce()
     assert network.data(1) == [b"a"], "two voters need both"
 
 
@@ -52,12 +52,12 @@ def test_a_learner_replicates_but_does_not_count(cluster):
     network = cluster(3, learners=(4,))
     network.elect(1)
     network.propose(1, b"a")
-    network.settle()
+    network.quiesce()
     assert network.data(4) == [b"a"]
     network.crash(2)
     network.crash(3)
     network.propose(1, b"b")
-    network.settle()
+    network.quiesce()
     assert network.core(1).commit == 2
     network.run_ticks(40)
     assert network.core(4).role is Role.FOLLOWER, "a learner never stands"
@@ -69,14 +69,14 @@ def test_a_learner_asked_for_its_vote_gives_it(cluster):
     network.elect(1)
     network.cut([1, 2], [3])
     network.change_conf(1, change((ADD, 3)))
-    network.settle()
+    network.quiesce()
     assert network.core(3).conf.learners == (3,)
     network.crash(1)
     network.heal()
     network[2].do(lambda core: core.forget_leader())
     network[3].do(lambda core: core.forget_leader())
     network.campaign(2)
-    network.settle()
+    network.quiesce()
     assert network.core(2).role is Role.LEADER
     assert network.core(3).conf.voters == (1, 2, 3)
 
@@ -88,7 +88,7 @@ def test_only_one_change_may_be_unapplied(cluster):
     with pytest.raises(ProposalDropped) as caught:
         network.change_conf(1, change((LEARN, 5)))
     assert caught.value.reason is DropReason.CONF_PENDING
-    network.settle()
+    network.quiesce()
     network.change_conf(1, change((LEARN, 5)))
 
 
@@ -129,7 +129,7 @@ def test_a_leader_that_applied_its_removal_steps_down(cluster):
     network = cluster(3)
     network.elect(1)
     network.change_conf(1, change((REMOVE, 1)))
-    network.settle()
+    network.quiesce()
     assert network.core(1).role is Role.FOLLOWER
     network.run_ticks(60)
     assert network.core(1).role is Role.FOLLOWER
@@ -142,7 +142,7 @@ def test_a_demoted_leader_steps_down(cluster):
     network = cluster(3)
     network.elect(1)
     network.change_conf(1, change((LEARN, 1)))
-    network.settle()
+    network.quiesce()
     assert network.core(1).role is Role.FOLLOWER
     network.run_ticks(60)
     assert network.leader() in (2, 3)
@@ -153,11 +153,11 @@ def test_without_step_down_a_removed_leader_goes_on(cluster):
     network = cluster(3, step_down_on_removal=False)
     network.elect(1)
     network.change_conf(1, change((REMOVE, 1)))
-    network.settle()
+    network.quiesce()
     assert network.core(1).role is Role.LEADER
-    for wish in (lambda: network.propose(1, b"a"), lambda: network.change_conf(1, change((LEARN, 1)))):
+    for choice in (lambda: network.propose(1, b"a"), lambda: network.change_conf(1, change((LEARN, 1)))):
         with pytest.raises(ProposalDropped) as caught:
-            wish()
+            choice()
         assert caught.value.reason is DropReason.REMOVED
 
 
@@ -165,10 +165,10 @@ def test_two_to_one_leaves_a_working_survivor(cluster):
     network = cluster(2)
     network.elect(1)
     network.change_conf(1, change((REMOVE, 2)))
-    network.settle()
+    network.quiesce()
     network.crash(2)
     network.propose(1, b"a")
-    network.settle()
+    network.quiesce()
     assert network.data(1) == [b"a"]
 
 
@@ -179,11 +179,11 @@ def test_a_joint_change_needs_both_majorities_and_leaves_by_itself(cluster):
         newcomer(network, member)
     network.drop = lambda m: m.to in (4, 5, 6)
     network.change_conf(1, change((ADD, 4), (ADD, 5), (ADD, 6), (REMOVE, 2), (REMOVE, 3)))
-    network.settle()
+    network.quiesce()
     joint = network.core(1).conf
     assert (joint.voters, joint.voters_outgoing, joint.auto_leave) == ((1, 4, 5, 6), (1, 2, 3), True)
     network.propose(1, b"a")
-    network.settle()
+    network.quiesce()
     assert network.data(1) == [], "the old majority alone decides nothing"
     network.drop = lambda m: False
     network.run_ticks(5)
@@ -208,15 +208,15 @@ def test_a_campaign_ends_when_its_configuration_is_superseded(cluster):
     network.elect(1)
     network.change_conf(1, change((REMOVE, 2)))
     network.drop = lambda m: m.to == 2 and not m.entries
-    network.settle()
+    network.quiesce()
     network.propose(1, b"never seen by 2")
     network.drop = lambda m: m.to == 2
-    network.settle()
+    network.quiesce()
     network.drop = lambda m: False
     assert network.core(2).conf.voters == (1, 2, 3)
     network.core(1)._state.election_elapsed = network.core(3)._state.election_elapsed = 10
     network.campaign(2)
-    network.settle()
+    network.quiesce()
     assert network.core(2).conf.voters == (1, 3)
     assert network.core(2).role is Role.FOLLOWER
     assert network.leader() == 1
@@ -226,11 +226,11 @@ def test_an_explicit_joint_configuration_waits_to_be_left(cluster):
     network = cluster(3)
     network.elect(1)
     network.change_conf(1, change((LEARN, 3), transition=ConfTransition.JOINT_EXPLICIT))
-    network.settle()
+    network.quiesce()
     network.run_ticks(5)
     assert network.core(2).conf.learners_next == (3,)
     network.change_conf(1, change())
-    network.settle()
+    network.quiesce()
     assert network.core(2).conf == ConfState(voters=(1, 2), learners=(3,))
 
 
@@ -240,11 +240,11 @@ def test_leaving_is_proposed_again_after_a_transfer_was_in_the_way(cluster):
     network.drop = lambda m: m.type is MessageType.TIMEOUT_NOW
     network.change_conf(1, change((LEARN, 3), transition=ConfTransition.JOINT_IMPLICIT))
     network[1].do(lambda core: core.transfer_leader(2))
-    network.settle()
+    network.quiesce()
     assert network.core(1).conf.voters_outgoing == (1, 2, 3)
     network.run_ticks(12)  # the transfer is given up
     network.propose(1, b"a")
-    network.settle()
+    network.quiesce()
     assert network.core(1).conf == ConfState(voters=(1, 2), learners=(3,))
 
 
@@ -253,12 +253,12 @@ def test_a_new_leader_leaves_the_joint_configuration_it_finds(cluster):
     network.elect(1)
     network.drop = lambda m: any(entry.index > 2 for entry in m.entries)
     network.change_conf(1, change((LEARN, 5), transition=ConfTransition.JOINT_IMPLICIT))
-    network.settle()
+    network.quiesce()
     assert network.core(2).conf.voters_outgoing == (1, 2, 3, 4, 5)
     network.crash(1)
     network.drop = lambda m: False
     network.elect(2)
-    network.settle()
+    network.quiesce()
     assert network.core(2).conf == ConfState(voters=(1, 2, 3, 4), learners=(5,))
 
 
@@ -268,14 +268,14 @@ def test_a_voter_that_does_not_know_it_is_the_last_learns_it_from_a_refusal(clus
     network = cluster(2)
     network.elect(1)
     network.propose(1, b"a")
-    network.settle()
+    network.quiesce()
     network.change_conf(1, change((REMOVE, 1)))
     network[1].run()
     network.deliver_all(2)
     network[2].run()
     network.drop = lambda m: m.to == 2
     network.propose(1, b"never seen by 2")
-    network.settle()
+    network.quiesce()
     network.drop = lambda m: False
     assert network.core(1).conf.voters == (2,)
     assert network.core(1).last_index > network.core(2).last_index
@@ -302,7 +302,7 @@ def test_nobody_campaigns_over_an_unapplied_change(cluster):
     assert network.core(2).commit > network.core(2).applied
     network.campaign(2)
     assert network.core(2).role is Role.FOLLOWER
-    network.settle()
+    network.quiesce()
     network.campaign(2)
     assert network.core(2).role is Role.PRE_CANDIDATE
 
@@ -314,7 +314,7 @@ def test_leadership_moves_to_an_up_to_date_voter_at_once(cluster):
     network = cluster(3)
     network.elect(1)
     network[1].do(lambda core: core.transfer_leader(3))
-    network.settle()
+    network.quiesce()
     assert (network.leader(), network.core(3).term) == (3, 2)
 
 
@@ -323,7 +323,7 @@ def test_leadership_moves_after_catching_up(cluster):
     network.elect(1)
     network.cut([1, 2], [3])
     network.propose(1, b"a")
-    network.settle()
+    network.quiesce()
     network.heal()
     network[1].do(lambda core: core.transfer_leader(3))
     with pytest.raises(ProposalDropped) as caught:
@@ -334,11 +334,11 @@ def test_leadership_moves_after_catching_up(cluster):
     assert network.data(3) == [b"a"]
 
 
-def test_a_follower_passes_the_wish_on(cluster):
+def test_a_follower_passes_the_snapshot_request_on(cluster):
     network = cluster(3)
     network.elect(1)
     network[2].do(lambda core: core.transfer_leader(3))
-    network.settle()
+    network.quiesce()
     assert network.leader() == 3
 
 
@@ -370,7 +370,7 @@ def test_a_transfer_to_a_dead_member_is_given_up(cluster):
     network.elect(1)
     network.crash(3)
     network[1].do(lambda core: core.transfer_leader(3))
-    network.settle()
+    network.quiesce()
     assert not network.try_propose(1, b"a")
     network.run_ticks(10)
     assert network.try_propose(1, b"a")
@@ -383,7 +383,7 @@ def test_a_transfer_to_a_member_removed_meanwhile_is_given_up(cluster):
     network.drop = lambda m: m.type is MessageType.TIMEOUT_NOW
     network.change_conf(1, change((REMOVE, 3)))
     network[1].do(lambda core: core.transfer_leader(3))
-    network.settle()
+    network.quiesce()
     assert network.core(1).status().transferee == 0
 
 
@@ -396,23 +396,23 @@ def _behind_the_base(network):
     network.cut([1, 2], [3])
     for data in (b"a", b"b", b"c"):
         network.propose(1, data)
-        network.settle()
+        network.quiesce()
     network[1].compact()
     network.heal()
 
 
-def test_a_follower_behind_the_base_gets_an_image(cluster):
+def test_a_follower_behind_the_base_gets_a_snapshot(cluster):
     network = cluster(3)
     _behind_the_base(network)
     network.run_ticks(3)
     assert network.data(3) == [b"a", b"b", b"c"]
     assert network.core(3).status().compacted == 4
     network.propose(1, b"d")
-    network.settle()
+    network.quiesce()
     assert network.data(3) == [b"a", b"b", b"c", b"d"]
 
 
-def test_nothing_is_applied_until_the_image_is_durable(cluster):
+def test_nothing_is_applied_until_the_snapshot_is_durable(cluster):
     network = cluster(3)
     _behind_the_base(network)
     for _ in range(4):
@@ -433,7 +433,7 @@ def test_nothing_is_applied_until_the_image_is_durable(cluster):
     assert (core.applied, network.data(3)) == (4, [b"a", b"b", b"c"])
 
 
-def test_a_failed_image_is_asked_for_again(cluster):
+def test_a_failed_snapshot_is_asked_for_again(cluster):
     network = cluster(3)
     network.drop = lambda m: m.type is MessageType.SNAPSHOT
     _behind_the_base(network)
@@ -446,7 +446,7 @@ def test_a_failed_image_is_asked_for_again(cluster):
     assert network.data(3) == [b"a", b"b", b"c"]
 
 
-def test_a_delivered_image_resumes_replication(cluster):
+def test_a_delivered_snapshot_resumes_replication(cluster):
     network = cluster(3)
     _behind_the_base(network)
     network.drop = lambda m: m.type is MessageType.APPEND_RESPONSE and m.index == 4 and not m.reject
@@ -458,23 +458,23 @@ def test_a_delivered_image_resumes_replication(cluster):
     assert network.core(1).status().peers[2].state is ProgressState.REPLICATE
 
 
-def test_a_candidate_takes_an_image_from_the_leader_of_its_term(cluster):
+def test_a_candidate_takes_a_snapshot_from_the_leader_of_its_term(cluster):
     network = cluster(3, pre_vote=False)
     network.campaign(3)
     network[3].run()
     network.bag.clear()
     meta = SnapshotMeta(5, 1, network.core(3).conf)
-    network.images[5, 1] = []
+    network.snapshots[5, 1] = []
     network.deliver(Message(MessageType.SNAPSHOT, 3, 1, 1, snapshot=meta))
     assert (network.core(3).role, network.core(3).leader, network.core(3).commit) == (Role.FOLLOWER, 1, 5)
 
 
-def test_a_second_image_overtakes_the_first(cluster):
+def test_a_second_snapshot_passes_the_first(cluster):
     """The first one's completion must not count for the second."""
     network = cluster(3)
     for index in (5, 9):
         meta = SnapshotMeta(index, 1, network.core(3).conf)
-        network.images[index, 1] = []
+        network.snapshots[index, 1] = []
         network.deliver(Message(MessageType.SNAPSHOT, 3, 1, 1, snapshot=meta))
         network[3].take()
     network[3].sync()
@@ -484,7 +484,7 @@ def test_a_second_image_overtakes_the_first(cluster):
     assert (core.applied, core.commit, core.status().stable) == (9, 9, 9)
 
 
-def test_a_change_applied_under_an_image_on_its_way_concerns_the_state_machine_only(cluster):
+def test_a_change_applied_under_a_snapshot_on_its_way_concerns_the_state_machine_only(cluster):
     """Entries handed out before the image arrived are still being applied, to a state machine that is
     behind it; the active configuration is the image's already."""
     network = cluster(3)
@@ -497,7 +497,7 @@ def test_a_change_applied_under_an_image_on_its_way_concerns_the_state_machine_o
         network[3].sync(len(network[3].writing))
         network.tick(1)
     newer = ConfState((1, 2, 3), (4, 5))
-    network.images[9, 1] = []
+    network.snapshots[9, 1] = []
     meta = SnapshotMeta(9, 1, newer)
     network.deliver(Message(MessageType.SNAPSHOT, 3, 1, 1, snapshot=meta))
     core = network.core(3)
@@ -510,7 +510,7 @@ def test_a_change_applied_under_an_image_on_its_way_concerns_the_state_machine_o
     assert core.applied == 9
 
 
-def test_an_image_older_than_the_own_log_changes_nothing(cluster):
+def test_a_snapshot_older_than_the_own_log_changes_nothing(cluster):
     network = cluster(3)
     kept = []
     network.drop = lambda m: bool(m.type is MessageType.SNAPSHOT and not kept.append(m))
@@ -523,15 +523,15 @@ def test_an_image_older_than_the_own_log_changes_nothing(cluster):
     before = network.log(3), network.core(3).status().compacted
     network.deliver(kept[0])
     assert (network.log(3), network.core(3).status().compacted) == before
-    network.settle()
+    network.quiesce()
 
 
-def test_an_image_that_the_log_already_matches_only_moves_the_commit_index(cluster):
+def test_a_snapshot_that_the_log_already_matches_only_moves_the_commit_index(cluster):
     network = cluster(3)
     network.elect(1)
     network.drop = lambda m: m.type in (MessageType.APPEND, MessageType.HEARTBEAT) and not m.entries
     network.propose(1, b"a")
-    network.settle()
+    network.quiesce()
     assert network.core(3).commit == 1
     snapshot = network.core(1)._state.send(MessageType.SNAPSHOT, 3)
     snapshot.snapshot = SnapshotMeta(2, 1, network.core(1).conf)
@@ -539,11 +539,11 @@ def test_an_image_that_the_log_already_matches_only_moves_the_commit_index(clust
     network.deliver(snapshot)
     assert network.core(3).commit == 2
     assert network.core(3).last_index == 2
-    network.settle()
+    network.quiesce()
     assert network.data(3) == [b"a"]
 
 
-def test_an_image_without_this_member_is_refused(cluster):
+def test_a_snapshot_without_this_member_is_refused(cluster):
     network = cluster(3)
     _behind_the_base(network)
     network.drop = lambda m: m.type is MessageType.SNAPSHOT
@@ -555,13 +555,13 @@ def test_an_image_without_this_member_is_refused(cluster):
     assert network.core(3).commit < 4
 
 
-def test_a_silent_member_is_sent_no_image(cluster):
+def test_a_silent_member_is_sent_no_snapshot(cluster):
     network = cluster(3)
     network.elect(1)
     network.cut([1, 2], [3])
     for data in (b"a", b"b", b"c"):
         network.propose(1, data)
-        network.settle()
+        network.quiesce()
     network.run_ticks(25)
     network[1].compact()
     network[1].do(lambda core: core.report_unreachable(3))

@@ -80,7 +80,7 @@ def test_5_1_a_stale_request_is_rejected(cluster, role):
     network.bag.clear()
     network.deliver(Message(MessageType.VOTE, 1, 3, 2, 9, 9))
     assert network.core(1).status() == before
-    network.settle(1)
+    network.quiesce(1)
     answers = [m for m in network.bag if m.type is MessageType.VOTE_RESPONSE]
     assert [(m.to, m.reject, m.term) for m in answers] == [(3, True, before.term)]
 
@@ -92,7 +92,7 @@ def test_5_1_terms_grow_with_each_election(cluster):
         for member in network.members.values():
             member.core._state.election_elapsed = 10
         network.campaign(leader)
-        network.settle()
+        network.quiesce()
         terms.append(network.core(leader).term)
     assert terms == [1, 2, 3]
 
@@ -186,7 +186,7 @@ def test_5_2_a_split_vote_times_out_and_a_new_election_begins(cluster):
     network = cluster(2, pre_vote=False)
     network.campaign(1)
     network.campaign(2)
-    network.settle()
+    network.quiesce()
     assert network.leader() == 0
     assert (network.core(1).term, network.core(2).term) == (1, 1)
     network.tick(1, count=20)
@@ -246,7 +246,7 @@ def test_5_3_followers_learn_of_commits_and_apply_in_order(cluster):
     network.elect(1)
     for number in range(5):
         network.propose(1, b"%d" % number)
-    network.settle()
+    network.quiesce()
     assert network.data(3) == [b"%d" % number for number in range(5)]
 
 
@@ -341,16 +341,16 @@ def test_5_4_3_a_later_leader_holds_what_was_committed(cluster):
     network.elect(1)
     network.cut([1, 2, 3], [4, 5])
     network.propose(1, b"x")
-    network.settle()
+    network.quiesce()
     network.heal()
     network.crash(1)
     for member in (2, 3, 4, 5):
         network[member].do(lambda core: core.forget_leader())
     network.campaign(5)  # lacks x: 2 and 3 refuse, and with them every majority
-    network.settle()
+    network.quiesce()
     assert network.leader() == 0
     network.elect(3)
-    network.settle()
+    network.quiesce()
     assert network.data(5) == [b"x"]
 
 
@@ -364,7 +364,7 @@ def test_5_5_repeated_requests_do_no_harm(cluster):
     for _ in range(3):
         network.deliver(append)
         network[2].run()
-    network.settle()
+    network.quiesce()
     assert network.data(2) == [b"x"]
 
 
@@ -378,9 +378,9 @@ def test_6_joint_consensus_needs_separate_majorities(cluster):
     steps = [ConfStep(ConfStepKind.ADD_VOTER, m) for m in (4, 5)]
     steps += [ConfStep(ConfStepKind.REMOVE, m) for m in (2, 3)]
     network.change_conf(1, ConfChange(tuple(steps), ConfTransition.JOINT_EXPLICIT))
-    network.settle()
+    network.quiesce()
     network.propose(1, b"x")
-    network.settle()
+    network.quiesce()
     assert network.core(1).commit == 2, "1, 2 and 3 hold x, but no majority of 1, 4 and 5"
 
 
@@ -398,7 +398,7 @@ def test_7_a_follower_far_behind_is_sent_a_snapshot(cluster):
     network.cut([1, 2], [3])
     for _ in range(3):
         network.propose(1, b"x")
-        network.settle()
+        network.quiesce()
     network[1].compact()
     network.heal()
     network.run_ticks(3)
@@ -412,7 +412,7 @@ def test_7_a_snapshot_discards_a_log_that_contradicts_it(empty_network):
     network = peopled(empty_network, [[1, 1, 1, 1]])
     conf = ConfState(voters=(1, 2, 3))
     meta = SnapshotMeta(2, 2, conf)
-    network.images[2, 2] = entries(1, 2)
+    network.snapshots[2, 2] = entries(1, 2)
     network.deliver(Message(MessageType.SNAPSHOT, 1, 2, 3, snapshot=meta))
     network[1].run()
     assert network.log(1) == []
@@ -440,16 +440,16 @@ def test_thesis_3_10_a_transfer_needs_less_than_an_election_timeout(cluster):
     network[1].do(lambda core: core.transfer_leader(2))
     with pytest.raises(ProposalDropped):
         network.propose(1, b"x")
-    network.settle()  # no tick has passed
+    network.quiesce()  # no tick has passed
     assert network.leader() == 2
 
 
 def test_thesis_4_2_1_new_servers_catch_up_as_non_voters(cluster):
     network = cluster(2)
     network.elect(1)
-    network.add(3, network[1].disk.image_conf)
+    network.add(3, network[1].disk.backend_conf)
     network.change_conf(1, ConfChange((ConfStep(ConfStepKind.ADD_LEARNER, 3),)))
-    network.settle()
+    network.quiesce()
     network.run_ticks(2)
     assert network.core(3).commit == network.core(1).commit
     assert network.core(1).conf == ConfState(voters=(1, 2), learners=(3,))
@@ -461,12 +461,12 @@ def test_thesis_4_2_2_a_leader_manages_a_cluster_it_is_leaving(cluster):
     network = cluster(3)
     network.elect(1)
     network.change_conf(1, ConfChange((ConfStep(ConfStepKind.REMOVE, 1),)))
-    network.settle()
+    network.quiesce()
     assert network.core(1).role is Role.FOLLOWER
     assert network.core(2).conf.voters == network.core(3).conf.voters == (2, 3)
 
 
-def test_thesis_4_2_3_a_vote_ordered_by_the_leader_overrides_the_promise(cluster):
+def test_thesis_4_2_3_a_vote_ordered_by_the_leader_overrides_the_guarantee(cluster):
     network = cluster(3)
     network.elect(1)
     plain = Message(MessageType.VOTE, 2, 3, 2, 1, 9)
@@ -491,11 +491,11 @@ def test_thesis_6_4_read_only_queries(cluster):
     network = cluster(3)
     network.elect(1)
     network.propose(1, b"x")
-    network.settle()
+    network.quiesce()
     network.read(1, 1)
     network[1].take()
     assert network[1].reads == {}
-    network.settle()
+    network.quiesce()
     assert network[1].reads == {1: network.core(1).commit}
 
 
@@ -503,7 +503,7 @@ def test_thesis_6_4_a_follower_asks_the_leader_for_the_index(cluster):
     network = cluster(3)
     network.elect(1)
     network.read(3, 1)
-    network.settle()
+    network.quiesce()
     assert network[3].reads == {1: 1}
 
 
@@ -514,7 +514,7 @@ def test_thesis_9_6_a_pre_vote_raises_no_term_and_casts_no_vote(cluster):
     network.deliver_all(2)
     status = network.core(2).status()
     assert (status.term, status.vote, network.core(1).term) == (0, 0, 0)
-    network.settle()
+    network.quiesce()
     assert (network.core(1).role, network.core(1).term) == (Role.LEADER, 1)
 
 
@@ -522,7 +522,7 @@ def test_thesis_9_6_a_pre_vote_is_refused_while_a_leader_is_heard(cluster):
     network = cluster(3)
     network.elect(1)
     network.campaign(3)
-    network.settle()
+    network.quiesce()
     assert (network.leader(), network.core(1).term) == (1, 1)
 
 

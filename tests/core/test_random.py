@@ -13,8 +13,8 @@ import pytest
 import raft.core.candidate as candidate
 import raft.core.election as election
 import raft.core.leader as leading
-import raft.core.machine as machine
 import raft.core.quorum as quorum
+import raft.core.raft_core as machine
 import raft.core.replication as replication
 import raft.core.transitions as transitions
 from raft.core import (
@@ -49,7 +49,7 @@ class Chaos:
         self.membership = membership
         self.serial = 0
         self.read_context = 0
-        self.floor = {}
+        self.lower_bound = {}
         """Read context -> highest index committed anywhere when it was asked."""
         self.counts = {}
 
@@ -113,14 +113,16 @@ class Chaos:
         if self.members():
             member = self.rng.choice(self.members())
             self.read_context += 1
-            self.floor[self.read_context] = max(self.network.history.committed, default=0)
+            self.lower_bound[self.read_context] = max(self.network.history.committed, default=0)
             self.network.read(member.id, self.read_context)
 
     def check_reads(self):
         for member in self.members():
             for context, index in member.reads.items():
-                if index < self.floor[context]:
-                    raise InvariantViolated(f"stale read {context}: {index} below {self.floor[context]}")
+                if index < self.lower_bound[context]:
+                    raise InvariantViolated(
+                        f"stale read {context}: {index} below {self.lower_bound[context]}"
+                    )
 
     def duplicate(self):
         if self.network.bag:
@@ -160,12 +162,12 @@ class Chaos:
             return
         member = self.rng.choice(self.members())
         other = self.rng.choice(list(self.network.members))
-        wish = self.rng.randrange(4)
-        if wish == 0:
+        choice = self.rng.randrange(4)
+        if choice == 0:
             member.do(lambda core: core.forget_leader())
-        elif wish == 1:
+        elif choice == 1:
             member.do(lambda core: core.campaign())
-        elif wish == 2:
+        elif choice == 2:
             member.do(lambda core: core.transfer_leader(other))
         else:
             member.do(lambda core: core.report_snapshot(other, ok=self.rng.random() < 0.5))
@@ -195,7 +197,7 @@ class Chaos:
                 network.restart(member_id)
         for _ in range(200):
             network.tick()
-            network.settle()
+            network.quiesce()
             leader = network.leader()
             if not leader:
                 continue
@@ -210,10 +212,10 @@ class Chaos:
         token = b"calm-%d" % self.serial
         if not self.network.try_propose(leader, token):
             return False
-        self.network.settle()
+        self.network.quiesce()
         for _ in range(3):
             self.network.tick()
-            self.network.settle()
+            self.network.quiesce()
         conf = self.network.core(leader).conf
         everyone = sorted({*conf.voters, *conf.learners})
         logs = [self.network.data(member) for member in everyone]
@@ -278,7 +280,7 @@ def _votes_are_not_written(patch, network):
         self.hard_state = self.hard_state._replace(vote=0)
 
     patch.setattr(disk, "write", write_without_vote)
-    patch.setattr(type(network[1]), "_check_promise", lambda self, message: None)
+    patch.setattr(type(network[1]), "_check_response", lambda self, message: None)
 
 
 def _votes_are_forgotten_at_step_down(patch, network):
@@ -292,8 +294,8 @@ def _votes_are_forgotten_at_step_down(patch, network):
         patch.setattr(module, "become_follower", forgetful)
 
 
-def _promises_leave_before_the_sync(patch, network):
-    patch.setattr(State, "promise", lambda self, message: self.messages.append(message))
+def _responses_leave_before_the_sync(patch, network):
+    patch.setattr(State, "respond_after_append", lambda self, message: self.messages.append(message))
 
 
 def _matching_appends_truncate(patch, network):
@@ -404,7 +406,7 @@ MUTANTS = {
     _votes_ignore_the_log: 0,
     _votes_are_not_written: 64,
     _votes_are_forgotten_at_step_down: 0,
-    _promises_leave_before_the_sync: 25,
+    _responses_leave_before_the_sync: 25,
     _matching_appends_truncate: 3,
     _earlier_terms_commit_by_count: 17,
     _heartbeats_carry_the_whole_commit_index: 33,
@@ -425,9 +427,9 @@ MUTANT_SECONDS_MAX = 20
 def _survives(cluster, monkeypatch, mutant, seed):
     with monkeypatch.context() as patch:
         membership, storm = bool(seed % 2), seed % 4 < 2
-        calm = not storm
-        settings = {"pre_vote": calm, "check_quorum": calm, "withhold_votes": calm}
-        settings["election_ticks"] = 10 if calm else 4
+        quiesce = not storm
+        settings = {"pre_vote": quiesce, "check_quorum": quiesce, "withhold_votes": quiesce}
+        settings["election_ticks"] = 10 if quiesce else 4
         learners = (4, 5) if membership else ()
         network = cluster(3, seed=seed, learners=learners, inflight_messages_max=4, **settings)
         mutant(patch, network)

@@ -17,14 +17,14 @@ def test_a_single_voter_answers_at_once(cluster):
     assert not ready.messages
 
 
-def test_reads_of_one_turn_share_one_round(cluster):
+def test_reads_of_one_iteration_share_one_round(cluster):
     network = cluster(3)
     network.elect(1)
     for context in range(10):
         network.read(1, context)
     network[1].take()
     assert len(network.in_bag(MessageType.HEARTBEAT)) == 2
-    network.settle()
+    network.quiesce()
     assert network[1].reads == dict.fromkeys(range(10), 1)
 
 
@@ -38,7 +38,7 @@ def test_a_read_needs_a_quorum(cluster):
     network.deliver_all(1)
     network[1].run()
     assert network[1].reads == {}
-    network.settle()
+    network.quiesce()
     assert network[1].reads == {7: 1}
 
 
@@ -53,22 +53,22 @@ def test_a_read_joins_only_a_round_begun_after_it_arrived(cluster):
     network[3].run()
     network.deliver_all(1)
     assert network.core(1)._state.read_states == [(1, 1)]
-    network.settle()
+    network.quiesce()
     assert network[1].reads == {1: 1, 2: 1}
 
 
-def test_an_answer_to_a_later_round_proves_the_earlier_ones(cluster):
+def test_an_answer_to_a_later_round_confirms_the_earlier_ones(cluster):
     network = cluster(3)
     network.elect(1)
     network.read(1, 1)
     network[1].take()
     network.bag.clear()  # the first round's heartbeats are lost
     network.read(1, 2)
-    network.settle()
+    network.quiesce()
     assert network[1].reads == {1: 1, 2: 1}
 
 
-def test_answers_of_an_old_round_do_not_prove_a_retry(cluster):
+def test_answers_of_an_old_round_do_not_confirm_a_retry(cluster):
     """etcd #20418: a retry under the same id let answers from before it count."""
     network = cluster(3)
     network.elect(1)
@@ -85,9 +85,9 @@ def test_answers_of_an_old_round_do_not_prove_a_retry(cluster):
     for member in (2, 3):
         network[member].do(lambda core: core.forget_leader())
     network.campaign(2)
-    network.settle(2, 3)
+    network.quiesce(2, 3)
     network.propose(2, b"new")
-    network.settle(2, 3)
+    network.quiesce(2, 3)
     # A new read under the context of the lost one; then the late answers arrive.
     network[1].reads.clear()
     network.read(1, 1)
@@ -105,7 +105,7 @@ def test_answers_of_an_old_round_do_not_prove_a_retry(cluster):
     assert network[1].dropped == [1], "and is dropped when the old leader learns of the new one"
 
 
-def test_with_a_reused_round_id_the_late_answers_would_prove_it(cluster, monkeypatch):
+def test_with_a_reused_round_id_the_late_answers_would_confirm_it(cluster, monkeypatch):
     """Negative control of the test before."""
     begin = ReadRounds.begin
 
@@ -117,7 +117,7 @@ def test_with_a_reused_round_id_the_late_answers_would_prove_it(cluster, monkeyp
 
     monkeypatch.setattr(ReadRounds, "begin", reusing)
     with pytest.raises(AssertionError):
-        test_answers_of_an_old_round_do_not_prove_a_retry(cluster)
+        test_answers_of_an_old_round_do_not_confirm_a_retry(cluster)
 
 
 def test_a_retry_takes_a_new_round_id(cluster):
@@ -131,7 +131,7 @@ def test_a_retry_takes_a_new_round_id(cluster):
     network[1].take()
     retries = network.in_bag(MessageType.HEARTBEAT)
     assert [retry.context for retry in retries] == [2, 2]
-    network.settle()
+    network.quiesce()
     assert network[1].reads == {1: 1}
 
 
@@ -139,13 +139,13 @@ def test_nothing_is_read_before_an_own_term_commit(cluster):
     network = cluster(3)
     network.elect(1)
     network.propose(1, b"a")
-    network.settle()
+    network.quiesce()
     network.crash(1)
     network.drop = lambda m: m.type is MessageType.APPEND
     for member in (2, 3):
         network[member].do(lambda core: core.forget_leader())
     network.campaign(2)
-    network.settle()
+    network.quiesce()
     assert network.core(2).role is Role.LEADER
     network.read(2, 1)
     network.run_ticks(2)
@@ -160,7 +160,7 @@ def test_a_followers_read_goes_to_the_leader(cluster):
     network.elect(1)
     for member in (2, 4):
         network.read(member, 40 + member)
-    network.settle()
+    network.quiesce()
     assert network[2].reads == {42: 1}
     assert network[4].reads == {44: 1}
 
@@ -176,13 +176,13 @@ def test_a_followers_context_may_repeat_without_confusion(cluster):
     assert network[2].dropped == [5]
     network.deliver(first)
     network[1].run()
-    network.settle(1, 3)
+    network.quiesce(1, 3)
     network.tick(1)
     network[1].run()
     network.deliver_all(2)
     network.read(2, 5)
     assert network[2].reads == {}, "the late answer is to the read given up"
-    network.settle()
+    network.quiesce()
     assert network[2].reads == {5: 1}
 
 
@@ -193,7 +193,7 @@ def test_a_restarted_follower_takes_no_answer_meant_for_its_old_process(cluster)
     network[2].run()
     network.crash(2)
     network.restart(2)
-    network.settle(1, 3)
+    network.quiesce(1, 3)
     network.tick(1)
     network[1].run()
     answers = network.in_bag(MessageType.READ_INDEX_RESPONSE, to=2)
@@ -217,7 +217,7 @@ def test_pending_reads_are_dropped_at_step_down_and_followers_told(cluster):
     network.drop = lambda m: m.type is MessageType.HEARTBEAT
     network.read(1, 7)
     network.read(2, 8)
-    network.settle()
+    network.quiesce()
     network.drop = lambda m: False
     network.cut([1, 2], [3])
     network.core(2)._state.election_elapsed = 10
@@ -240,10 +240,10 @@ def test_a_read_sent_to_a_former_leader_is_refused(cluster):
         network[member].do(lambda core: core.forget_leader())
     network.core(1)._state.election_elapsed = network.core(3)._state.election_elapsed = 10
     network.campaign(2)
-    network.settle(1, 2)
+    network.quiesce(1, 2)
     assert network.core(1).role is Role.FOLLOWER
     network.deliver(read)
-    network.settle()
+    network.quiesce()
     assert network[3].reads == {}
     assert network[3].dropped == [7]
 
@@ -255,7 +255,7 @@ def test_pending_reads_are_bounded(cluster, member):
     network.drop = lambda m: m.type in (MessageType.HEARTBEAT, MessageType.READ_INDEX)
     for context in range(5):
         network.read(member, context)
-    network.settle()
+    network.quiesce()
     # A leader cannot prove more and refuses the newest; a follower's oldest are most likely lost.
     assert network[member].dropped == ([3, 4] if member == 1 else [0, 1])
 
@@ -266,7 +266,7 @@ def test_a_leader_refuses_a_followers_read_when_full(cluster):
     network.drop = lambda m: m.type is MessageType.HEARTBEAT
     network.read(1, 1)
     network.read(2, 2)
-    network.settle()
+    network.quiesce()
     assert network[2].dropped == [2]
 
 
@@ -277,7 +277,7 @@ def test_a_smaller_quorum_confirms_what_waited(cluster):
     network.drop = lambda m: m.type is MessageType.HEARTBEAT
     network.read(1, 1)
     network.change_conf(1, change)
-    network.settle()
+    network.quiesce()
     assert network.core(1).conf.voters == (1,)
     assert network[1].reads == {1: 1}
 
@@ -288,6 +288,6 @@ def test_a_removed_leader_answers_no_more(cluster):
     network.drop = lambda m: m.type is MessageType.HEARTBEAT
     network.read(1, 1)
     network.change_conf(1, ConfChange((ConfStep(ConfStepKind.REMOVE, 1),)))
-    network.settle()
+    network.quiesce()
     assert network.core(1).role is Role.FOLLOWER
     assert network[1].dropped == [1]

@@ -12,7 +12,7 @@ def test_a_proposal_is_applied_everywhere(cluster):
     network = cluster(3)
     network.elect(1)
     ids = network.propose(1, b"a", b"b")
-    network.settle()
+    network.quiesce()
     assert ids == [(1, 2), (1, 3)]
     assert [network.data(member) for member in (1, 2, 3)] == [[b"a", b"b"]] * 3
 
@@ -25,7 +25,7 @@ def test_a_single_voter_commits_only_what_its_disk_holds(cluster):
     assert network.core(1).commit == 1
     network[1].sync()
     assert network.core(1).commit == 2
-    network.settle()
+    network.quiesce()
     assert network.data(1) == [b"a"]
 
 
@@ -56,7 +56,7 @@ def test_a_follower_refuses_proposals_with_a_hint(cluster):
     assert (caught.value.reason, caught.value.leader) == (DropReason.NOT_LEADER, 2)
 
 
-def test_one_turn_makes_one_append_per_follower(cluster):
+def test_one_iteration_makes_one_append_per_follower(cluster):
     network = cluster(3)
     network.elect(1)
     for number in range(5):
@@ -66,7 +66,7 @@ def test_one_turn_makes_one_append_per_follower(cluster):
     assert [(append.to, len(append.entries)) for append in appends] == [(2, 5), (3, 5)]
 
 
-def test_no_commit_notice_when_an_append_leaves_in_the_same_turn(cluster):
+def test_no_commit_broadcast_when_an_append_leaves_in_the_same_iteration(cluster):
     network = cluster(3)
     network.elect(1)
     network.propose(1, b"a")
@@ -81,7 +81,7 @@ def test_no_commit_notice_when_an_append_leaves_in_the_same_turn(cluster):
     assert [(append.to, len(append.entries), append.commit) for append in appends] == [(2, 1, 2), (3, 1, 2)]
 
 
-def test_a_commit_notice_is_not_answered(cluster):
+def test_a_commit_broadcast_is_not_answered(cluster):
     network = cluster(3)
     network.elect(1)
     network.propose(1, b"a")
@@ -91,8 +91,8 @@ def test_a_commit_notice_is_not_answered(cluster):
     network[3].run()
     network.deliver_all(1)
     network[1].run()
-    notices = network.in_bag(MessageType.APPEND)
-    assert [(notice.to, list(notice.entries), notice.commit) for notice in notices] == [
+    broadcasts = network.in_bag(MessageType.APPEND)
+    assert [(broadcast.to, list(broadcast.entries), broadcast.commit) for broadcast in broadcasts] == [
         (2, [], 2),
         (3, [], 2),
     ]
@@ -103,15 +103,15 @@ def test_a_commit_notice_is_not_answered(cluster):
     assert network.data(2) == network.data(3) == [b"a"]
 
 
-def test_a_lost_commit_notice_is_made_good_by_the_heartbeat(cluster):
+def test_a_lost_commit_broadcast_is_made_good_by_the_heartbeat(cluster):
     network = cluster(3)
     network.elect(1)
     network.drop = lambda m: m.type is MessageType.APPEND and not m.entries
     network.propose(1, b"a")
-    network.settle()
+    network.quiesce()
     assert network.data(2) == []
     network.tick(1)
-    network.settle()
+    network.quiesce()
     assert network.data(2) == [b"a"]
 
 
@@ -120,7 +120,7 @@ def test_a_lost_append_is_sent_again(cluster):
     network.elect(1)
     network.drop = lambda m: m.type is MessageType.APPEND and m.to == 3
     network.propose(1, b"a")
-    network.settle()
+    network.quiesce()
     network.drop = lambda m: False
     network.run_ticks(3)
     assert network.data(3) == [b"a"]
@@ -132,7 +132,7 @@ def test_a_full_window_stalls_until_a_heartbeat_is_answered(cluster):
     network.drop = lambda m: m.type is MessageType.APPEND
     for number in range(6):
         network.propose(1, b"%d" % number)
-        network.settle()
+        network.quiesce()
     peer = network.core(1).status().peers[1]
     assert (peer.state, peer.inflight_messages, peer.paused) == (ProgressState.REPLICATE, 3, True)
     network.drop = lambda m: False
@@ -146,7 +146,7 @@ def test_the_window_is_bounded_in_bytes(cluster):
     network.drop = lambda m: m.type is MessageType.APPEND
     for _ in range(10):
         network.propose(1, b"x" * 30)
-        network.settle()
+        network.quiesce()
     assert network.core(1).status().peers[1].inflight_bytes == 120
 
 
@@ -170,7 +170,7 @@ def test_duplicated_and_reordered_messages_change_nothing(cluster):
     for message in (second, first, second, first, first):
         network[2].do(lambda core, message=message: core.step(message))
     assert network.log(2) == [(1, 1), (1, 2), (1, 3)]
-    network.settle()
+    network.quiesce()
     assert network.data(2) == [b"a", b"b"]
 
 
@@ -178,7 +178,7 @@ def test_a_stale_rejection_does_not_move_progress_back(cluster):
     network = cluster(3)
     network.elect(1)
     network.propose(1, b"a")
-    network.settle()
+    network.quiesce()
     before = network.core(1).status().peers[1]
     stale = network[2].core._state.send(MessageType.APPEND_RESPONSE, 1)
     stale.index, stale.reject, stale.reject_hint = 1, True, 0
@@ -196,7 +196,7 @@ def test_too_many_uncommitted_bytes_refuse_proposals_and_recover(cluster):
         network.propose(1, b"y")
     assert caught.value.reason is DropReason.UNCOMMITTED_FULL
     assert network.core(1).uncommitted_bytes == 500
-    network.settle()
+    network.quiesce()
     network.heal()
     network.run_ticks(3)
     assert network.core(1).uncommitted_bytes == 0
@@ -214,7 +214,7 @@ def test_apply_work_is_paged_and_bounded(cluster):
     assert [len(work.entries) for work in network[1].applying] == [2, 2, 1]
     network[1].apply()
     assert network.core(1).has_ready()
-    network.settle()
+    network.quiesce()
     assert len(network.data(1)) == 12
 
 
@@ -252,7 +252,7 @@ def test_messages_of_strangers_are_ignored(cluster):
     assert network.core(1).role is Role.LEADER
 
 
-def _append_of_an_unproved_tail(network):
+def _append_of_an_unconfirmed_tail(network):
     """2 holds entries 2 and 3 of a dead leader; a new one proves only entry 1, with a higher commit index."""
     network.elect(1)
     network.propose(1, b"x", b"y")
@@ -263,8 +263,8 @@ def _append_of_an_unproved_tail(network):
     return network.core(2).commit
 
 
-def test_a_commit_index_counts_only_up_to_what_was_proved_to_match(cluster):
-    assert _append_of_an_unproved_tail(cluster(3)) == 1
+def test_a_commit_index_counts_only_up_to_what_was_confirmed_to_match(cluster):
+    assert _append_of_an_unconfirmed_tail(cluster(3)) == 1
 
 
 def test_a_trusted_commit_index_would_commit_a_dead_leaders_entries(cluster, monkeypatch):
@@ -277,34 +277,34 @@ def test_a_trusted_commit_index_would_commit_a_dead_leaders_entries(cluster, mon
         return last
 
     monkeypatch.setattr(Log, "accept", trusting)
-    assert _append_of_an_unproved_tail(cluster(3)) == 3
+    assert _append_of_an_unconfirmed_tail(cluster(3)) == 3
 
 
-def test_a_deferred_commit_notice_rides_on_the_next_append(cluster):
-    network = cluster(3, notices_deferred=True)
+def test_a_deferred_commit_broadcast_rides_on_the_next_append(cluster):
+    network = cluster(3, commit_broadcast_deferred=True)
     network.elect(1)
     network.propose(1, b"a")
-    network.settle()
+    network.quiesce()
     assert network.core(1).commit == 2
     assert [network.core(member).commit for member in (2, 3)] == [1, 1], "nobody was told on its own"
-    assert network.core(1).notice_due
+    assert network.core(1).commit_broadcast_due
     network.propose(1, b"b")
-    network.settle()
+    network.quiesce()
     assert [network.core(member).commit for member in (2, 3)] == [2, 2], "the next append carries it"
 
 
-def test_a_deferred_commit_notice_leaves_when_asked_for_or_awaited(cluster):
-    network = cluster(3, notices_deferred=True)
+def test_a_deferred_commit_broadcast_leaves_when_asked_for_or_awaited(cluster):
+    network = cluster(3, commit_broadcast_deferred=True)
     network.elect(1)
     network.propose(1, b"a")
-    network.settle()
-    network[1].do(lambda core: core.send_commit_notices())
-    network.settle()
+    network.quiesce()
+    network[1].do(lambda core: core.broadcast_commit())
+    network.quiesce()
     assert [network.core(member).commit for member in (2, 3)] == [2, 2]
-    assert not network.core(1).notice_due
+    assert not network.core(1).commit_broadcast_due
     network.propose(1, b"b")
-    network[1].do(lambda core: core.hasten_notices([3]))
-    network.settle()
+    network[1].do(lambda core: core.hasten_commit_broadcast([3]))
+    network.quiesce()
     assert [network.core(member).commit for member in (2, 3)] == [2, 3], "only who awaits it is told"
 
 
@@ -313,7 +313,7 @@ def test_heartbeats_tell_what_every_member_holds(cluster):
     network.elect(1)
     network.cut([1, 2], [3])
     network.propose(1, b"a", b"b")
-    network.settle()
+    network.quiesce()
     network.run_ticks(2)
     assert [network.core(member).held_by_all for member in (1, 2)] == [1, 1], "one of them lacks the rest"
     network.heal()
@@ -321,13 +321,13 @@ def test_heartbeats_tell_what_every_member_holds(cluster):
     assert [network.core(member).held_by_all for member in (1, 2, 3)] == [3, 3, 3]
 
 
-def test_an_image_older_than_the_log_is_followed_by_a_newer_one(cluster):
+def test_a_snapshot_older_than_the_log_is_followed_by_a_newer_one(cluster):
     """The member took an image, but the leader has compacted past it meanwhile."""
     network = cluster(3)
     network.elect(1)
     network.cut([1, 2], [3])
     network.propose(1, *[b"%d" % number for number in range(10)])
-    network.settle()
+    network.quiesce()
     network[1].compact()
     network.heal()
     network.drop = lambda message: message.type is MessageType.SNAPSHOT
@@ -336,7 +336,7 @@ def test_an_image_older_than_the_log_is_followed_by_a_newer_one(cluster):
     assert progress.state is ProgressState.SNAPSHOT
     asked = progress.pending_snapshot
     network.propose(1, *[b"%d" % number for number in range(10)])
-    network.settle()
+    network.quiesce()
     network[1].compact()
     term = network.core(1).term
     network.deliver(Message(MessageType.APPEND_RESPONSE, 1, 3, term, index=asked + 1))

@@ -34,7 +34,7 @@ def test_the_aba_race(cluster):
     network[1].take()  # write A: 1/2
     network.isolate(2)
     network.campaign(3)
-    network.settle(3, 4, 5)
+    network.quiesce(3, 4, 5)
     assert network.core(3).role is Role.LEADER
     network.tick(3)
     network[3].run()
@@ -49,7 +49,7 @@ def test_the_aba_race(cluster):
     assert network.core(1).status().stable == 1
     network[1].sync(len(network[1].writing))
     assert network.core(1).status().stable == 2
-    network.settle(1, 3, 4, 5)
+    network.quiesce(1, 3, 4, 5)
 
 
 def test_without_the_term_guard_the_race_is_lost(cluster, monkeypatch):
@@ -102,7 +102,7 @@ def test_acknowledgements_and_rejections_leave_after_the_write(cluster):
     ]
 
 
-def test_acknowledgements_of_one_turn_become_one(cluster):
+def test_acknowledgements_of_one_iteration_become_one(cluster):
     network = cluster(3)
     network.elect(1)
     for data in (b"a", b"b", b"c"):

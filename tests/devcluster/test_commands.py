@@ -21,8 +21,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kvstore.devcluster import display, plan
-from kvstore.devcluster.commands import cluster
-from kvstore.devcluster.status import NodeStatus
+from kvstore.devcluster.cluster_command import cluster
+from kvstore.devcluster.cluster_status import NodeStatus
 
 ROOT = Path(__file__).parents[2]
 FAKE_CLUSTER = str(Path(__file__).with_name("run_fake_cluster.py"))
@@ -253,7 +253,7 @@ def test_a_cluster_keeps_its_size_and_ports(directory: Path) -> None:
     assert "holds a cluster of 3 nodes, not 5" in refused.output
 
 
-def test_the_state_file_is_private_and_a_broken_one_is_refused(directory: Path) -> None:
+def test_the_backend_is_private_and_a_broken_one_is_refused(directory: Path) -> None:
     plan.save(plan.prepare(directory, nodes=1, free=True), plan.Running())
     file = directory / plan.STATE_FILE
     assert file.stat().st_mode & 0o077 == 0

@@ -79,7 +79,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def assert_hello_arrives(target: Target) -> None:
+async def assert_handshake_arrives(target: Target) -> None:
     far_reader, far_writer = await target.next()
     assert await asyncio.wait_for(far_reader.readexactly(5), 5) == b"hello"
     far_writer.close()
@@ -171,16 +171,18 @@ async def test_a_pair_cut_one_way_still_hears_the_other_way(speaker: int) -> Non
     async with proxied() as (proxy, target, partition):
         near = await dial(proxy)
         far = await target.next()
-        (muted_reader, muted_writer), (reader, writer) = (near, far) if speaker == DIALLER else (far, near)
+        (silenced_reader, silenced_writer), (reader, writer) = (
+            (near, far) if speaker == DIALLER else (far, near)
+        )
         partition.set_links([(speaker, TARGET if speaker == DIALLER else DIALLER)])
-        muted_writer.write(b"unheard")
+        silenced_writer.write(b"unheard")
         writer.write(b"heard")
-        assert await asyncio.wait_for(muted_reader.readexactly(5), 5) == b"heard"
+        assert await asyncio.wait_for(silenced_reader.readexactly(5), 5) == b"heard"
         await assert_silent(reader)
         assert any(connection.held_bytes for connection in proxy.connections)
         partition.heal()
         assert await asyncio.wait_for(reader.readexactly(7), 5) == b"unheard"
-        muted_writer.close()
+        silenced_writer.close()
         writer.close()
 
 
@@ -242,7 +244,7 @@ async def test_a_new_connection_during_a_partition_is_accepted_and_held() -> Non
         await assert_silent(reader)
         assert target.accepted.empty()
         partition.heal()
-        await assert_hello_arrives(target)
+        await assert_handshake_arrives(target)
         writer.close()
 
 
@@ -265,7 +267,7 @@ async def test_an_unrecognised_dialler_is_held_during_any_partition() -> None:
         await asyncio.sleep(SILENCE_S)
         assert target.accepted.empty()
         partition.heal()
-        await assert_hello_arrives(target)
+        await assert_handshake_arrives(target)
         writer.close()
 
 

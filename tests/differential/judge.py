@@ -51,7 +51,7 @@ def _sort_key(pair: kv_pb2.KeyValue, target: int) -> int | bytes:
     return numbers.get(target, pair.value)  # type: ignore[call-overload,no-any-return]  # enums are ints
 
 
-def _settle_ties(request: Range, reply: rpc_pb2.RangeResponse) -> None:
+def _order_ties(request: Range, reply: rpc_pb2.RangeResponse) -> None:
     """Bring tied pairs into key order; keep only the sort key of a tied group that the limit cut."""
     target = request.sort_target
     if target == Range.KEY or not reply.kvs:
@@ -98,7 +98,7 @@ def _normalise(request: Request | RequestOp, reply: Reply | rpc_pb2.ResponseOp) 
         reply.header.ClearField("member_id")
         reply.header.ClearField("raft_term")
     if isinstance(request, Range):
-        _settle_ties(request, reply)
+        _order_ties(request, reply)
     elif isinstance(request, Txn):
         branch = request.success if reply.succeeded else request.failure
         for operation, answer in zip(branch, reply.responses, strict=False):

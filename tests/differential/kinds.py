@@ -56,7 +56,7 @@ KINDS = {
 def make_program(seed: str, kinds: Iterable[str]) -> list[Step]:
     """The program of a seed; `kinds` beside KV are mixed in."""
     generator = Generator(seed)
-    chosen = [KINDS[name] for name in kinds if generator.chance(KINDS[name].share)]
+    chosen = [KINDS[name] for name in kinds if generator.happens(KINDS[name].share)]
     draws = [draw for kind in chosen for draw in kind.draws]
     only = [kind.only for kind in chosen if kind.only is not None]
     return generator.program(more=draws, only=frozenset.intersection(*only) if only else None)

@@ -43,7 +43,7 @@ class Revoke(NamedTuple):
             return None
         request = rpc_pb2.LeaseRevokeRequest(ID=context.lease_base + self.label)
         found = _same(str(self), await ask(context, REVOKE, request))
-        return found or await context.queues.settle(context)
+        return found or await context.queues.complete(context)
 
 
 class KeepAlive(NamedTuple):
@@ -52,14 +52,14 @@ class KeepAlive(NamedTuple):
     labels: tuple[int, ...]
 
     async def act(self, context: Context) -> str | None:
-        left, right = [await self._renew(store, context.lease_base) for store in context.stores]
+        left, right = [await self._keep_alive(store, context.lease_base) for store in context.stores]
         for label, one, other in zip(self.labels, left, right, strict=True):
             found = differs(f"{self} for {label}", plain(one), plain(other))
             if found is not None:
                 return found
         return None
 
-    async def _renew(self, store: object, base: int) -> list[Message]:
+    async def _keep_alive(self, store: object, base: int) -> list[Message]:
         call = store.channel.stream_stream(  # type: ignore[attr-defined]  # a Store
             "/etcdserverpb.Lease/LeaseKeepAlive",
             request_serializer=rpc_pb2.LeaseKeepAliveRequest.SerializeToString,
@@ -146,7 +146,7 @@ def _timeless(reply: object) -> object:
 
 
 def draw_grant(generator: Generator) -> Step:
-    if generator.chance(0.08):
+    if generator.happens(0.08):
         return Step(Grant(generator.random.randrange(1, LABELS), TOO_LARGE_TTL), ("lease grant too long",))
     return Step(Grant(generator.random.randrange(1, LABELS), 600), ("lease grant",))
 
@@ -161,7 +161,7 @@ def draw_keep_alive(generator: Generator) -> Step:
 
 
 def draw_time_to_live(generator: Generator) -> Step:
-    keys = generator.chance(0.6)
+    keys = generator.happens(0.6)
     options = ("lease timetolive keys",) if keys else ("lease timetolive",)
     return Step(TimeToLive(generator.random.randrange(1, LABELS), keys), options)
 
@@ -172,7 +172,7 @@ def draw_list(_generator: Generator) -> Step:
 
 def draw_put(generator: Generator) -> Step:
     label = generator.random.randrange(1, LABELS)
-    return Step(PutLeased(label, generator.key(), generator.chance(0.3)), ("lease put",))
+    return Step(PutLeased(label, generator.key(), generator.happens(0.3)), ("lease put",))
 
 
 def draw_expire(generator: Generator) -> Step:

@@ -88,9 +88,9 @@ class Queues:
             return all([await stands(store, call) for store, call in zip(context.stores, calls, strict=True)])
 
         await until(all_stand, f"{what} to stand in the queue")
-        return await self.settle(context)
+        return await self.complete(context)
 
-    async def settle(self, context: Context) -> str | None:
+    async def complete(self, context: Context) -> str | None:
         """Everyone whose turn it is has been answered, alike on both sides."""
         while True:
             request = Range(key=b"\xfe", range_end=b"\xff", sort_target=Range.CREATE, sort_order=Range.ASCEND)
@@ -99,17 +99,17 @@ class Queues:
             if found is not None:
                 return found
             keys = [pair.key for pair in left.kvs]
-            turn = next((one for one in self.waiting if _is_answered(one, keys)), None)
-            if turn is None:
+            iteration = next((one for one in self.waiting if _is_answered(one, keys)), None)
+            if iteration is None:
                 return None
-            self.waiting.remove(turn)
-            replies = [await outcome(call) for call in turn.calls]
+            self.waiting.remove(iteration)
+            replies = [await outcome(call) for call in iteration.calls]
             learn(context, replies)
-            found = differs(turn.what, plain(replies[0]), plain(replies[1]))
+            found = differs(iteration.what, plain(replies[0]), plain(replies[1]))
             if found is not None:
                 return found
             if not isinstance(replies[0], judge.Refusal):
-                self.held[turn.name, turn.label] = replies[0]
+                self.held[iteration.name, iteration.label] = replies[0]
 
     async def give_up(self, context: Context, one: Waiting) -> None:
         """Cancel a call that waits; its key goes by itself."""
@@ -167,7 +167,7 @@ class Unlock(NamedTuple):
         context.queues.held.pop((self.name, self.label), None)
         request = v3lock_pb2.UnlockRequest(key=b"%b/%x" % (self.name, context.lease_base + self.label))
         left, right = map(plain, await ask(context, UNLOCK, request))
-        return differs(str(self), left, right) or await context.queues.settle(context)
+        return differs(str(self), left, right) or await context.queues.complete(context)
 
 
 class Campaign(NamedTuple):
@@ -205,7 +205,7 @@ class Resign(NamedTuple):
         request = v3election_pb2.ResignRequest(leader=_leader(context, self))
         context.queues.held.pop((self.name, self.label), None)
         left, right = map(plain, await ask(context, RESIGN, request))
-        return differs(str(self), left, right) or await context.queues.settle(context)
+        return differs(str(self), left, right) or await context.queues.complete(context)
 
 
 def _leader(context: Any, action: Any) -> v3election_pb2.LeaderKey:
@@ -260,7 +260,7 @@ class GiveUp(NamedTuple):
             return None
         context.count("callers that left the queue")
         await context.queues.give_up(context, waiting[self.number % len(waiting)])
-        found: str | None = await context.queues.settle(context)
+        found: str | None = await context.queues.complete(context)
         return found
 
 

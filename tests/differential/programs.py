@@ -132,14 +132,14 @@ class Generator:
 
     # --- parts ---
 
-    def chance(self, probability: float) -> bool:
+    def happens(self, probability: float) -> bool:
         return self.random.random() < probability
 
     def key(self) -> bytes:
-        return self.random.choice(self.hot if self.chance(0.75) else self.keys)
+        return self.random.choice(self.hot if self.happens(0.75) else self.keys)
 
     def value(self) -> bytes:
-        return self.random.choice(self.values) if self.chance(0.6) else b"%d" % self.random.randrange(10**6)
+        return self.random.choice(self.values) if self.happens(0.6) else b"%d" % self.random.randrange(10**6)
 
     def interval(self) -> tuple[bytes, bytes, str]:
         """key, range_end and what kind of interval they make."""
@@ -163,7 +163,7 @@ class Generator:
 
     def near(self, spread: int = 12) -> int:
         """A symbolic revision that is usually valid."""
-        if self.chance(0.5):
+        if self.happens(0.5):
             return NOW - self.random.randrange(spread)
         return BASE + self.random.randrange(spread)
 
@@ -174,7 +174,7 @@ class Generator:
         request, options = Range(key=key, range_end=range_end), [f"range {kind}"]
 
         def has(probability: float, option: str) -> bool:
-            chosen = self.chance(probability)
+            chosen = self.happens(probability)
             if chosen:
                 options.append(f"range {option}")
             return chosen
@@ -189,7 +189,7 @@ class Generator:
             request.revision = NOW + self.random.choice((1, 2, 1000))
         elif has(0.04, "revision long gone"):
             request.revision = BASE - self.random.randrange(100)
-        if self.chance(0.4):
+        if self.happens(0.4):
             request.sort_order = self.random.choice(SORT_ORDERS)
             request.sort_target = self.random.choice(SORT_TARGETS)
             order, target = (
@@ -211,47 +211,47 @@ class Generator:
         return Step(request, tuple(options))
 
     def put(self) -> Step:
-        key = self.random.choice(self.keys) if self.chance(0.05) else self.key()
+        key = self.random.choice(self.keys) if self.happens(0.05) else self.key()
         request, options = Put(key=key, value=self.value()), ["put"]
-        if self.chance(0.3):
+        if self.happens(0.3):
             request.prev_kv = True
             options.append("put prev_kv")
-        if self.chance(0.15):
+        if self.happens(0.15):
             request.ignore_value = True
             options.append("put ignore_value")
-            if self.chance(0.8):
+            if self.happens(0.8):
                 request.value = b""
-        if self.chance(0.12):
+        if self.happens(0.12):
             request.ignore_lease = True
             options.append("put ignore_lease")
-        if self.chance(0.25 if request.ignore_lease else 0.04):
+        if self.happens(0.25 if request.ignore_lease else 0.04):
             request.lease = self.random.choice((1, 7, 1 << 62))
             options.append("put lease")
-        if self.chance(0.02):
+        if self.happens(0.02):
             request.key = b""
             options.append("put without key")
         return Step(request, tuple(options))
 
     def delete(self) -> Step:
         key, range_end, kind = self.interval()
-        if kind == "all" and self.chance(0.3):
+        if kind == "all" and self.happens(0.3):
             key, range_end, kind = self.key(), b"", "single"
         request, options = Delete(key=key, range_end=range_end), [f"delete {kind}"]
-        if self.chance(0.35):
+        if self.happens(0.35):
             request.prev_kv = True
             options.append("delete prev_kv")
-        if self.chance(0.08):
+        if self.happens(0.08):
             request.key = b""
             options.append("delete without key")
         return Step(request, tuple(options))
 
     def compare(self) -> tuple[Compare, tuple[str, ...]]:
         target, result = self.random.choice(COMPARE_TARGETS), self.random.choice(COMPARE_RESULTS)
-        if self.chance(0.4):  # compares that tend to hold, so that success branches of long lists run
+        if self.happens(0.4):  # compares that tend to hold, so that success branches of long lists run
             result = self.random.choice((Compare.NOT_EQUAL, Compare.GREATER, Compare.LESS))
         compare = Compare(key=self.key(), target=target, result=result)
         options = [f"compare {Compare.CompareTarget.Name(target)} {Compare.CompareResult.Name(result)}"]
-        if self.chance(0.1):
+        if self.happens(0.1):
             options.append("compare without operand")
         elif target == Compare.VERSION:
             compare.version = self.random.randrange(4)
@@ -263,10 +263,10 @@ class Generator:
             compare.value = self.value()
         else:
             compare.lease = self.random.choice((0, 0, 5))
-        if self.chance(0.2):
+        if self.happens(0.2):
             compare.key, compare.range_end, kind = self.interval()
             options.append(f"compare {kind}")
-        if self.chance(0.03):
+        if self.happens(0.03):
             compare.key = b""
             options.append("compare without key")
         return compare, tuple(options)
@@ -282,18 +282,18 @@ class Generator:
             inner = self.txn(depth + 1, used)
             return RequestOp(request_txn=inner.request), (*inner.options, f"nested depth {depth + 1}")
         if kind == "range":
-            step = self.range(inside=self.chance(0.97))
+            step = self.range(inside=self.happens(0.97))
             return RequestOp(request_range=step.request), (*step.options, "operation range")
         if kind == "delete":
             step = self.delete()
-            if step.request.range_end and self.chance(0.85):  # most intervals would hit a put of the branch
+            if step.request.range_end and self.happens(0.85):  # most intervals would hit a put of the branch
                 step.request.range_end = b""
                 step = Step(step.request, ("delete single",))
-            if step.request.key in used and self.chance(0.95):
+            if step.request.key in used and self.happens(0.95):
                 return self.operation(depth, used)
             return RequestOp(request_delete_range=step.request), (*step.options, "operation delete")
         step = self.put()
-        if step.request.key in used and self.chance(0.97):
+        if step.request.key in used and self.happens(0.97):
             return RequestOp(request_range=Range(key=step.request.key)), ("operation range",)
         used.add(step.request.key)
         return RequestOp(request_put=step.request), (*step.options, "operation put")
@@ -313,16 +313,16 @@ class Generator:
             options += names
             branches.append(operations)
         request = Txn(compare=[compare for compare, _ in compares], success=branches[0], failure=branches[1])
-        if depth == 0 and self.chance(0.03):
+        if depth == 0 and self.happens(0.03):
             options.append("txn too many")
             reads = [RequestOp(request_range=Range(key=self.key())) for _ in range(TXN_OPERATIONS_MAX + 1)]
             self.random.choice((request.success, request.failure)).extend(reads)
-        elif depth == 0 and self.chance(0.06):
+        elif depth == 0 and self.happens(0.06):
             options.append("txn duplicate key")
             put = RequestOp(request_put=Put(key=self.hot[0], value=b"d"))
             both = (
                 RequestOp(request_delete_range=Delete(key=b"\x00", range_end=b"\x00"))
-                if self.chance(0.5)
+                if self.happens(0.5)
                 else put
             )
             self.random.choice((request.success, request.failure)).extend((put, both))
@@ -337,13 +337,13 @@ class Generator:
     def reading_txn(self) -> Step:
         """Only ranges: answered without an entry in the log, and locally if all are serializable."""
         steps = [self.range(inside=True) for _ in range(self.random.randrange(1, 4))]
-        is_local = self.chance(0.5)
+        is_local = self.happens(0.5)
         for step in steps:
             step.request.serializable = is_local
         options = [name for step in steps for name in step.options if name != "range serializable"]
         kind = "txn reads serializable" if is_local else "txn reads linearizable"
         operations = [RequestOp(request_range=step.request) for step in steps]
-        compares = [self.compare()[0]] if self.chance(0.5) else []
+        compares = [self.compare()[0]] if self.happens(0.5) else []
         return Step(
             Txn(compare=compares, success=operations, failure=operations[:1]), ("txn", kind, *options)
         )
@@ -357,7 +357,7 @@ class Generator:
             ),
             (4, 4, 3),
         )[0]
-        physical = self.chance(0.4)
+        physical = self.happens(0.4)
         options = (option, "compact physical") if physical else (option,)
         return Step(Compaction(revision=revision, physical=physical), options)
 

@@ -37,9 +37,9 @@ def smaller(steps: list[Step]) -> list[list[Step]]:
     for index, step in enumerate(steps):
         if isinstance(step.request, Txn):
             for name in ("compare", "success", "failure"):
-                for place in range(len(getattr(step.request, name))):
+                for position in range(len(getattr(step.request, name))):
                     copy = Txn.FromString(step.request.SerializeToString())
-                    del getattr(copy, name)[place]
+                    del getattr(copy, name)[position]
                     found.append([*steps[:index], Step(copy, step.options), *steps[index + 1 :]])
     return found
 

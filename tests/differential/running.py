@@ -68,7 +68,7 @@ class _Program:
                 found = await locking.clean_up(self)
             elif "lease" in kinds:
                 found = await leasing.clean_up(self)
-            found = found or await self.watching.settle(self.now)
+            found = found or await self.watching.complete(self.now)
             return found and f"in the end: {found}"
         except NoAnswer as error:
             return str(error)

@@ -82,13 +82,13 @@ def draw_create(generator: Generator) -> Step:
     """A watch with every option there is."""
     draw, options = generator.random, ["watch"]
     key, range_end, kind = generator.interval()
-    if kind == "empty" and generator.chance(0.3):
+    if kind == "empty" and generator.happens(0.3):
         key, range_end, kind = generator.key(), b"", "single"
     request = Create(key=key, range_end=range_end)
     options.append(f"watch {kind}")
 
     def has(probability: float, option: str) -> bool:
-        chosen = generator.chance(probability)
+        chosen = generator.happens(probability)
         if chosen:
             options.append(f"watch {option}")
         return chosen
@@ -400,7 +400,7 @@ class Watching:
                 return int(event.kv.mod_revision)
         return 0
 
-    async def settle(self, now: int) -> str | None:
+    async def complete(self, now: int) -> str | None:
         """Wait for what is still to come, and compare everything."""
         await self.catch_up(now)
         return self._verdict()

@@ -28,7 +28,7 @@ class Shell:
 
     def __init__(self) -> None:
         self.engine = Engine()
-        self.image: dict[bytes, bytes] = {}
+        self.backend: dict[bytes, bytes] = {}
         """What a state file would hold: fed by `drain`."""
 
     def run(self, request):
@@ -67,15 +67,15 @@ class Shell:
     def drain(self) -> None:
         for row, value in self.engine.drain_changes():
             if value is None:
-                self.image.pop(row, None)
+                self.backend.pop(row, None)
             else:
-                self.image[row] = value
+                self.backend[row] = value
 
     def reload(self) -> None:
         """Throw the engine away and rebuild it from the image."""
         self.drain()
         self.engine = Engine()
-        rows = sorted(self.image.items())
+        rows = sorted(self.backend.items())
         for start in range(0, len(rows), 7):
             self.engine.load(rows[start : start + 7])
         self.engine.load_done()

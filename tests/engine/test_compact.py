@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kvstore.engine import Alarm, AlarmAction, AlarmType, Compact, DeleteRange, Put, encode, machine
-from kvstore.engine.machine import SWEEP_PER_BATCH
+from kvstore.engine import Alarm, AlarmAction, AlarmType, Compact, DeleteRange, Put, encode
+from kvstore.engine import engine as engine_module
+from kvstore.engine.engine import SWEEP_PER_BATCH
 from kvstore.errors import Compacted, FutureRevision
 
 
@@ -75,7 +76,7 @@ def test_a_key_deleted_and_put_again_loses_its_first_life(shell) -> None:
 
 def rows_of(shell) -> list[bytes]:
     shell.drain()
-    return sorted(shell.image)
+    return sorted(shell.backend)
 
 
 def fill(shell, records: int) -> None:
@@ -115,7 +116,7 @@ def test_the_sweep_gains_on_the_writers(shell) -> None:
 
 
 def test_old_tombstones_are_dropped_in_steps_too(shell, monkeypatch) -> None:
-    monkeypatch.setattr(machine, "SWEEP_PER_BATCH", 1)
+    monkeypatch.setattr(engine_module, "SWEEP_PER_BATCH", 1)
     for key in (b"a", b"b", b"c"):
         shell.put(key)
     shell.delete(b"a", b"c")
@@ -132,8 +133,8 @@ def test_old_tombstones_are_dropped_in_steps_too(shell, monkeypatch) -> None:
     assert steps == [[b"kb", b"kc", b"kc", b"s"], [b"kc", b"kc", b"s"], [b"kc", b"s"], [b"kc", b"s"]]
 
 
-def test_compactions_may_overtake_the_sweep(shell, monkeypatch) -> None:
-    monkeypatch.setattr(machine, "SWEEP_PER_BATCH", 1)
+def test_compactions_may_pass_the_sweep(shell, monkeypatch) -> None:
+    monkeypatch.setattr(engine_module, "SWEEP_PER_BATCH", 1)
     for key in (b"a", b"b", b"c", b"d"):
         shell.put(key)
     shell.delete(b"a", b"d")
@@ -157,7 +158,7 @@ def test_all_is_dropped_at_once_when_asked_for_or_when_space_is_short(shell, phy
 
 
 def test_much_is_dropped_in_steps_that_are_asked_for(shell, monkeypatch) -> None:
-    monkeypatch.setattr(machine, "SWEEP_PER_STEP", SWEEP_PER_BATCH)
+    monkeypatch.setattr(engine_module, "SWEEP_PER_STEP", SWEEP_PER_BATCH)
     fill(shell, 6 * SWEEP_PER_BATCH)
     revision = shell.engine.revision
     outcome = shell.compact(revision, physical=True)

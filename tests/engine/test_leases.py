@@ -164,7 +164,7 @@ class LeaseMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.engine = Engine()
-        self.image: dict[bytes, bytes] = {}
+        self.backend: dict[bytes, bytes] = {}
         self.leases: dict[int, tuple[int, int]] = {}
         """Id to (index of the grant, remaining)."""
         self.keys: dict[bytes, int] = {}
@@ -263,11 +263,11 @@ class LeaseMachine(RuleBasedStateMachine):
     def reload(self) -> None:
         for row, value in self.engine.drain_changes():
             if value is None:
-                self.image.pop(row, None)
+                self.backend.pop(row, None)
             else:
-                self.image[row] = value
+                self.backend[row] = value
         self.engine = Engine()
-        self.engine.load(sorted(self.image.items()))
+        self.engine.load(sorted(self.backend.items()))
         self.engine.load_done()
 
     @invariant()

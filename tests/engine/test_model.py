@@ -35,10 +35,10 @@ from kvstore.engine import (
     check_put,
     check_txn,
     encode,
-    history,
-    machine,
+    revision_history,
     to_event,
 )
+from kvstore.engine import engine as engine_module
 from kvstore.engine.results import CompactResult, DeleteResult, KeyValue, PutResult, RangeResult, TxnResult
 from kvstore.errors import Compacted, DuplicateKey, FutureRevision, KeyNotFound, KVError, LeaseNotFound
 
@@ -294,7 +294,7 @@ def resolve(request, revision: int):
 
 class EngineMachine(RuleBasedStateMachine):
     @initialize(
-        sweep=st.sampled_from([1, 3, machine.SWEEP_PER_BATCH]),
+        sweep=st.sampled_from([1, 3, engine_module.SWEEP_PER_BATCH]),
         visits=st.sampled_from([1, 4, 2000]),
         few=st.sampled_from([0, 2, 64]),
         bucket=st.sampled_from([1, 3, 4096]),
@@ -303,26 +303,26 @@ class EngineMachine(RuleBasedStateMachine):
         """Small sweeps stretch a compaction over many batches, with reloads in between; small slices
         make a replay of many steps."""
         self.patches = [
-            mock.patch.object(machine, "SWEEP_PER_BATCH", sweep),
-            mock.patch.object(history, "SLICE_VISITS_MAX", visits),
-            mock.patch.object(history, "SLICE_BYTES_MAX", 200 * visits),
-            mock.patch.object(history, "FEW_KEYS", few),
+            mock.patch.object(engine_module, "SWEEP_PER_BATCH", sweep),
+            mock.patch.object(revision_history, "SLICE_VISITS_MAX", visits),
+            mock.patch.object(revision_history, "SLICE_BYTES_MAX", 200 * visits),
+            mock.patch.object(revision_history, "FEW_KEYS", few),
             mock.patch.object(changelog, "BUCKET_REVISIONS", bucket),
         ]
         for patch in self.patches:
             patch.start()
         self.model = Model()
         self.engine = Engine()
-        self.twin = Engine()
-        self.twin.observing = True
-        self.image: dict[bytes, bytes] = {}
+        self.replica = Engine()
+        self.replica.observing = True
+        self.backend: dict[bytes, bytes] = {}
 
     def apply(self, *commands) -> None:
         before = self.model.revision
         expected = [self.model.run(command) for command in commands]
         encoded = [encode(command) for command in commands]
         outcomes = self.engine.apply(1, 1, encoded, True)
-        assert not self.twin.apply(1, 1, encoded, False)
+        assert not self.replica.apply(1, 1, encoded, False)
         assert len(outcomes) == len(expected)
         for outcome, wanted in zip(outcomes, expected, strict=True):
             if isinstance(wanted, KVError):
@@ -332,7 +332,9 @@ class EngineMachine(RuleBasedStateMachine):
             else:
                 assert outcome == wanted
         taken = [
-            (made.revision, to_event(change)) for made in self.twin.take_changes() for change in made.changes
+            (made.revision, to_event(change))
+            for made in self.replica.take_changes()
+            for change in made.changes
         ]
         assert taken == self.model.events(b"", OPEN_END, before + 1, -1)
 
@@ -395,15 +397,15 @@ class EngineMachine(RuleBasedStateMachine):
     def drain(self) -> None:
         for row, value in self.engine.drain_changes():
             if value is None:
-                self.image.pop(row, None)
+                self.backend.pop(row, None)
             else:
-                self.image[row] = value
+                self.backend[row] = value
 
     @rule()
     def reload(self) -> None:
         self.drain()
         self.engine = Engine()
-        self.engine.load(sorted(self.image.items()))
+        self.engine.load(sorted(self.backend.items()))
         self.engine.load_done()
 
     @invariant()
@@ -414,9 +416,9 @@ class EngineMachine(RuleBasedStateMachine):
         ]
         assert self.engine.revision == self.model.revision
         assert self.engine.compact_revision == self.model.compacted
-        assert self.engine.hash_kv() == self.twin.hash_kv()
-        assert self.engine.logical_bytes == self.twin.logical_bytes
-        assert self.engine.logical_bytes_in_use == self.twin.logical_bytes_in_use
+        assert self.engine.hash_kv() == self.replica.hash_kv()
+        assert self.engine.logical_bytes == self.replica.logical_bytes
+        assert self.engine.logical_bytes_in_use == self.replica.logical_bytes_in_use
 
     def teardown(self) -> None:
         if not hasattr(self, "model"):
@@ -428,8 +430,8 @@ class EngineMachine(RuleBasedStateMachine):
             past = self.engine.range(Range(b"\0", OPEN_END, revision=revision))
             assert {pair.key: pair for pair in past.kvs} == self.model.at(revision)
         self.drain()
-        rows = {row: value for row, value in self.twin.drain_changes() if value is not None}
-        assert self.image == rows
+        rows = {row: value for row, value in self.replica.drain_changes() if value is not None}
+        assert self.backend == rows
 
 
 TestEngineMachine = EngineMachine.TestCase

@@ -18,7 +18,7 @@ HUGE_BYTES = 64 << 20
 """Far more than the sockets of a connection hold."""
 
 
-async def hello(request) -> Response:
+async def handshake(request) -> Response:
     return Response(HTTPStatus.OK, json.dumps(dict(request.query)).encode(), "application/json")
 
 
@@ -63,7 +63,7 @@ class Caller:
 async def caller() -> AsyncIterator[Caller]:
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
-    listener = HttpListener({"/hello": hello, "/broken": broken, "/endless": endless, "/huge": huge})
+    listener = HttpListener({"/hello": handshake, "/broken": broken, "/endless": endless, "/huge": huge})
     await listener.start(sock)
     yield Caller(sock.getsockname()[1])
     await listener.stop()

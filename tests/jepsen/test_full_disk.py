@@ -15,7 +15,7 @@ from kvstore.verify.run.disk_faults import DiskFull
 from kvstore.verify.run.faults import FaultMissedError, Field
 from kvstore.verify.run.settings import Settings
 from kvstore.wire import rpc_pb2
-from raft.storage import directory, records, recovery
+from raft.storage import directory, log_recovery, records
 
 STATE = '9 pwrite64(12</d/state.db-wal>, "", 24, 0) = -1 ENOSPC (No space left on device) (INJECTED)\n'
 SEGMENT = "9 fallocate(13</d/wal/next.tmp>, 0, 0, 16) = -1 ENOSPC (No space left on device) (INJECTED)\n"
@@ -100,5 +100,5 @@ def test_only_a_segment_without_a_record_is_taken_away(written: bytes, left: int
 
 def test_the_layout_of_a_members_directory_is_as_the_fault_takes_it() -> None:
     assert (disk_faults.LOG_NAME, disk_faults.SECTOR_BYTES) == (directory.LOG_NAME, records.SECTOR_BYTES)
-    assert disk_faults.UNFINISHED_NAME == recovery.UNFINISHED_NAME
-    assert disk_faults.SEGMENT_SUFFIX == recovery.SEGMENT_SUFFIX
+    assert disk_faults.UNFINISHED_NAME == log_recovery.UNFINISHED_NAME
+    assert disk_faults.SEGMENT_SUFFIX == log_recovery.SEGMENT_SUFFIX

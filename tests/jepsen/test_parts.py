@@ -16,12 +16,11 @@ import pytest
 from click.testing import CliRunner
 
 from kvstore.verify import pair_events, read_history
-from kvstore.verify.commands import verify
 from kvstore.verify.history import Operation, Outcome, VerdictKind
 from kvstore.verify.load.workloads import WORKLOADS
 from kvstore.verify.run import report
 from kvstore.verify.run.execute import Run, RunResult
-from kvstore.verify.run.faults import Driver, Fault, FaultMissedError, Field
+from kvstore.verify.run.faults import Fault, FaultMissedError, Field, NemesisRunner
 from kvstore.verify.run.judge import Check, Finals, as_register, judge
 from kvstore.verify.run.nemeses import NEMESES
 from kvstore.verify.run.network_faults import SHAPES, Links
@@ -29,6 +28,7 @@ from kvstore.verify.run.plot import availability
 from kvstore.verify.run.resource import GuardedResource
 from kvstore.verify.run.rotation import ROTATION, plan_runs
 from kvstore.verify.run.settings import Settings
+from kvstore.verify.verify_command import verify
 
 
 def hears(members: list[int], links: Links) -> dict[int, set[int]]:
@@ -122,8 +122,8 @@ STALE = {"revision": 1, "value": None, "mod": 0}
     [
         (FRESH, [KILLED], "valid"),
         (STALE, [KILLED], "invalid"),
-        (FRESH, [MISSED], "void"),
-        (FRESH, [], "void"),
+        (FRESH, [MISSED], "inconclusive"),
+        (FRESH, [], "inconclusive"),
     ],
 )
 def test_the_verdict_of_a_run(tmp_path: Path, read: Any, faults: list[Fault], verdict: str) -> None:
@@ -132,7 +132,7 @@ def test_the_verdict_of_a_run(tmp_path: Path, read: Any, faults: list[Fault], ve
     written = json.loads((tmp_path / "results.json").read_text())
     assert (written["verdict"], written["seed"], written["checked"]) == (verdict, 1, 2)
     junit = (tmp_path / "junit.xml").read_text()
-    assert ("<failure" in junit, "<error" in junit) == (verdict == "invalid", verdict == "void")
+    assert ("<failure" in junit, "<error" in junit) == (verdict == "invalid", verdict == "inconclusive")
 
 
 def test_both_forms_of_a_history_read_the_same(tmp_path: Path) -> None:
@@ -203,19 +203,19 @@ async def test_a_run_goes_on_until_each_fault_took_hold_once(
         directory=tmp_path,
         client_pids=[],
     )
-    driver = Driver(field, {"kill": Elusive()})
-    await driver.run(deadline=time.monotonic())
-    assert [bool(fault.evidence) for fault in driver.faults] == [False, False, True]
-    assert [fault.missed for fault in driver.faults] == ["not this time", "not this time", ""]
+    runner = NemesisRunner(field, {"kill": Elusive()})
+    await runner.run(deadline=time.monotonic())
+    assert [bool(fault.evidence) for fault in runner.faults] == [False, False, True]
+    assert [fault.missed for fault in runner.faults] == ["not this time", "not this time", ""]
 
 
-def test_too_few_successes_are_void(tmp_path: Path) -> None:
+def test_too_few_successes_are_inconclusive(tmp_path: Path) -> None:
     run = Run(settings(tmp_path))
     run.result.faults = [KILLED]
     run.result.counts = {"ok": 4, "fail": 5, "info": 0}
     run.finals = Finals(contents={}, revision=1)
     run._conclude()
-    assert run.result.verdict == "void"
+    assert run.result.verdict == "inconclusive"
 
 
 def test_checkers_that_disagree_are_a_finding(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_every_workload_has_checks_and_every_rotation_runs_what_exists() -> None
 def test_junit_of_several_runs(tmp_path: Path) -> None:
     results = [
         RunResult(settings=settings(tmp_path), verdict=verdict, reasons=["a < b"])
-        for verdict in ("valid", "invalid", "void")
+        for verdict in ("valid", "invalid", "inconclusive")
     ]
     text = report.junit(results)
     assert "tests='3' failures='1' errors='1'" in text
@@ -289,8 +289,6 @@ def test_what_cannot_be_run_is_said_in_one_line(tmp_path: Path, arguments: list[
 
 
 def test_checking_a_file_loads_no_cluster() -> None:
-    program = (
-        "import sys, kvstore.verify.commands; print([n for n in ('grpc', 'asyncio') if n in sys.modules])"
-    )
+    program = "import sys, kvstore.verify.verify_command; print([n for n in ('grpc', 'asyncio') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

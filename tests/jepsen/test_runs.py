@@ -28,7 +28,7 @@ def test_a_run_with_faults_is_valid_and_leaves_its_directory(tmp_path: Path) -> 
     )
     result = asyncio.run(execute(settings))
     print(json.dumps(json.loads((tmp_path / "results.json").read_text()), indent=1))
-    assert result.verdict in ("valid", "void"), result.reasons
+    assert result.verdict in ("valid", "inconclusive"), result.reasons
     assert result.verdict == "valid" or "time" in result.reasons[0], result.reasons
     assert result.counts["ok"] > 50
     assert {check.name for check in result.checks} == {"revision witness", "search", "replicas agree"}
@@ -47,7 +47,7 @@ def test_a_run_with_faults_is_valid_and_leaves_its_directory(tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_members_with_a_planted_bug_are_found_out(tmp_path: Path) -> None:
+def test_members_with_a_mutant_are_found_out(tmp_path: Path) -> None:
     """The judge of all other runs: a member that grants locks to leases that have ended."""
     server = Path(__file__).parent / "planted" / "server.py"
     settings = Settings(

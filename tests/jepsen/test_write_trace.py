@@ -61,8 +61,8 @@ def test_the_trace_explains_the_disk_and_no_cut_loses_what_was_synced(traced: tu
         tail = bytes(left[log][3000:6000])
         assert len(left[log]) == 8192
         assert set(tail) <= set(b"C\0")
-        for place in range(0, 3000, SECTOR_BYTES):
-            start = (3000 + place) // SECTOR_BYTES * SECTOR_BYTES
+        for position in range(0, 3000, SECTOR_BYTES):
+            start = (3000 + position) // SECTOR_BYTES * SECTOR_BYTES
             sector = left[log][max(3000, start) : min(6000, start + SECTOR_BYTES)]
             assert len(set(sector)) == 1, "half a sector"
         kept_tail.add(tail.count(b"C"))

@@ -13,8 +13,8 @@ from raft.core import DropReason, ProposalDropped, RaftCore
 from raft.core.types import EntryId
 from raft.node import NodeConfig, NotApplied, TooManyRequests
 from raft.node.applying import Applier
-from raft.node.config import APPLY_SLICE_OPERATIONS_MAX
-from raft.node.write_behind import WriteBehind
+from raft.node.checkpointer import Checkpointer
+from raft.node.node_config import APPLY_SLICE_OPERATIONS_MAX
 from tests.node.scenarios import Scenario, ledger
 
 
@@ -111,13 +111,13 @@ def test_no_task_is_made_per_operation() -> None:
             made += 1
             return asyncio.Task(coroutine, loop=loop, **kwargs)  # type: ignore[arg-type]  # passed through
 
-        settled: list[object] = []
+        completed: list[object] = []
         cluster.loop.set_task_factory(count)
         for n in range(3000):
             cluster.members[1 + n % 3].running.propose(
-                b"%d" % n, lambda outcome, error: settled.append(outcome)
+                b"%d" % n, lambda outcome, error: completed.append(outcome)
             )
-        await cluster.wait_until(lambda: len(settled) == 3000)
+        await cluster.wait_until(lambda: len(completed) == 3000)
         cluster.loop.set_task_factory(None)
         assert made < 10, "write-behind commits only"
 
@@ -186,13 +186,13 @@ def test_full_queues_refuse_at_once() -> None:
     run(scenario, config)
 
 
-def test_proposals_are_refused_while_the_state_file_lags_too_far() -> None:
+def test_proposals_are_refused_while_the_backend_lags_too_far() -> None:
     config = lambda member: NodeConfig(  # noqa: E731  # one expression, used once
         member_id=member,
         cluster_id=CLUSTER_ID,
-        write_behind_bytes=2000,
+        checkpoint_bytes=2000,
         undurable_bytes_max=5000,
-        state_file_retry_ms=1000,
+        backend_retry_ms=1000,
     )
 
     async def scenario(cluster: SimulatedCluster) -> None:
@@ -283,7 +283,7 @@ def test_what_the_core_takes_not_now_goes_later_in_its_order(monkeypatch: pytest
     run(scenario, small_batches)
 
 
-def test_a_leader_whose_state_file_lags_too_far_takes_nothing_from_others(
+def test_a_leader_whose_backend_lags_too_far_takes_nothing_from_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
@@ -292,8 +292,8 @@ def test_a_leader_whose_state_file_lags_too_far_takes_nothing_from_others(
         follower = next(member for member in cluster.members if member != leader.member_id)
         last_index = leader.status().last_index
         full = True
-        lags = property(lambda self: full and self is leader._write_behind)
-        monkeypatch.setattr(WriteBehind, "full", lags)
+        lags = property(lambda self: full and self is leader._checkpointer)
+        monkeypatch.setattr(Checkpointer, "full", lags)
         waits = cluster.propose(follower, b"forwarded")
         await asyncio.sleep(1)  # virtual time: hundreds of turns
         assert not waits.done()

@@ -78,17 +78,17 @@ def test_a_client_that_goes_one_by_one_keeps_its_order() -> None:
     run(scenario)
 
 
-def test_restart_of_every_member_in_turn_keeps_everything() -> None:
+def test_restart_of_every_member_in_iteration_keeps_everything() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         acknowledged: list[bytes] = []
-        for turn in range(6):
+        for iteration in range(6):
             await cluster.wait_for_leader()
             for n in range(20):
-                command = b"%d-%d" % (turn, n)
+                command = b"%d-%d" % (iteration, n)
                 await cluster.propose(1 + n % 3, command)
                 acknowledged.append(command)
-            member = 1 + turn % 3
-            if turn < 3:
+            member = 1 + iteration % 3
+            if iteration < 3:
                 await cluster.stop(member)
             else:
                 cluster.crash(member)
@@ -102,9 +102,9 @@ def test_restart_of_every_member_in_turn_keeps_everything() -> None:
 
 def test_all_stopped_and_started_again_continue_from_their_disks() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
-        for turn in range(3):
+        for iteration in range(3):
             await cluster.wait_for_leader()
-            await asyncio.gather(*(cluster.propose(1 + n % 3, b"%d-%d" % (turn, n)) for n in range(50)))
+            await asyncio.gather(*(cluster.propose(1 + n % 3, b"%d-%d" % (iteration, n)) for n in range(50)))
             for member in cluster.members:
                 await cluster.stop(member)
             await cluster.start_all()
@@ -112,7 +112,7 @@ def test_all_stopped_and_started_again_continue_from_their_disks() -> None:
         await cluster.read_barrier(2)
         assert sorted(ledger(cluster, 2)) == sorted(b"%d-%d" % (t, n) for t in range(3) for n in range(50))
         status = cluster.members[2].running.status()
-        assert status.admitted
+        assert status.vote_eligible
         assert status.trusted
 
     run(scenario)
@@ -137,12 +137,12 @@ def test_a_member_cut_off_refuses_writes_and_reads_in_time_and_returns() -> None
         cut_off = leader.member_id
         cluster.network.isolate(cut_off)
         begun_s = cluster.loop.time()
-        handed_over = cluster.propose(cut_off, b"handed over")
+        forwarded = cluster.propose(cut_off, b"handed over")
         read = cluster.read_barrier(cut_off)
         await asyncio.sleep(3)
         waiting = cluster.propose(cut_off, b"never handed over")
         with pytest.raises(OutcomeUnknown):
-            await handed_over
+            await forwarded
         with pytest.raises(ReadTimedOut):
             await read
         assert cluster.loop.time() - begun_s <= 7.2
@@ -188,19 +188,19 @@ def test_a_timeout_is_unknown_and_the_command_may_be_applied_later() -> None:
     run(scenario)
 
 
-def test_stop_settles_everything_and_nothing_is_answered_after() -> None:
+def test_stop_completes_everything_and_nothing_is_answered_after() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         leader = await cluster.wait_for_leader()
         await cluster.propose(leader.member_id, b"before")
         cluster.network.isolate(leader.member_id)
         member = leader.member_id
-        handed_over = cluster.propose(member, b"handed over")
+        forwarded = cluster.propose(member, b"handed over")
         await asyncio.sleep(0.001)
         waiting = cluster.propose(member, b"waiting")
         read = cluster.read_barrier(member)
         await cluster.stop(member)
         with pytest.raises(OutcomeUnknown):
-            await handed_over
+            await forwarded
         with pytest.raises(Stopped):
             await waiting
         with pytest.raises(Stopped):
@@ -215,7 +215,7 @@ def test_stop_settles_everything_and_nothing_is_answered_after() -> None:
     run(scenario)
 
 
-def test_the_state_file_follows_and_a_restart_replays_only_the_rest() -> None:
+def test_the_backend_follows_and_a_restart_replays_only_the_rest() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         await cluster.wait_for_leader()
         await asyncio.gather(*(cluster.propose(1, b"%d" % n) for n in range(500)))

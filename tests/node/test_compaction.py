@@ -11,7 +11,7 @@ from kvstore.testing.simulation import CLUSTER_ID
 from raft.core import BootState, Config, RaftCore
 from raft.core.types import EMPTY_HARD_STATE, EMPTY_SNAPSHOT, ConfState, SnapshotMeta
 from raft.node import NodeConfig, compaction
-from raft.storage.protocol import LogWriter, StateMark
+from raft.storage.storage_protocol import Checkpoint, LogWriter
 from tests.node.scenarios import ledger, play
 
 STEP = 64
@@ -78,9 +78,9 @@ def test_a_new_leader_serves_a_member_that_lags_behind_its_base() -> None:
     """Whoever leads next holds a base no member is behind of, however often the lead changes."""
 
     async def scenario(cluster: SimulatedCluster) -> None:
-        for turn in range(4):
+        for iteration in range(4):
             leader = await cluster.wait_for_leader()
-            await write(cluster, leader.member_id, f"turn {turn}")
+            await write(cluster, leader.member_id, f"turn {iteration}")
             await cluster.wait_until(
                 lambda: min(bases(cluster)) > 0 and len(cluster.running) == 3, COMPACTED_TIMEOUT_S
             )
@@ -94,7 +94,7 @@ def test_a_new_leader_serves_a_member_that_lags_behind_its_base() -> None:
     play(scenario, seed=3, config=config)
 
 
-def test_an_image_taken_amid_apply_work_waits_for_the_end_of_that_work() -> None:
+def test_a_snapshot_taken_amid_apply_work_waits_for_the_end_of_that_work() -> None:
     """The state file may be ahead of what the core was told is applied: works are applied in slices."""
     conf = ConfState(voters=(1,))
     boot = BootState(hard_state=EMPTY_HARD_STATE, snapshot=EMPTY_SNAPSHOT, entries=(), applied=0, conf=conf)
@@ -117,7 +117,7 @@ def test_an_image_taken_amid_apply_work_waits_for_the_end_of_that_work() -> None
     forgotten: list[SnapshotMeta] = []
     log = cast(LogWriter, SimpleNamespace(compact=forgotten.append))
     chosen = compaction.Compaction(core, log, config(1), lambda: None)
-    durable = StateMark(last - 1, core.term, conf)
+    durable = Checkpoint(last - 1, core.term, conf)
     chosen.consider(durable, 0)
     assert not forgotten
     for work in works:

@@ -12,10 +12,10 @@ ids = st.integers(min_value=0, max_value=2**64 - 1)
 
 
 @given(ids, ids, ids, st.lists(st.binary(max_size=50), min_size=1, max_size=20))
-def test_round_trip(member_id: int, boot_id: int, counter: int, commands: list[bytes]) -> None:
-    data = encode_envelope(member_id, boot_id, counter, commands)
+def test_round_trip(member_id: int, incarnation: int, counter: int, commands: list[bytes]) -> None:
+    data = encode_envelope(member_id, incarnation, counter, commands)
     assert len(data) == 29 + sum(4 + len(command) for command in commands)
-    assert decode_envelope(data) == (member_id, boot_id, counter, commands)
+    assert decode_envelope(data) == (member_id, incarnation, counter, commands)
 
 
 def test_every_cut_and_any_excess_is_refused() -> None:

@@ -10,15 +10,15 @@ from collections.abc import Callable
 import pytest
 
 from kvstore.testing import SimulatedCluster
-from raft.core.machine import RaftCore
+from raft.core.raft_core import RaftCore
 from raft.core.ready import ReadState
 from raft.core.types import Role
 from raft.node import Node, NodeError, NoSpace, NotApplied, OutcomeUnknown, ReadTimedOut
 from raft.node.failover import Failover
-from raft.storage.memory_state import MemoryStateFile
-from raft.storage.protocol import StateMark
-from raft.transport.memory import MemoryTransport
-from raft.transport.protocol import ForwardedBatch, Hello
+from raft.storage.memory_backend import MemoryBackend
+from raft.storage.storage_protocol import Checkpoint
+from raft.transport.memory_transport import MemoryTransport
+from raft.transport.transport_protocol import ForwardedBatch, Handshake
 from tests.node.scenarios import Scenario, leader_id, ledger, play
 
 
@@ -140,10 +140,10 @@ def test_partitions_resets_and_kills_under_load_lose_and_repeat_nothing(seed: in
 
 def test_writes_in_flight_on_the_survivors_outlive_the_leader() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
-        for turn in range(5):
+        for iteration in range(5):
             dead = (await cluster.wait_for_leader()).member_id
             survivors = [member for member in cluster.members if member != dead]
-            futures = [cluster.propose(survivors[n % 2], b"%d-%d" % (turn, n)) for n in range(100)]
+            futures = [cluster.propose(survivors[n % 2], b"%d-%d" % (iteration, n)) for n in range(100)]
             await asyncio.sleep(0.0007)  # handed over, on their way
             cluster.crash(dead)
             await asyncio.gather(*futures)
@@ -312,7 +312,7 @@ def test_a_plan_to_campaign_ends_when_a_leader_is_known() -> None:
 def stale_reads_scenario(stale: list[bytes]) -> Scenario:
     """Cut a leader off from the others only; it still believes, and is asked to read."""
 
-    async def one_turn(cluster: SimulatedCluster, command: bytes) -> None:
+    async def one_iteration(cluster: SimulatedCluster, command: bytes) -> None:
         old = await cluster.wait_for_leader()
         cluster.network.isolate(old.member_id)
         one, other = (node for node in cluster.running if node is not old)
@@ -334,8 +334,8 @@ def stale_reads_scenario(stale: list[bytes]) -> Scenario:
         await cluster.wait_until(lambda: command in ledger(cluster, old.member_id))
 
     async def scenario(cluster: SimulatedCluster) -> None:
-        for turn in range(5):
-            await one_turn(cluster, b"new %d" % turn)
+        for iteration in range(5):
+            await one_iteration(cluster, b"new %d" % iteration)
 
     return scenario
 
@@ -479,14 +479,14 @@ def test_a_leader_without_room_for_its_log_lets_another_lead_and_comes_back() ->
     play(scenario)
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_leadership_goes_to_the_member_that_has_room(place: int) -> None:
+@pytest.mark.parametrize("position", [0, 1])
+def test_leadership_goes_to_the_member_that_has_room(position: int) -> None:
     """Whichever it is: a member without room takes no leadership from another one."""
 
     async def scenario(cluster: SimulatedCluster) -> None:
         first = leader_id(cluster)
         others = [member for member in cluster.members if member != first]
-        well = others.pop(place)
+        well = others.pop(position)
         for member in (*others, first):
             cluster.members[member].running.on_log_space(False)
         # One transfer may go to the sick one, in vain; it is given up after an election timeout.
@@ -518,7 +518,7 @@ def test_what_the_log_reports_while_the_state_is_loaded_is_heard(monkeypatch: py
     genuine = Node._load
     news: list[Callable[[Node], None]] = []
 
-    async def load(node: Node) -> StateMark:
+    async def load(node: Node) -> Checkpoint:
         for tell in news:
             tell(node)
         return await genuine(node)
@@ -548,10 +548,10 @@ def test_what_ends_a_member_while_it_starts_leaves_no_timer(monkeypatch: pytest.
     genuine = MemoryTransport.start
     ended: list[int] = []
 
-    async def start(self: MemoryTransport, hello: Hello, receiver: Node) -> None:
-        await genuine(self, hello, receiver)
+    async def start(self: MemoryTransport, handshake: Handshake, receiver: Node) -> None:
+        await genuine(self, handshake, receiver)
         receiver.fail("the disk is gone")
-        ended.append(receiver._turns)
+        ended.append(receiver._iterations)
 
     async def scenario(cluster: SimulatedCluster) -> None:
         cluster.crash(1)
@@ -561,13 +561,13 @@ def test_what_ends_a_member_while_it_starts_leaves_no_timer(monkeypatch: pytest.
         await asyncio.sleep(1)
         assert node._tick_timer is not None
         assert node._tick_timer.cancelled()
-        assert [node._turns] == ended, "it does nothing more"
+        assert [node._iterations] == ended, "it does nothing more"
 
     play(scenario, size=1)
 
 
 def test_a_member_that_cannot_listen_does_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def start(self: MemoryTransport, hello: Hello, receiver: Node) -> None:
+    async def start(self: MemoryTransport, handshake: Handshake, receiver: Node) -> None:
         raise OSError("the address is taken")
 
     async def scenario(cluster: SimulatedCluster) -> None:
@@ -598,8 +598,8 @@ def test_a_step_of_stopping_that_fails_keeps_none_of_the_others_from_being_taken
             patched.setattr(MemoryTransport, "close", close)
             with pytest.raises(OSError, match="planted"):
                 await member.running.stop()
-        state = member.running._write_behind.state
-        assert isinstance(state, MemoryStateFile)
+        state = member.running._checkpointer.state
+        assert isinstance(state, MemoryBackend)
         assert state._closed
         assert member.writer is not None
         assert member.writer._closing

@@ -11,8 +11,8 @@ from kvstore.testing import SimulatedCluster, run_virtual
 from kvstore.testing.disks import SlowLogWriter
 from raft.core.confchange import ConfChange, ConfStep, ConfStepKind, ConfTransition
 from raft.node import ChangeRefused, LearnerNotReady, NotApplied, OutcomeUnknown, TransferFailed
-from raft.node.errors import Stopped
 from raft.node.membership import Membership
+from raft.node.node_errors import Stopped
 from raft.storage.wal import Log
 from tests.node.scenarios import Scenario, leader_id, ledger
 
@@ -111,7 +111,7 @@ def test_a_cluster_grows_and_shrinks_under_writes_and_loses_none(seed: int) -> N
     run(scenario, seed=seed)
 
 
-def test_membership_comes_back_from_log_and_image() -> None:
+def test_membership_comes_back_from_log_and_snapshot() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         await join(cluster, follower_id(cluster), 4)
         await cluster.propose(4, b"through the new one")
@@ -215,7 +215,7 @@ def test_who_asks_for_its_own_removal_is_answered_though_its_disk_is_slow(
             return 1.5 if member in slow else 0.0
 
         return SlowLogWriter(
-            log, loop=self.loop, fatal=fatal, on_space=on_space, duration_s=duration_s, chance=lambda: 0.0
+            log, loop=self.loop, fatal=fatal, on_space=on_space, duration_s=duration_s, draw=lambda: 0.0
         )
 
     async def scenario(cluster: SimulatedCluster) -> None:
@@ -254,8 +254,8 @@ def test_a_transfer_ends_with_the_chosen_leader_or_with_an_error() -> None:
         old, chosen = leader_id(cluster), follower_id(cluster)
 
         def transfer(frm: int, to: int) -> asyncio.Future[object]:
-            future, settle = cluster._answer()
-            cluster.members[frm].running.transfer.begin(to, lambda error: settle(None, error))
+            future, on_result = cluster._answer()
+            cluster.members[frm].running.transfer.begin(to, lambda error: on_result(None, error))
             return future
 
         await transfer(old, chosen)
@@ -270,14 +270,14 @@ def test_a_transfer_ends_with_the_chosen_leader_or_with_an_error() -> None:
         assert cluster.loop.time() - began_s < 2.5, "an election timeout, and the tick that notices"
         await cluster.propose(old, b"goes on")
         assert leader_id(cluster) == chosen
-        await cluster.members[chosen].running.transfer.hand_over()
+        await cluster.members[chosen].running.transfer.give_up_leadership()
         assert cluster.members[old].running.is_leader
 
     run(scenario)
 
 
-@pytest.mark.parametrize("end", [Membership.overtaken, Membership.close])
-def test_only_a_change_that_was_handed_over_may_be_made(end: Callable[[Membership], None]) -> None:
+@pytest.mark.parametrize("end", [Membership.superseded, Membership.close])
+def test_only_a_change_that_was_forwarded_may_be_made(end: Callable[[Membership], None]) -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         leader = cluster.members[leader_id(cluster)].running
         follower = cluster.members[follower_id(cluster)].running
@@ -289,11 +289,11 @@ def test_only_a_change_that_was_handed_over_may_be_made(end: Callable[[Membershi
             assert isinstance(waits.exception(), Stopped)
         cluster.network.isolate(leader.member_id)
         last_index = leader.status().last_index
-        handed_over = remove(cluster, leader.member_id, follower.member_id)
+        forwarded = remove(cluster, leader.member_id, follower.member_id)
         await cluster.wait_until(lambda: leader.status().last_index > last_index)
         end(leader.membership)
         with pytest.raises(OutcomeUnknown):
-            await handed_over
+            await forwarded
         cluster.network.heal()
         await asyncio.wait([waits], timeout=30)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from raft.node.errors import NodeError, ReadTimedOut, Stopped
+from raft.node.node_errors import NodeError, ReadTimedOut, Stopped
 from raft.node.reads import Reads
 
-BOOT = 0xABCDEF
+INCARNATION = 0xABCDEF
 
 
 class Reader:
@@ -14,15 +14,15 @@ class Reader:
         self.told: dict[str, object] = {}
 
     def read(self, name: str, deadline_s: float = 7.0) -> None:
-        def settle(error: NodeError | None) -> None:
+        def on_result(error: NodeError | None) -> None:
             assert name not in self.told, "settled twice"
             self.told[name] = "ok" if error is None else type(error)
 
-        assert self.reads.offer(settle, deadline_s)
+        assert self.reads.offer(on_result, deadline_s)
 
 
 def make() -> tuple[Reads, Reader]:
-    reads = Reads(BOOT, gather_s=0.01, linger_s=0.001)
+    reads = Reads(INCARNATION, gather_s=0.01, linger_s=0.001)
     return reads, Reader(reads)
 
 
@@ -109,12 +109,12 @@ def test_reads_of_lost_rounds_go_before_later_ones_in_their_order() -> None:
             reads.begin(0.0)
     reads.restart()
     _, in_order = reads._rounds[reads.begin(0.0)]
-    for settle, _ in in_order:
-        settle(None)
+    for on_result, _ in in_order:
+        on_result(None)
     assert list(reader.told) == ["a", "b", "c"]
 
 
-def test_stop_settles_all() -> None:
+def test_stop_completes_all() -> None:
     reads, reader = make()
     reader.read("a")
     reads.confirmed(reads.begin(0.0), 10, applied=3, now_s=0.0)
@@ -126,8 +126,8 @@ def test_stop_settles_all() -> None:
 
 
 def test_contexts_differ_between_processes() -> None:
-    def first_context(boot_id: int) -> int:
-        return Reads(boot_id, gather_s=0.01, linger_s=0.001).begin(0.0)
+    def first_context(incarnation: int) -> int:
+        return Reads(incarnation, gather_s=0.01, linger_s=0.001).begin(0.0)
 
     assert first_context(1) != first_context(2)
     assert first_context(2**64 - 1) < 2**63

@@ -13,9 +13,9 @@ from raft.core.confchange import ConfChange, ConfStep, ConfStepKind
 from raft.core.messages import Message, MessageType
 from raft.core.types import SnapshotMeta
 from raft.node import NodeConfig, OutcomeUnknown
-from raft.storage.images import IMAGE_PREFIX, state_name
-from raft.transport import images
-from raft.transport.protocol import ImageOffer, ImageRefused
+from raft.storage.snapshot_store import SNAPSHOT_PREFIX, state_name
+from raft.transport import snapshot_stream
+from raft.transport.transport_protocol import SnapshotOffer, SnapshotRefused
 from tests.node.scenarios import ledger, play
 
 STEP = 16
@@ -28,7 +28,7 @@ IN_TIME_S = 60.0
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "IMAGE_CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr(snapshot_stream, "SNAPSHOT_CHUNK_BYTES", CHUNK)
 
 
 def config(member_id: int) -> NodeConfig:
@@ -37,12 +37,12 @@ def config(member_id: int) -> NodeConfig:
         cluster_id=CLUSTER_ID,
         compaction_entries=STEP,
         catchup_entries=TAIL,
-        write_behind_ms=50,
+        checkpoint_ms=50,
     )
 
 
 def installed(node: SimulatedNode) -> int:
-    return node.status().images.installed
+    return node.status().snapshots.installed
 
 
 async def left_behind(cluster: SimulatedCluster) -> int:
@@ -76,7 +76,7 @@ def files_of(cluster: SimulatedCluster, member: int) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_member_behind_the_log_is_brought_an_image_while_writes_go_on(seed: int) -> None:
+def test_a_member_behind_the_log_is_brought_a_snapshot_while_writes_go_on(seed: int) -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         down = await left_behind(cluster)
         node = await cluster.start(down)
@@ -92,8 +92,8 @@ def test_a_member_behind_the_log_is_brought_an_image_while_writes_go_on(seed: in
         await caught_up(cluster, down)
         assert len(told) == installed(node) >= 1
         assert told[0] >= WRITES
-        sender = next(n for n in cluster.running if n.status().images.sent)
-        assert sender.status().images.sent_bytes >= WRITES
+        sender = next(n for n in cluster.running if n.status().snapshots.sent)
+        assert sender.status().snapshots.sent_bytes >= WRITES
         await cluster.wait_until(lambda: len(files_of(cluster, down)) == 1, IN_TIME_S, "the old file to go")
         assert files_of(cluster, down)[0].startswith("state-")
         # And it starts again from there.
@@ -104,7 +104,7 @@ def test_a_member_behind_the_log_is_brought_an_image_while_writes_go_on(seed: in
         for member in cluster.members:
             await cluster.wait_until(
                 lambda member=member: (
-                    not any(name.startswith(IMAGE_PREFIX) for name in files_of(cluster, member))
+                    not any(name.startswith(SNAPSHOT_PREFIX) for name in files_of(cluster, member))
                 ),
                 IN_TIME_S,
                 "the copies to go",
@@ -115,13 +115,13 @@ def test_a_member_behind_the_log_is_brought_an_image_while_writes_go_on(seed: in
 
 def receiving(node: SimulatedNode) -> int:
     """Bytes of an image that are there."""
-    under_way = node.status().images.receiving
+    under_way = node.status().snapshots.receiving
     return under_way[0] if under_way is not None else -1
 
 
 def test_a_transfer_survives_an_interruption_at_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on where it stopped: no byte is written twice."""
-    monkeypatch.setattr(images, "IMAGE_WINDOW_CHUNKS", 1)
+    monkeypatch.setattr(snapshot_stream, "SNAPSHOT_WINDOW_CHUNKS", 1)
 
     async def scenario(cluster: SimulatedCluster) -> None:
         down = await left_behind(cluster)
@@ -135,17 +135,17 @@ def test_a_transfer_survives_an_interruption_at_every_chunk(monkeypatch: pytest.
                 lambda seen=seen: receiving(node) > seen or installed(node) > 0, IN_TIME_S, "the next chunk"
             )
             seen = receiving(node)
-            cuts += cluster.network.disconnect_images(leader.member_id, down)
+            cuts += cluster.network.disconnect_snapshots(leader.member_id, down)
         await caught_up(cluster, down)
         assert cuts > 5
-        counted, sent = node.status().images, leader.status().images
+        counted, sent = node.status().snapshots, leader.status().snapshots
         assert (counted.installed, sent.built) == (1, 1)
         assert counted.received_bytes == sent.sent_bytes >= cuts * CHUNK
 
     play(scenario, seed=3, config=config)
 
 
-def test_a_leader_that_dies_amid_a_transfer_is_replaced_and_so_is_its_image() -> None:
+def test_a_leader_that_dies_amid_a_transfer_is_replaced_and_so_is_its_snapshot() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         down = await left_behind(cluster)
         node = await cluster.start(down)
@@ -186,7 +186,7 @@ def test_the_receiver_may_crash_at_any_moment(seed: int) -> None:
     play(scenario, seed=seed, config=config)
 
 
-def test_commands_that_an_image_jumps_over_are_unknown_and_the_next_ones_go_through() -> None:
+def test_commands_that_a_snapshot_jumps_over_are_unknown_and_the_next_ones_go_through() -> None:
     """A member proposes, is cut off before it hears, and learns the state as an image."""
 
     async def scenario(cluster: SimulatedCluster) -> None:
@@ -195,7 +195,7 @@ def test_commands_that_an_image_jumps_over_are_unknown_and_the_next_ones_go_thro
         others = [member for member in cluster.members if member != apart]
         for other in others:
             cluster.network.block(other, apart)  # it can speak and does not hear
-        jumped = cluster.propose(apart, b"jumped")
+        superseded = cluster.propose(apart, b"jumped")
         await cluster.wait_until(
             lambda: b"jumped" in ledger(cluster, leader.member_id), IN_TIME_S, "it applied"
         )
@@ -212,7 +212,7 @@ def test_commands_that_an_image_jumps_over_are_unknown_and_the_next_ones_go_thro
         node = cluster.members[apart].running
         await cluster.wait_until(lambda: installed(node) > 0, IN_TIME_S, "the image")
         with pytest.raises(OutcomeUnknown):
-            await jumped
+            await superseded
         for n in range(3):
             assert await cluster.propose(apart, b"after %d" % n)
         await caught_up(cluster, apart)
@@ -220,7 +220,7 @@ def test_commands_that_an_image_jumps_over_are_unknown_and_the_next_ones_go_thro
     play(scenario, seed=5, config=config)
 
 
-def test_a_member_that_joins_after_the_log_was_compacted_begins_with_an_image() -> None:
+def test_a_member_that_joins_after_the_log_was_compacted_begins_with_a_snapshot() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         leader = await cluster.wait_for_leader()
         for n in range(WRITES):
@@ -244,7 +244,7 @@ def test_a_member_that_joins_after_the_log_was_compacted_begins_with_an_image() 
     play(scenario, seed=6, config=config)
 
 
-def test_a_full_disk_refuses_the_image_and_takes_it_later() -> None:
+def test_a_full_disk_refuses_the_snapshot_and_takes_it_later() -> None:
     """What an image needs is not the log's: the member goes on as it was, and the next attempt is whole."""
 
     async def scenario(cluster: SimulatedCluster) -> None:
@@ -253,12 +253,12 @@ def test_a_full_disk_refuses_the_image_and_takes_it_later() -> None:
         files = cluster.members[down].files
 
         def full(call: int, operation: str, path: str) -> OSError | None:
-            is_image = path.rpartition("/")[2].startswith("state-")
-            return OSError(errno.ENOSPC, "full") if is_image and operation in ("open", "pwrite") else None
+            is_snapshot = path.rpartition("/")[2].startswith("state-")
+            return OSError(errno.ENOSPC, "full") if is_snapshot and operation in ("open", "pwrite") else None
 
         files.fault = full
         await cluster.wait_until(
-            lambda: node.status().images.receive_failures > 0, IN_TIME_S, "a failed attempt"
+            lambda: node.status().snapshots.receive_failures > 0, IN_TIME_S, "a failed attempt"
         )
         assert not node.failed
         assert not installed(node)
@@ -269,54 +269,54 @@ def test_a_full_disk_refuses_the_image_and_takes_it_later() -> None:
     play(scenario, seed=7, config=config)
 
 
-def test_of_two_images_on_their_way_the_newer_wins() -> None:
+def test_of_two_snapshots_on_their_way_the_newer_wins() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         leader = await cluster.wait_for_leader()
         here = next(node for node in cluster.running if node is not leader)
-        hello = cluster.members[leader.member_id].transport.hello  # type: ignore[union-attr]  # it runs
+        handshake = cluster.members[leader.member_id].transport.handshake  # type: ignore[union-attr]  # it runs
         conf = here.status().conf
 
-        def offer(index: int, *, sender: int = leader.member_id, term: int = leader.term) -> ImageOffer:
+        def offer(index: int, *, sender: int = leader.member_id, term: int = leader.term) -> SnapshotOffer:
             meta = SnapshotMeta(index, leader.term, conf)
             message = Message(MessageType.SNAPSHOT, here.member_id, sender, term, snapshot=meta)
-            return ImageOffer(message, 3 * CHUNK, b"%d" % index)
+            return SnapshotOffer(message, 3 * CHUNK, b"%d" % index)
 
-        take = here.snapshots.on_image
-        first = take(hello, offer(1000))
+        take = here.snapshots.on_snapshot
+        first = take(handshake, offer(1000))
         assert await first.open() == 0
         await first.write(bytes(CHUNK))
-        again = take(hello, offer(1000))
+        again = take(handshake, offer(1000))
         assert await again.open() == CHUNK, "another attempt goes on"
-        with pytest.raises(ImageRefused, match="took the place"):
+        with pytest.raises(SnapshotRefused, match="took the place"):
             await first.write(bytes(CHUNK))
-        newer = take(hello, offer(2000))
+        newer = take(handshake, offer(2000))
         assert await newer.open() == 0
-        with pytest.raises(ImageRefused, match="took the place"):
+        with pytest.raises(SnapshotRefused, match="took the place"):
             await again.write(bytes(CHUNK))
         for older in (offer(1000), offer(1999)):
-            with pytest.raises(ImageRefused, match="newer image"):
-                take(hello, older)
+            with pytest.raises(SnapshotRefused, match="newer image"):
+                take(handshake, older)
         await cluster.wait_until(
             lambda: files_of(cluster, here.member_id) == [state_name(2000), "state.db"], IN_TIME_S, "one file"
         )
-        later_term = take(hello, offer(1500, term=leader.term + 1))
+        later_term = take(handshake, offer(1500, term=leader.term + 1))
         assert await later_term.open() == 0, "the leader of a later term knows better"
         for wrong, words in (
             (offer(3000, sender=9), "not meant"),
             (offer(3000, term=0), "is over"),
         ):
-            with pytest.raises(ImageRefused, match=words):
-                take(hello, wrong)
-        with pytest.raises(ImageRefused, match="not known as this process"):
-            take(replace(hello, boot_id=1), offer(3000))
+            with pytest.raises(SnapshotRefused, match=words):
+                take(handshake, wrong)
+        with pytest.raises(SnapshotRefused, match="not known as this process"):
+            take(replace(handshake, incarnation=1), offer(3000))
         # One that lies about its sum never gets near the state.
         for _ in range(3):
             await later_term.write(bytes(CHUNK))
-        with pytest.raises(ImageRefused, match="not the one that was sent"):
+        with pytest.raises(SnapshotRefused, match="not the one that was sent"):
             await later_term.finish()
         assert not installed(here)
         # And one whose sender never comes back is forgotten.
-        left = take(hello, offer(4000))
+        left = take(handshake, offer(4000))
         await left.open()
         left.release()
         await cluster.wait_until(

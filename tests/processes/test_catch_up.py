@@ -18,7 +18,7 @@ def test_a_member_down_for_long_catches_up_by_snapshot_under_load(tmp_path: Path
         result = catchup.catch_up(cluster, tmp_path, rounds=1, writes=WRITES)
         assert result["wrong"] == []
         (only,) = result["rounds"]
-        assert only["images_installed"] == 1, "by an image, not by the log"
+        assert only["snapshots_installed"] == 1, "by an image, not by the log"
         assert only["during"]["writes"] > 0, "writes went on meanwhile"
         # The same files serve the next start.
         member = max(cluster.members, key=catchup.installations)

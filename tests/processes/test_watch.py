@@ -31,7 +31,7 @@ def test_watchers_miss_nothing_and_others_are_not_touched(tmp_path: Path) -> Non
         others = asyncio.run(watch.measure(cluster, ports, watchers=WATCHERS, puts=20, rounds=1))
     assert result["complaints"] == []
     assert result["events"] >= EVENTS
-    assert result["images"] >= PAUSES, "who stood still was not brought an image: the pause proves nothing"
+    assert result["snapshots"] >= PAUSES, "who stood still was not brought an image: the pause proves nothing"
     assert sum(result["reconnects"]) >= KILLS, "nobody watched through a member that died"
     assert before > 0, "the watchers before were never counted: the counter proves nothing"
     assert others["touched"] == 0

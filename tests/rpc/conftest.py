@@ -18,7 +18,7 @@ from kvstore.server.cluster_changes import ClusterChanges
 from kvstore.server.local_member import Limits, LocalMember
 from raft.core.confchange import ConfChange
 from raft.core.types import Role
-from raft.node import Answerer, AnswerSettle, NodeError, NodeEvent
+from raft.node import Answerer, NodeError, NodeEvent, OnReply
 
 CLUSTER_ID = 0xCDF818194E3A8C32
 MEMBER_ID = 0x8E9E05C52164694D
@@ -30,7 +30,7 @@ class FakeStatus:
     leader: int
     commit: int
     applied: int
-    state_file_bytes: int
+    backend_bytes: int
 
 
 class FakeMembership:
@@ -42,17 +42,17 @@ class FakeMembership:
         self.made: list[ConfChange] = []
 
     def change(
-        self, change: ConfChange, command: bytes, settle: Callable[[object, NodeError | None], None]
+        self, change: ConfChange, command: bytes, on_result: Callable[[object, NodeError | None], None]
     ) -> None:
         node = self._node
         if node.error is not None:
-            settle(None, node.error)
+            on_result(None, node.error)
             return
         node.index += 1
         accepted, outcome = node.engine.apply_change(node.index, node.term, command, True)
         if accepted:
             self.made.append(change)
-        settle(outcome, None)
+        on_result(outcome, None)
 
     def connected_seconds(self) -> dict[int, float]:
         return self.connected
@@ -64,10 +64,10 @@ class FakeTransfer:
     def __init__(self, node: FakeNode) -> None:
         self._node = node
 
-    def begin(self, to: int, settle: Callable[[NodeError | None], object]) -> None:
+    def begin(self, to: int, on_result: Callable[[NodeError | None], object]) -> None:
         if self._node.error is None:
             self._node.leader = to
-        settle(self._node.error)
+        on_result(self._node.error)
 
 
 class FakeNode:
@@ -89,21 +89,21 @@ class FakeNode:
     def status(self) -> FakeStatus:
         return FakeStatus(self.term, self.leader, self.index, self.index, 4096)
 
-    def propose(self, command: bytes, settle: Callable[[object, NodeError | None], None]) -> None:
+    def propose(self, command: bytes, on_result: Callable[[object, NodeError | None], None]) -> None:
         def act() -> None:
             if self.error is not None:
-                settle(None, self.error)
+                on_result(None, self.error)
                 return
             self.index += 1
             (outcome,) = self.engine.apply(self.index, self.term, [command], True)
-            settle(outcome, None)
+            on_result(outcome, None)
             self.on_applied()
 
         self._act(act)
 
-    def read_barrier(self, settle: Callable[[NodeError | None], None]) -> None:
+    def read_barrier(self, on_result: Callable[[NodeError | None], None]) -> None:
         self.barriers += 1
-        self._act(lambda: settle(self.error))
+        self._act(lambda: on_result(self.error))
 
     def subscribe(self, listener: Callable[[NodeEvent], None]) -> None:
         """It led before anybody asked."""
@@ -112,11 +112,11 @@ class FakeNode:
     def answer_with(self, answerer: Answerer) -> None:
         self.answerer = answerer
 
-    def ask_leader(self, data: bytes, settle: AnswerSettle) -> None:
+    def call_leader(self, data: bytes, on_result: OnReply) -> None:
         if self.error is not None:
-            settle(b"", self.error)
+            on_result(b"", self.error)
         else:
-            self.answerer(data, lambda answered: settle(answered, None))
+            self.answerer(data, lambda answered: on_result(answered, None))
 
     def _act(self, act: Callable[[], None]) -> None:
         if self.held is None:
@@ -133,7 +133,7 @@ class RecordingCall(Call):
         self._metadata = metadata or {}
         self.result: Message | KVError | None = None
         self.sent: list[Message | bytes] = []
-        self.room = True
+        self.has_space = True
         """What `has_room` answers."""
         self.finished = False
         self.held = False
@@ -153,11 +153,11 @@ class RecordingCall(Call):
 
     @property
     def has_room(self) -> bool:
-        return self.room
+        return self.has_space
 
     def drain(self) -> None:
         """Everything sent so far was read."""
-        self.room = True
+        self.has_space = True
         if self._on_drained is not None:
             self._on_drained()
 

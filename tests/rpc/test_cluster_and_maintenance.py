@@ -9,7 +9,7 @@ from kvstore.engine import SetMemberAttributes
 from kvstore.rpc.health import UnknownService
 from kvstore.wire import health_pb2
 from kvstore.wire import rpc_pb2 as pb
-from raft.node import errors as node_errors
+from raft.node import node_errors
 
 MEMBER_LIST = "/etcdserverpb.Cluster/MemberList"
 STATUS = "/etcdserverpb.Maintenance/Status"
@@ -28,7 +28,7 @@ def test_member_list_carries_no_revision(bench) -> None:
     assert answered.header.raft_term == 3
 
 
-def test_member_list_proves_itself_only_when_asked(bench) -> None:
+def test_member_list_confirms_itself_only_when_asked(bench) -> None:
     bench.node.error = node_errors.ReadTimedOut()
     assert len(bench.call(MEMBER_LIST, pb.MemberListRequest()).members) == 1
     with pytest.raises(errors.ReadTimedOut):

@@ -44,7 +44,7 @@ class Electing:
     def resign(self, leader):
         return self.bench.begin(RESIGN, pb.ResignRequest(leader=leader)).result
 
-    async def settle(self) -> None:
+    async def quiesce(self) -> None:
         for _ in range(20):
             await asyncio.sleep(0)
 
@@ -74,7 +74,7 @@ def test_candidates_lead_one_after_another(bench) -> None:
         leader = electing.leader()
         assert (leader.kv.key, leader.kv.value, leader.header.revision) == (b"e/1", b"a", 3)
         electing.resign(key)
-        await electing.settle()
+        await electing.quiesce()
         assert second.result.leader.rev == 3
         assert second.result.header.revision == 3, "etcd's header tells when it queued up"
         assert electing.leader().kv.key == b"e/2"
@@ -121,7 +121,7 @@ def test_a_candidate_whose_lease_died_is_not_told_that_it_leads(bench) -> None:
         waiting = electing.campaign(2, b"b")
         electing.apply(LeaseRevoke(2))
         electing.resign(leader)
-        await electing.settle()
+        await electing.quiesce()
         assert refusal(waiting.result) == (2, "election: not leader")
 
     play(bench, scenario)
@@ -133,7 +133,7 @@ def test_a_candidate_that_leaves_is_withdrawn(bench) -> None:
         leaving = electing.campaign(2, b"b")
         leaving.mark_gone()
         electing.resign(leader)
-        await electing.settle()
+        await electing.quiesce()
         assert refusal(electing.leader()) == (2, "election: no leader")
 
     play(bench, scenario)
@@ -142,22 +142,22 @@ def test_a_candidate_that_leaves_is_withdrawn(bench) -> None:
 def test_an_observer_is_told_every_leader_and_what_it_proclaims(bench) -> None:
     async def scenario(electing: Electing) -> None:
         call = electing.observe()
-        await electing.settle()
+        await electing.quiesce()
         assert call.sent == []
         first = electing.campaign(1, b"a").result.leader
         electing.campaign(2, b"b")
-        await electing.settle()
+        await electing.quiesce()
         electing.proclaim(first, b"c")
-        await electing.settle()
+        await electing.quiesce()
         electing.resign(first)
-        await electing.settle()
+        await electing.quiesce()
         told = [(reply.kv.key, reply.kv.value, reply.header.revision) for reply in call.sent]
         assert told == [(b"e/1", b"a", 2), (b"e/1", b"c", 4), (b"e/2", b"b", 5)]
         electing.apply(LeaseRevoke(2))
-        await electing.settle()
+        await electing.quiesce()
         assert len(call.sent) == 3, "without a leader it waits"
         electing.campaign(3, b"d")
-        await electing.settle()
+        await electing.quiesce()
         assert call.sent[-1].kv.key == b"e/3"
         call.mark_gone()
         assert bench.member.watches.watcher_count == 0
@@ -169,11 +169,11 @@ def test_an_observer_without_room_is_told_the_newest_later(bench) -> None:
     async def scenario(electing: Electing) -> None:
         leader = electing.campaign(1, b"a").result.leader
         call = electing.observe()
-        await electing.settle()
-        call.room = False
+        await electing.quiesce()
+        call.has_space = False
         for value in (b"b", b"c", b"d"):
             electing.proclaim(leader, value)
-            await electing.settle()
+            await electing.quiesce()
         assert [reply.kv.value for reply in call.sent] == [b"a"]
         call.drain()
         assert [reply.kv.value for reply in call.sent] == [b"a", b"d"]
@@ -185,13 +185,13 @@ def test_an_observer_that_has_room_again_is_not_told_older_news_behind_newer(ben
     async def scenario(electing: Electing) -> None:
         leader = electing.campaign(1, b"a").result.leader
         call = electing.observe()
-        await electing.settle()
-        call.room = False
+        await electing.quiesce()
+        call.has_space = False
         electing.proclaim(leader, b"b")
-        await electing.settle()
-        call.room = True  # some of what waited was taken
+        await electing.quiesce()
+        call.has_space = True  # some of what waited was taken
         electing.proclaim(leader, b"c")
-        await electing.settle()
+        await electing.quiesce()
         call.drain()
         assert [reply.kv.value for reply in call.sent] == [b"a", b"c"]
 
@@ -202,7 +202,7 @@ def test_an_observer_that_asked_for_a_leader_ends_without_one(bench) -> None:
     async def scenario(electing: Electing) -> None:
         call = electing.bench.begin(OBSERVE, pb.LeaderRequest(name=b"e"), {"hasleader": "true"})
         patient = electing.observe()
-        await electing.settle()
+        await electing.quiesce()
         bench.member.leader_loss._lost()
         assert isinstance(call.result, NoLeader)
         assert patient.result is None

@@ -77,7 +77,7 @@ class Echo:
             self.call.on_drained(self.overfill)
             return
         if order == "much":
-            self.call.send(bytes(grpc_binding.UNREAD_ROOM_BYTES))
+            self.call.send(bytes(grpc_binding.UNREAD_LOW_BYTES))
             assert not self.call.has_room
             self.call.on_drained(self.drained)
             return

@@ -7,7 +7,7 @@ import pytest
 from kvstore import errors
 from kvstore.wire import health_pb2
 from kvstore.wire import rpc_pb2 as pb
-from raft.node import errors as node_errors
+from raft.node import node_errors
 
 KV = "/etcdserverpb.KV/"
 
@@ -45,7 +45,7 @@ def test_prev_kv_and_deletion(bench) -> None:
     assert get(bench, b"a").count == 0
 
 
-def test_a_linearizable_read_asks_for_proof_and_a_serializable_one_does_not(bench) -> None:
+def test_a_linearizable_read_asks_for_confirmation_and_a_serializable_one_does_not(bench) -> None:
     get(bench, b"k", serializable=True)
     assert bench.node.barriers == 0
     get(bench, b"k")
@@ -56,10 +56,10 @@ def test_a_read_sees_what_was_applied_while_it_waited(bench) -> None:
     bench.node.held = []
     call = bench.begin(KV + "Range", pb.RangeRequest(key=b"k"))
     assert call.result is None
-    (settle,) = bench.node.held
+    (on_result,) = bench.node.held
     bench.node.held = None
     put(bench, b"k", b"late")
-    settle()
+    on_result()
     assert call.result.kvs[0].value == b"late"
 
 
@@ -100,13 +100,15 @@ def test_nested_transaction_headers_are_etcds(bench) -> None:
     assert nested.responses[0].response_put.header.revision == 2
 
 
-@pytest.mark.parametrize(("flags", "proofs"), [([True, True], 0), ([True, False], 1), ([False], 1)], ids=str)
-def test_read_only_transactions_are_not_proposed(bench, flags, proofs) -> None:
+@pytest.mark.parametrize(
+    ("flags", "confirmations"), [([True, True], 0), ([True, False], 1), ([False], 1)], ids=str
+)
+def test_read_only_transactions_are_not_proposed(bench, flags, confirmations) -> None:
     put(bench, b"k")
     operations = [pb.RequestOp(request_range=pb.RangeRequest(key=b"k", serializable=flag)) for flag in flags]
     answered = bench.call(KV + "Txn", pb.TxnRequest(success=operations))
     assert answered.responses[0].response_range.count == 1
-    assert (bench.node.index, bench.node.barriers) == (1, proofs)
+    assert (bench.node.index, bench.node.barriers) == (1, confirmations)
 
 
 def test_compaction(bench) -> None:
@@ -182,7 +184,7 @@ def test_the_drivers_errors_on_a_write(bench, cause, error, text) -> None:
     assert (bench.member.proposals_failed, bench.member.proposals_pending) == (1, 0)
 
 
-def test_a_read_without_proof_fails_and_a_serializable_one_goes_on(bench) -> None:
+def test_a_read_without_confirmation_fails_and_a_serializable_one_goes_on(bench) -> None:
     put(bench, b"k")
     bench.node.error = node_errors.ReadTimedOut()
     with pytest.raises(errors.ReadTimedOut):

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from kvstore.errors import KVError, LeaseExists, LeaseNotFound, LeaseTtlTooLarge
-from kvstore.rpc.lease import RENEWALS_OPEN_MAX
+from kvstore.rpc.lease import KEEP_ALIVES_OPEN_MAX
 from kvstore.testing import run_virtual
 from kvstore.wire import rpc_pb2 as pb
 from raft.node import NoLeader
@@ -71,7 +71,7 @@ def test_time_to_live_tells_what_is_left_and_the_keys(bench, play) -> None:
     play(scenario)
 
 
-def test_renewals_are_answered_in_order_with_0_for_what_is_gone(bench, play) -> None:
+def test_keep_alives_are_answered_in_order_with_0_for_what_is_gone(bench, play) -> None:
     async def scenario() -> None:
         bench.call(GRANT, pb.LeaseGrantRequest(TTL=60, ID=7))
         call, inbound = bench.open(KEEP_ALIVE)
@@ -86,16 +86,16 @@ def test_renewals_are_answered_in_order_with_0_for_what_is_gone(bench, play) -> 
     play(scenario)
 
 
-def test_a_flood_of_renewals_is_held_back(bench, play) -> None:
+def test_a_flood_of_keep_alives_is_held_back(bench, play) -> None:
     async def scenario() -> None:
         call, inbound = bench.open(KEEP_ALIVE)
-        for _ in range(RENEWALS_OPEN_MAX):
+        for _ in range(KEEP_ALIVES_OPEN_MAX):
             assert not call.held
             inbound.receive(pb.LeaseKeepAliveRequest(ID=1))
         assert call.held
         await asyncio.sleep(0.001)
         assert not call.held
-        assert len(call.sent) == RENEWALS_OPEN_MAX
+        assert len(call.sent) == KEEP_ALIVES_OPEN_MAX
 
     play(scenario)
 

@@ -38,7 +38,7 @@ class Locking:
     def unlock(self, key: bytes):
         return self.bench.call(UNLOCK, v3lock_pb2.UnlockRequest(key=key))
 
-    async def settle(self) -> None:
+    async def quiesce(self) -> None:
         for _ in range(20):
             await asyncio.sleep(0)
 
@@ -67,14 +67,14 @@ def refusal(call) -> tuple[int, str]:
 def test_holders_follow_one_another_in_order_woken_by_the_deletion(bench) -> None:
     async def scenario(locking: Locking) -> None:
         calls = [locking.lock(lease) for lease in (3, 1, 2)]
-        await locking.settle()
+        await locking.quiesce()
         assert calls[0].result.key == b"n/3"
         assert calls[0].result.header.revision == 2
         assert [call.result for call in calls[1:]] == [None, None]
         for number, key in enumerate((b"n/3", b"n/1")):
             proposed = bench.node.index
             locking.unlock(key)
-            await locking.settle()
+            await locking.quiesce()
             assert bench.node.index == proposed + 1, "handing over costs one proposal"
             assert calls[number + 1].result.header.revision == 5 + number
         assert [call.result.key for call in calls] == [b"n/3", b"n/1", b"n/2"]
@@ -98,7 +98,7 @@ def test_a_caller_that_leaves_leaves_the_queue(bench) -> None:
         leaving.mark_gone()
         assert locking.keys() == [b"n/1", b"n/3"]
         locking.unlock(holder.result.key)
-        await locking.settle()
+        await locking.quiesce()
         assert last.result.key == b"n/3"
         assert bench.member.watches.watcher_count == 0
 
@@ -123,13 +123,13 @@ def test_a_waiter_whose_lease_died_is_not_told_that_it_holds(bench) -> None:
         holder, waiter = locking.lock(1), locking.lock(2)
         locking.apply(LeaseRevoke(2))
         locking.unlock(holder.result.key)
-        await locking.settle()
+        await locking.quiesce()
         assert refusal(waiter) == (2, "mutex: session is expired")
 
     play(bench, scenario)
 
 
-def test_a_waiting_call_renews_nothing_and_the_callers_own_renewals_count(bench) -> None:
+def test_a_waiting_call_keeps_alive_nothing_and_the_callers_own_keep_alives_count(bench) -> None:
     async def scenario(locking: Locking) -> None:
         lessor = locking.bench.member.lessor
         for lease in (6, 7):
@@ -141,19 +141,19 @@ def test_a_waiting_call_renews_nothing_and_the_callers_own_renewals_count(bench)
         assert locking.keys() == [b"n/1", b"n/7"]
         assert (left.result, kept.result) == (None, None)
         locking.unlock(holder.result.key)
-        await locking.settle()
+        await locking.quiesce()
         assert refusal(left) == (2, "mutex: session is expired")
         assert kept.result.key == b"n/7"
 
     play(bench, scenario)
 
 
-def test_a_lease_that_dies_during_the_last_proof_is_noticed(bench) -> None:
+def test_a_lease_that_dies_during_the_last_confirmation_is_noticed(bench) -> None:
     async def scenario(locking: Locking) -> None:
         holder, waiter = locking.lock(1), locking.lock(2)
         locking.unlock(holder.result.key)
         bench.node.held = []
-        await locking.settle()
+        await locking.quiesce()
         assert waiter.result is None, "no round has proved yet that nothing was missed"
         held, bench.node.held = bench.node.held, None
         locking.apply(LeaseRevoke(2))
@@ -200,7 +200,7 @@ def test_without_a_lease_the_lock_lasts_a_minute(bench) -> None:
 
 
 def test_waiters_are_bounded(bench, monkeypatch) -> None:
-    monkeypatch.setattr(lock_queue, "PLACES_MAX", 2)
+    monkeypatch.setattr(lock_queue, "WAITERS_MAX", 2)
 
     async def scenario(locking: Locking) -> None:
         locking.lock(1)
@@ -218,7 +218,7 @@ def test_keys_of_other_clients_exclude_ours(bench) -> None:
         call = locking.lock(1)
         assert call.result is None
         bench.call("/etcdserverpb.KV/DeleteRange", rpc_pb2.DeleteRangeRequest(key=b"n/foreign"))
-        await locking.settle()
+        await locking.quiesce()
         assert call.result.key == b"n/1"
 
     play(bench, scenario)
@@ -262,8 +262,8 @@ class Model:
             del self.keys[key]
 
     def first(self, name: bytes) -> bytes:
-        places = {created: key for key, (created, _) in self.keys.items() if key.startswith(name + b"/")}
-        return places[min(places)] if places else b""
+        positions = {created: key for key, (created, _) in self.keys.items() if key.startswith(name + b"/")}
+        return positions[min(positions)] if positions else b""
 
     def look(self) -> None:
         """Who waits for nothing any more is told: that it holds, or that its place is gone."""
@@ -315,14 +315,14 @@ def test_the_queue_does_what_a_naive_one_does(make_bench, steps) -> None:
                 locking.apply(LeaseGrant(number, 60))
                 model.leases.add(number)
             elif step == "put":
-                foreign = name + b"/x%d" % number
-                locking.apply(Put(foreign) if number % 2 else DeleteRange(foreign))
+                third_party = name + b"/x%d" % number
+                locking.apply(Put(third_party) if number % 2 else DeleteRange(third_party))
                 if number % 2:
-                    model.put(foreign, 0)
+                    model.put(third_party, 0)
                 else:
-                    model.delete([foreign])
+                    model.delete([third_party])
             model.look()
-            await locking.settle()
+            await locking.quiesce()
             for call in made:
                 wanted = model.expected.get(id(call))
                 if wanted in (None, "left"):
@@ -339,7 +339,7 @@ def test_the_queue_does_what_a_naive_one_does(make_bench, steps) -> None:
 
 
 def test_a_place_that_cannot_be_paid_for_is_refused_and_not_counted(make_bench, monkeypatch) -> None:
-    monkeypatch.setattr(lock_queue, "PLACES_MAX", 1)
+    monkeypatch.setattr(lock_queue, "WAITERS_MAX", 1)
 
     async def scenario(locking: Locking) -> None:
         locking.bench.member.quota.limit_bytes = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvstore.engine.membership import MemberAdd, encode_member_command
+from kvstore.engine.member_commands import MemberAdd, encode_member_command
 from kvstore.errors import Code, KVError
 from kvstore.wire import rpc_pb2 as pb
 from raft.core.confchange import ConfStepKind

@@ -51,7 +51,7 @@ def test_the_pieces_make_the_answer_of_range(bench, options) -> None:
     assert not any(piece.range_response.HasField("header") for piece in pieces[:-1])
 
 
-def test_large_answers_come_in_several_pieces_after_one_proof(bench) -> None:
+def test_large_answers_come_in_several_pieces_after_one_confirmation(bench) -> None:
     fill(bench, 10, PIECE_BYTES // 3)
     assert [len(one.range_response.kvs) for one in stream(bench, key=b"\0", range_end=b"\0")] == [3, 3, 3, 1]
     assert bench.node.barriers == 1
@@ -70,7 +70,7 @@ def test_a_caller_that_does_not_read_is_waited_for(bench) -> None:
     fill(bench, 10, PIECE_BYTES // 3)
     bench.node.held = []
     call = bench.begin(KV + "RangeStream", pb.RangeRequest(key=b"\0", range_end=b"\0"))
-    call.room = False
+    call.has_space = False
     bench.node.held[0]()
     assert (len(call.sent), call.finished) == (0, False)
     call.drain()

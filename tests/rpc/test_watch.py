@@ -38,7 +38,7 @@ class Watching:
         call = self.make_call(metadata)
         return call, open_stream(self.bench.methods[PATH], call)
 
-    def turn(self) -> None:
+    def iteration(self) -> None:
         while self.queue:
             self.queue.popleft()()
 
@@ -57,7 +57,7 @@ class Watching:
 
     def told(self, call=None) -> list[pb.WatchResponse]:
         """Responses since the last look."""
-        self.turn()
+        self.iteration()
         call = call or self.call
         sent, call.sent = call.sent, []
         return [
@@ -278,12 +278,12 @@ def test_large_responses_are_split_when_asked_for(watching: Watching) -> None:
 def test_a_caller_that_reads_nothing_costs_its_bound_and_misses_nothing(watching: Watching) -> None:
     watching.watch(b"a", range_end=b"b", prev_kv=True)
     watching.told()
-    watching.call.room = False
+    watching.call.has_space = False
     value = bytes(1000)
     hub = watching.member.watches
     for number in range(3000):
         watching.apply(Put(b"a%d" % (number % 10), value))
-        watching.turn()
+        watching.iteration()
         assert hub.pending_bytes <= watch_hub.WATCHER_PENDING_BYTES_MAX
     assert hub.unsynced == 1
     assert not watching.call.sent
@@ -301,11 +301,11 @@ def test_a_caller_that_reads_nothing_costs_its_bound_and_misses_nothing(watching
     assert watching.events() == [(0, PUT, b"a", 3002)]
 
 
-def test_compaction_overtakes_one_who_does_not_read(watching: Watching, monkeypatch) -> None:
+def test_compaction_passes_one_who_does_not_read(watching: Watching, monkeypatch) -> None:
     monkeypatch.setattr(watch_hub, "WATCHER_PENDING_BYTES_MAX", 1000)
     watching.watch(b"k")
     watching.told()
-    watching.call.room = False
+    watching.call.has_space = False
     watching.apply(*(Put(b"k", bytes(200)) for _ in range(20)))
     assert watching.member.watches.unsynced == 1
     watching.apply(Compact(15))
@@ -316,7 +316,7 @@ def test_compaction_overtakes_one_who_does_not_read(watching: Watching, monkeypa
 
 def test_who_asks_and_does_not_read_is_not_heard_for_a_while(watching: Watching, monkeypatch) -> None:
     monkeypatch.setattr(watch_stream, "ANSWERS_WAITING_MAX", 3)
-    watching.call.room = False
+    watching.call.has_space = False
     for _ in range(3):
         assert not watching.call.held
         watching.watch(b"k")
@@ -359,7 +359,7 @@ def test_a_caller_that_leaves_leaves_nothing_behind(watching: Watching) -> None:
     watching.call.mark_gone()
     assert (hub.watcher_count, hub.streams, hub.unsynced, hub.pending_bytes) == (0, 0, 0, 0)
     assert not watching.bench.engine.observing
-    watching.turn()
+    watching.iteration()
     assert not watching.call.sent
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from kvstore.app import StartError
 from kvstore.devcluster.plan import free_ports
-from kvstore.engine.recovery import REVISION_BUMP
+from kvstore.engine.backend_rewrite import REVISION_BUMP
 from kvstore.server.recovery import restore
 from kvstore.wire import rpc_pb2 as pb
-from raft.storage import Damaged, DirectoryForeign, DirectoryLocked, RealFiles
+from raft.storage import Damaged, DirectoryLocked, DirectoryUnrecognized, RealFiles
 from raft.storage.backup import finish_replacement, read_backup
 
 QUICK = {"heartbeat_interval": 20, "election_timeout": 200, "listen_client_urls": "http://127.0.0.1:0"}
@@ -98,9 +98,9 @@ async def test_three_members_begin_with_a_backup_and_a_fourth_joins(members, tmp
     cluster = []
     for name in "xyz":
         directory = members.directory / name
-        founding = await restore(backup, directory, name=name, initial=initial, token=NAME)
-        assert founding.cluster_id != old.handle.cluster_id
-        with pytest.raises(DirectoryForeign, match="not empty"):
+        initial_cluster = await restore(backup, directory, name=name, initial=initial, token=NAME)
+        assert initial_cluster.cluster_id != old.handle.cluster_id
+        with pytest.raises(DirectoryUnrecognized, match="not empty"):
             await restore(backup, directory, name=name, initial=initial, token=NAME)
         cluster.append(
             members.add(

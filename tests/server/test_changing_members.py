@@ -135,7 +135,7 @@ async def test_a_leader_is_removed_and_replaced(members, until) -> None:
 
 
 @pytest.mark.asyncio
-async def test_leadership_is_moved_and_handed_over_at_a_stop(members, until) -> None:
+async def test_leadership_is_moved_and_forwarded_at_a_stop(members, until) -> None:
     patient = {"heartbeat_interval": 100, "election_timeout": 1000}  # terms are counted: no stray elections
     cluster = await members.start(3, **patient)
     leader = leader_of(cluster)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvstore.engine import machine
+from kvstore.engine import engine as engine_module
 from kvstore.wire import rpc_pb2 as pb
 
 
@@ -22,9 +22,9 @@ async def fill(member, records: int) -> int:
 
 @pytest.fixture
 def small_steps(monkeypatch) -> None:
-    monkeypatch.setattr(machine, "SWEEP_PER_STEP", 50)
-    monkeypatch.setattr(machine, "SWEEP_PER_BATCH", 1)
-    monkeypatch.setattr(machine, "SWEEP_PER_CHANGE", 0)
+    monkeypatch.setattr(engine_module, "SWEEP_PER_STEP", 50)
+    monkeypatch.setattr(engine_module, "SWEEP_PER_BATCH", 1)
+    monkeypatch.setattr(engine_module, "SWEEP_PER_CHANGE", 0)
 
 
 @pytest.mark.asyncio

@@ -6,8 +6,8 @@ import tomllib
 import pytest
 
 from kvstore.server.config import SETTINGS, Config
-from kvstore.server.foreign_settings import FOREIGN_SETTINGS
-from kvstore.server.settings import ConfigError, Fate, Kind, Url, parse_url
+from kvstore.server.etcd_only_settings import ETCD_ONLY_SETTINGS
+from kvstore.server.settings import ConfigError, Handling, Kind, Url, parse_url
 from kvstore.server.sources import TABLE, load
 
 SAMPLES = {
@@ -309,8 +309,8 @@ def test_unknown_variables_warn_and_empty_ones_are_ignored():
         load({}, {"ETCD_ELECTION_TIMEOUT": "x"})
 
 
-@pytest.mark.parametrize("row", FOREIGN_SETTINGS, ids=lambda row: row.name)
-def test_foreign_settings_pass_at_their_default_and_speak_up_otherwise(row):
+@pytest.mark.parametrize("row", ETCD_ONLY_SETTINGS, ids=lambda row: row.name)
+def test_third_party_settings_pass_at_their_default_and_speak_up_otherwise(row):
     if row.default:
         assert load({row.name: row.default}, {}).warnings == []
     other = {Kind.SWITCH: "false" if row.default == "true" else "true", Kind.DURATION: "77s"}.get(
@@ -318,7 +318,7 @@ def test_foreign_settings_pass_at_their_default_and_speak_up_otherwise(row):
     )
     if row.kind is Kind.URLS:
         other = "http://127.0.0.1:1"
-    if row.fate is Fate.REFUSED:
+    if row.handling is Handling.REFUSED:
         with pytest.raises(ConfigError, match="is not supported and cannot be ignored"):
             load({row.name: other}, {})
     else:

@@ -271,8 +271,8 @@ def test_every_row_of_the_table_has_its_error() -> None:
 
 def test_every_error_is_provoked_or_says_why_not() -> None:
     for kind in concrete():
-        places = [place for place in (PROVOKED, ALONE, INSIDE) if kind in place]
-        assert len(places) == 1, f"{kind.__name__} stands in {len(places)} tables"
+        positions = [position for position in (PROVOKED, ALONE, INSIDE) if kind in position]
+        assert len(positions) == 1, f"{kind.__name__} stands in {len(positions)} tables"
     for kind, test in INSIDE.items():
         assert kind.text in (ROOT / test).read_text(), f"{test} says nothing of {kind.__name__}"
 

@@ -29,13 +29,13 @@ class FakeMember:
     def has_leader(self) -> bool:
         return self.leader
 
-    def barrier(self, settle) -> None:
-        settle(self.error)
+    def barrier(self, on_result) -> None:
+        on_result(self.error)
 
 
 def judge(member: FakeMember, *, serializable: bool = False, excluded: tuple[str, ...] = ()) -> Health:
     verdicts: list[Health] = []
-    check_health(member, serializable=serializable, excluded_alarms=excluded, settle=verdicts.append)
+    check_health(member, serializable=serializable, excluded_alarms=excluded, on_result=verdicts.append)
     (verdict,) = verdicts
     return verdict
 

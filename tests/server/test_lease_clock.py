@@ -36,13 +36,13 @@ def test_leases_are_due_in_the_order_of_their_deadlines_and_once() -> None:
     assert sorted(one.clock.expiring) == [1, 2, 3]
 
 
-def test_a_renewal_moves_the_deadline() -> None:
+def test_a_keep_alive_moves_the_deadline() -> None:
     one = Clocked()
     one.clock.promote(1, 0.0)
     one.apply(LeaseGrant(1, 10))
     one.clock.sync(0.0)
-    assert one.clock.renew(1, 8.0) == 10
-    assert one.clock.renew(2, 8.0) == 0
+    assert one.clock.keep_alive(1, 8.0) == 10
+    assert one.clock.keep_alive(2, 8.0) == 0
     assert one.due(17.9) == []
     assert one.clock.remaining_s(1, 17.0) == 1.0
     assert one.due(18.0) == [1]
@@ -68,7 +68,7 @@ def test_very_many_leases_are_taken_up_piece_by_piece(monkeypatch) -> None:
         one.apply(LeaseGrant(lease, 10))
     one.clock.promote(1, 100.0)
     assert one.clock.remaining_s(1, 104.0) == 6.0
-    assert one.clock.renew(2, 105.0) == 10
+    assert one.clock.keep_alive(2, 105.0) == 10
     one.apply(LeaseRevoke(3))
     granted_at = one.apply(LeaseGrant(3, 10))
     one.apply(LeaseRevoke(4))

@@ -39,7 +39,7 @@ async def gone(member, key: bytes, seconds: float) -> float:
 
 
 @pytest.mark.asyncio
-async def test_every_member_grants_renews_tells_and_revokes(members) -> None:
+async def test_every_member_grants_keeps_alive_tells_and_revokes(members) -> None:
     cluster = await members.start(3)
     for number, member in enumerate(cluster):
         key, other = b"k%d" % number, cluster[(number + 1) % 3]
@@ -60,23 +60,23 @@ async def test_every_member_grants_renews_tells_and_revokes(members) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_lease_ends_by_itself_unless_it_is_renewed(members) -> None:
+async def test_a_lease_ends_by_itself_unless_it_is_kept_alive(members) -> None:
     cluster = await members.start(3)
-    lease, renewed = await grant(cluster[0], 1), await grant(cluster[0], 1)
+    lease, kept_alive = await grant(cluster[0], 1), await grant(cluster[0], 1)
     await cluster[1].put(b"left", lease=lease)
-    await cluster[1].put(b"kept", lease=renewed)
+    await cluster[1].put(b"kept", lease=kept_alive)
 
-    async def renew() -> None:
+    async def keep_it_alive() -> None:
         while True:
-            assert await keep_alive(cluster[2], renewed) == [1]
+            assert await keep_alive(cluster[2], kept_alive) == [1]
             await asyncio.sleep(0.3)
 
-    renewing = asyncio.create_task(renew())
+    keeping_alive = asyncio.create_task(keep_it_alive())
     assert await gone(cluster[2], b"left", 20) > 0.5
     assert await cluster[2].get(b"kept") is not None
-    renewing.cancel()
-    await asyncio.wait([renewing])
-    assert renewing.cancelled(), renewing.exception()
+    keeping_alive.cancel()
+    await asyncio.wait([keeping_alive])
+    assert keeping_alive.cancelled(), keeping_alive.exception()
     await gone(cluster[0], b"kept", 20)
 
 

@@ -24,7 +24,7 @@ from raft.core.types import Role
 from raft.node import NodeError, NodeEvent, NoLeader, OutcomeUnknown
 
 
-class Driver:
+class EngineHost:
     """A leader whose rounds and commits happen when the test says so."""
 
     member_id = 1
@@ -49,33 +49,33 @@ class Driver:
     def answer_with(self, answerer) -> None:
         self.answerer = answerer
 
-    def ask_leader(self, data, settle) -> None:
+    def call_leader(self, data, on_result) -> None:
         self.asked.append(data)
-        self.settle_question = settle
+        self.complete_leader_call = on_result
         if not self.remote:
-            self.answerer(data, lambda answered: settle(answered, None))
+            self.answerer(data, lambda answered: on_result(answered, None))
 
-    def read_barrier(self, settle) -> None:
-        self.rounds.append(settle)
+    def read_barrier(self, on_result) -> None:
+        self.rounds.append(on_result)
 
-    def propose(self, command, settle) -> None:
-        self.proposed.append((command, settle))
+    def propose(self, command, on_result) -> None:
+        self.proposed.append((command, on_result))
         if not self.hold:
             self.commit()
 
     def commit(self, error: NodeError | None = None, lost: bool = False) -> None:
         pending, self.proposed = self.proposed, []
-        for command, settle in pending:
+        for command, on_result in pending:
             outcome: object = None
             if not lost:
                 self.index += 1
                 (outcome,) = self.engine.apply(self.index, self.term, [command], True)
-            settle(None if error else outcome, error)
+            on_result(None if error else outcome, error)
 
     def confirm(self) -> None:
         pending, self.rounds = self.rounds, []
-        for settle in pending:
-            settle(None)
+        for on_result in pending:
+            on_result(None)
 
     def becomes(self, term: int, leader: int) -> None:
         self.term, self.leader = term, leader
@@ -87,9 +87,9 @@ class Driver:
 class Scene:
     def __init__(self) -> None:
         self.engine = Engine()
-        self.driver = Driver(self.engine)
+        self.host = EngineHost(self.engine)
         self.member = LocalMember(
-            node=self.driver,
+            node=self.host,
             engine=self.engine,
             cluster_id=1,
             member_id=1,
@@ -99,13 +99,13 @@ class Scene:
         self.lessor: Lessor = self.member.lessor
         self.loop = asyncio.get_running_loop()
         self.lessor.start(loop=self.loop, rng=random.Random(1), election_timeout_ms=1000)
-        self.driver.becomes(1, 1)
+        self.host.becomes(1, 1)
         self.told: list[TimeLeft | KVError] = []
 
     def apply(self, *commands) -> None:
         for command in commands:
-            self.driver.index += 1
-            self.engine.apply(self.driver.index, self.driver.term, [encode(command)], False)
+            self.host.index += 1
+            self.engine.apply(self.host.index, self.host.term, [encode(command)], False)
 
     async def keep_alive(self, lease: int) -> None:
         self.lessor.keep_alive(lease, self.told.append)
@@ -131,84 +131,84 @@ def scene(play):
     return run
 
 
-async def _renewal_waits_for_a_round(made: Scene) -> None:
+async def _keep_alive_waits_for_a_round(made: Scene) -> None:
     made.apply(LeaseGrant(7, 10))
     await made.keep_alive(7)
     assert made.told == [], "no round has confirmed that this member leads"
-    made.driver.confirm()
+    made.host.confirm()
     assert made.told == [TimeLeft(10, 10_000)]
     await made.keep_alive(8)
-    made.driver.confirm()
+    made.host.confirm()
     assert made.told[1:] == [TimeLeft(0, 0)]
 
 
-async def _waiting_renewals_share_a_question(made: Scene) -> None:
+async def _waiting_keep_alives_share_a_leader_call(made: Scene) -> None:
     made.apply(LeaseGrant(7, 10), LeaseGrant(8, 20))
     for lease in (7, 8, 9):
         made.lessor.keep_alive(lease, made.told.append)
     await asyncio.sleep(0.001)
-    assert len(made.driver.rounds) == len(made.driver.asked) == 1
-    made.driver.confirm()
+    assert len(made.host.rounds) == len(made.host.asked) == 1
+    made.host.confirm()
     assert [left.granted_seconds for left in made.told] == [10, 20, 0]
 
 
 async def _deposed_leader_acknowledges_nothing(made: Scene) -> None:
     made.apply(LeaseGrant(7, 10))
     await made.keep_alive(7)
-    made.driver.becomes(2, 2)
-    made.driver.confirm()
+    made.host.becomes(2, 2)
+    made.host.confirm()
     assert made.told == []
-    made.driver.becomes(3, 1)
-    made.driver.confirm()
+    made.host.becomes(3, 1)
+    made.host.confirm()
     assert made.told == [], "that round belonged to an earlier leadership"
 
 
-async def _renewal_waits_for_an_end_on_its_way(made: Scene) -> None:
+async def _keep_alive_waits_for_an_expiry_in_flight(made: Scene) -> None:
     made.apply(LeaseGrant(7, 2), Put(b"a", lease=7))
-    made.driver.hold = True
+    made.host.hold = True
     await asyncio.sleep(2.6)
-    assert len(made.driver.proposed) == 1
+    assert len(made.host.proposed) == 1
     await made.keep_alive(7)
-    made.driver.confirm()
+    made.host.confirm()
     assert made.told == [], "the end may still take effect"
-    made.driver.commit()
+    made.host.commit()
     assert made.told == [TimeLeft(0, 0)]
     assert made.engine.key_count == 0
 
 
-async def _only_the_latest_renewals_wait_for_an_end(made: Scene) -> None:
+async def _only_the_latest_keep_alives_wait_for_an_end(made: Scene) -> None:
     made.apply(LeaseGrant(7, 2))
-    made.driver.hold = True
+    made.host.hold = True
     await asyncio.sleep(2.6)
     for _ in range(HELD_PER_LEASE_MAX + 3):
         await made.keep_alive(7)
-        made.driver.confirm()
-    made.driver.commit()
+        made.host.confirm()
+    made.host.commit()
     assert made.told == [TimeLeft(0, 0)] * HELD_PER_LEASE_MAX
 
 
-async def _answered_renewals_make_room(made: Scene) -> None:
+async def _answered_keep_alives_make_space(made: Scene) -> None:
     made.apply(LeaseGrant(7, 10))
     made.lessor._waiting_count = WAITING_MAX - 1
     await made.keep_alive(7)
     await made.keep_alive(7)
     assert [type(told) for told in made.told] == [TooManyRequests]
-    made.driver.confirm()
+    made.host.confirm()
     await made.keep_alive(7)
-    made.driver.confirm()
+    made.host.confirm()
     assert [type(told) for told in made.told] == [TooManyRequests, TimeLeft, TimeLeft]
 
 
 async def _unknown_end_is_proposed_again(made: Scene) -> None:
     made.apply(LeaseGrant(7, 2))
-    made.driver.hold = True
+    made.host.hold = True
     await asyncio.sleep(2.6)
-    made.driver.commit(OutcomeUnknown("?"), lost=True)
+    made.host.commit(OutcomeUnknown("?"), lost=True)
     await made.keep_alive(7)
-    made.driver.confirm()
+    made.host.confirm()
     assert made.told == []
     await asyncio.sleep(0.3)
-    made.driver.commit()
+    made.host.commit()
     assert made.told == [TimeLeft(0, 0)]
     assert made.engine.leases.ids() == []
 
@@ -216,35 +216,35 @@ async def _unknown_end_is_proposed_again(made: Scene) -> None:
 async def _late_end_of_an_earlier_grant_decides_nothing(made: Scene) -> None:
     """Revoked and granted anew while its end was on its way, and ended again."""
     made.apply(LeaseGrant(7, 2))
-    made.driver.hold = True
+    made.host.hold = True
     await asyncio.sleep(2.6)
     made.apply(LeaseRevoke(7), LeaseGrant(7, 2))
-    earlier, made.driver.proposed = made.driver.proposed, []
+    earlier, made.host.proposed = made.host.proposed, []
     await asyncio.sleep(2.6)
-    assert (len(earlier), len(made.driver.proposed)) == (1, 1)
+    assert (len(earlier), len(made.host.proposed)) == (1, 1)
     await made.keep_alive(7)
-    made.driver.confirm()
-    made.driver.proposed, later = earlier, made.driver.proposed
-    made.driver.commit(OutcomeUnknown("?"), lost=True)
+    made.host.confirm()
+    made.host.proposed, later = earlier, made.host.proposed
+    made.host.commit(OutcomeUnknown("?"), lost=True)
     assert made.told == []
-    made.driver.proposed = later
-    made.driver.commit()
+    made.host.proposed = later
+    made.host.commit()
     assert made.told == [TimeLeft(0, 0)]
 
 
 async def _end_of_a_lost_term_is_forgotten(made: Scene) -> None:
     made.apply(LeaseGrant(7, 2))
-    made.driver.hold = True
+    made.host.hold = True
     await asyncio.sleep(2.6)
-    made.driver.becomes(2, 2)
-    made.driver.commit()
+    made.host.becomes(2, 2)
+    made.host.commit()
     assert made.engine.leases.ids() == [7], "late: the entry has another term"
-    made.driver.becomes(3, 1)
+    made.host.becomes(3, 1)
     await asyncio.sleep(1.9)
-    made.driver.commit()
+    made.host.commit()
     assert made.engine.leases.ids() == [7], "a new leadership grants the full time"
     await asyncio.sleep(0.6)
-    made.driver.commit()
+    made.host.commit()
     assert made.engine.leases.ids() == []
 
 
@@ -262,14 +262,14 @@ async def _mass_expiry_is_spread(made: Scene) -> None:
 
 
 async def _followers_pass_on_what_waits(made: Scene) -> None:
-    made.driver.remote = True
-    made.driver.becomes(2, 2)
+    made.host.remote = True
+    made.host.becomes(2, 2)
     made.lessor.keep_alive(7, made.told.append)
     made.lessor.keep_alive(8, made.told.append)
     made.lessor.time_left(7, made.told.append)
     await asyncio.sleep(0.001)
-    assert len(made.driver.asked) == 2
-    made.driver.settle_question(b"", NoLeader("no leader"))
+    assert len(made.host.asked) == 2
+    made.host.complete_leader_call(b"", NoLeader("no leader"))
     assert isinstance(made.told[0], KVError)
     assert made.told[0].text == "etcdserver: request timed out"
 
@@ -296,32 +296,32 @@ async def _time_left_counts_down(made: Scene) -> None:
     made.lessor.time_left(8, made.told.append)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    made.driver.confirm()
+    made.host.confirm()
     assert made.told == [TimeLeft(10, 6750), TimeLeft(0, 0)]
     made.apply(LeaseGrant(3, 2), LeaseRevoke(7), LeaseGrant(4, 1))
     assert made.lessor.leases() == [4, 3], "by what is left"
 
 
-async def _checkpoint_shortens_the_next_leaders_start_until_a_renewal(made: Scene) -> None:
+async def _checkpoint_shortens_the_next_leaders_start_until_a_keep_alive(made: Scene) -> None:
     made.lessor._clock.checkpoints = True
     made.apply(LeaseGrant(7, 1000), LeaseGrant(8, 200))
     await asyncio.sleep(301)
     lease = made.engine.leases.find(7)
     assert lease is not None
     assert lease.remaining_seconds == 701, "rounded up"
-    made.driver.becomes(2, 2)
-    made.driver.becomes(3, 1)
+    made.host.becomes(2, 2)
+    made.host.becomes(3, 1)
     made.lessor.time_left(7, made.told.append)
     await asyncio.sleep(0.001)
-    made.driver.confirm()
+    made.host.confirm()
     (left,) = made.told
     assert isinstance(left, TimeLeft)
     assert 700_900 <= left.remaining_ms <= 701_000
-    made.driver.hold = True
+    made.host.hold = True
     await made.keep_alive(7)
-    made.driver.confirm()
+    made.host.confirm()
     assert len(made.told) == 1, "the next leader would still start with less"
-    made.driver.commit()
+    made.host.commit()
     assert made.told[1:] == [TimeLeft(1000, 1_000_000)]
     lease = made.engine.leases.find(7)
     assert lease is not None
@@ -331,20 +331,20 @@ async def _checkpoint_shortens_the_next_leaders_start_until_a_renewal(made: Scen
 async def _checkpoint_on_its_way_is_undone_as_well(made: Scene) -> None:
     made.lessor._clock.checkpoints = True
     made.apply(LeaseGrant(7, 1000))
-    made.driver.hold = True
+    made.host.hold = True
     await asyncio.sleep(300.3)
-    assert len(made.driver.proposed) == 1
+    assert len(made.host.proposed) == 1
     await made.keep_alive(7)
-    made.driver.confirm()
+    made.host.confirm()
     assert made.told == []
-    made.driver.commit()
+    made.host.commit()
     assert made.told == [TimeLeft(1000, 1_000_000)]
     lease = made.engine.leases.find(7)
     assert lease is not None
     assert lease.remaining_seconds == 0
 
 
-async def _checkpoint_knows_of_a_renewal_before_it(made: Scene) -> None:
+async def _checkpoint_knows_of_a_keep_alive_before_it(made: Scene) -> None:
     """More leases than one command holds: the last of them is renewed before its turn comes."""
     made.lessor._clock.checkpoints = True
     made.apply(*(LeaseGrant(number, 1000) for number in range(1, LEASE_CHECKPOINTS_MAX + 2)))
@@ -353,7 +353,7 @@ async def _checkpoint_knows_of_a_renewal_before_it(made: Scene) -> None:
     assert made.engine.leases.find(1).remaining_seconds == 700 + 1
     assert made.engine.leases.find(last).remaining_seconds == 0, "its turn is yet to come"
     await made.keep_alive(last)
-    made.driver.confirm()
+    made.host.confirm()
     assert made.told == [TimeLeft(1000, 1_000_000)]
     await asyncio.sleep(1)
     assert made.engine.leases.find(last).remaining_seconds == 1000, "the next leader starts it with no less"
@@ -364,33 +364,33 @@ async def _checkpoint_behind_the_undoing_of_another_is_undone_too(made: Scene) -
     made.apply(LeaseGrant(7, 1000))
     await asyncio.sleep(599.9)
     assert made.engine.leases.find(7).remaining_seconds
-    made.driver.hold = True
+    made.host.hold = True
     await made.keep_alive(7)
-    made.driver.confirm()
-    assert len(made.driver.proposed) == 1
+    made.host.confirm()
+    assert len(made.host.proposed) == 1
     await asyncio.sleep(1)
-    assert len(made.driver.proposed) == 2, "the next checkpoint, behind the undoing of the first"
-    made.driver.commit()
+    assert len(made.host.proposed) == 2, "the next checkpoint, behind the undoing of the first"
+    made.host.commit()
     assert made.told == [], "the next leader would start with less"
-    made.driver.commit()
+    made.host.commit()
     assert made.told == [TimeLeft(1000, 1_000_000)]
     assert made.engine.leases.find(7).remaining_seconds == 0
 
 
-test_a_checkpoint_knows_of_a_renewal_before_it = scene(_checkpoint_knows_of_a_renewal_before_it)
+test_a_checkpoint_knows_of_a_keep_alive_before_it = scene(_checkpoint_knows_of_a_keep_alive_before_it)
 test_a_checkpoint_behind_the_undoing_of_another_is_undone_too = scene(
     _checkpoint_behind_the_undoing_of_another_is_undone_too
 )
-test_a_checkpoint_shortens_the_next_start_until_a_renewal = scene(
-    _checkpoint_shortens_the_next_leaders_start_until_a_renewal
+test_a_checkpoint_shortens_the_next_start_until_a_keep_alive = scene(
+    _checkpoint_shortens_the_next_leaders_start_until_a_keep_alive
 )
 test_a_checkpoint_on_its_way_is_undone_as_well = scene(_checkpoint_on_its_way_is_undone_as_well)
-test_a_renewal_waits_for_a_round = scene(_renewal_waits_for_a_round)
-test_waiting_renewals_share_a_question = scene(_waiting_renewals_share_a_question)
+test_a_keep_alive_waits_for_a_round = scene(_keep_alive_waits_for_a_round)
+test_waiting_keep_alives_share_a_leader_call = scene(_waiting_keep_alives_share_a_leader_call)
 test_a_deposed_leader_acknowledges_nothing = scene(_deposed_leader_acknowledges_nothing)
-test_a_renewal_waits_for_an_end_on_its_way = scene(_renewal_waits_for_an_end_on_its_way)
-test_only_the_latest_renewals_wait_for_an_end = scene(_only_the_latest_renewals_wait_for_an_end)
-test_answered_renewals_make_room = scene(_answered_renewals_make_room)
+test_a_keep_alive_waits_for_an_end_on_its_way = scene(_keep_alive_waits_for_an_expiry_in_flight)
+test_only_the_latest_keep_alives_wait_for_an_end = scene(_only_the_latest_keep_alives_wait_for_an_end)
+test_answered_keep_alives_make_room = scene(_answered_keep_alives_make_space)
 test_an_end_of_unknown_outcome_is_proposed_again = scene(_unknown_end_is_proposed_again)
 test_a_late_end_of_an_earlier_grant_decides_nothing = scene(_late_end_of_an_earlier_grant_decides_nothing)
 test_an_end_of_a_lost_term_is_forgotten = scene(_end_of_a_lost_term_is_forgotten)

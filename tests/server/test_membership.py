@@ -8,12 +8,12 @@ from kvstore.server.membership import cluster_id_of, found, member_id_of
 
 
 def test_the_ids_everybody_knows_from_a_default_etcd() -> None:
-    founding = found({"default": ["http://localhost:2380"]}, "default", "etcd-cluster")
-    assert f"{founding.member_id:x}" == "8e9e05c52164694d"
-    assert f"{founding.cluster_id:x}" == "cdf818194e3a8c32"
+    initial_cluster = found({"default": ["http://localhost:2380"]}, "default", "etcd-cluster")
+    assert f"{initial_cluster.member_id:x}" == "8e9e05c52164694d"
+    assert f"{initial_cluster.cluster_id:x}" == "cdf818194e3a8c32"
 
 
-def test_every_founder_computes_the_same_cluster() -> None:
+def test_every_bootstrap_member_computes_the_same_cluster() -> None:
     initial = {name: [f"http://127.0.0.1:{port}"] for name, port in (("a", 2380), ("b", 22380), ("c", 32380))}
     views = [found(initial, name, "token") for name in initial]
     assert len({view.cluster_id for view in views}) == 1

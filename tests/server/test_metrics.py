@@ -14,7 +14,7 @@ from kvstore.server.metrics import (
     RpcCounters,
     Sources,
 )
-from raft.node.status import ImageStatistics
+from raft.node.node_status import SnapshotStatistics
 
 
 class Statistics:
@@ -23,9 +23,9 @@ class Statistics:
 
 class Status:
     term, leader, commit, applied, statistics = 3, 7, 10, 9, Statistics
-    state_file_bytes = 4096
+    backend_bytes = 4096
     first_index, last_index = 5, 10
-    images = ImageStatistics(
+    snapshots = SnapshotStatistics(
         built=2,
         sent=1,
         send_failures=3,

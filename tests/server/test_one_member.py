@@ -16,8 +16,8 @@ import kvstore
 from kvstore import Config
 from kvstore.app import StartError
 from kvstore.wire import rpc_pb2 as pb
-from raft.storage import StateFileFailed
-from raft.storage.statefile import SqliteStateFile
+from raft.storage import BackendFailed
+from raft.storage.backend import SqliteBackend
 
 ETCD_DASHBOARD_SERIES = (
     "etcd_server_has_leader",
@@ -148,18 +148,18 @@ async def test_a_close_that_fails_lets_go_of_everything_all_the_same(members, un
     await member.stop()
     threads = threading.active_count()
 
-    async def close(state: SqliteStateFile) -> None:
+    async def close(state: SqliteBackend) -> None:
         await closed(state)
-        raise StateFileFailed("the disk went away")
+        raise BackendFailed("the disk went away")
 
     async def serve() -> None:
         async with kvstore.serve(member.config) as node:
             await node.wait_ready()
 
-    closed = SqliteStateFile.close
+    closed = SqliteBackend.close
     with monkeypatch.context() as patched:
-        patched.setattr(SqliteStateFile, "close", close)
-        with pytest.raises(StateFileFailed):
+        patched.setattr(SqliteBackend, "close", close)
+        with pytest.raises(BackendFailed):
             await serve()
     await until(lambda: threading.active_count() == threads)
     await member.start()

@@ -10,25 +10,25 @@ from kvstore.engine import Engine, Member
 from kvstore.server import publication
 from kvstore.server.local_member import Limits, LocalMember
 from kvstore.server.publication import publish
-from raft.node import errors
+from raft.node import node_errors
 
 
 class Node:
     """Answers one proposal after another as told, then applies."""
 
-    def __init__(self, engine: Engine, answers: list[errors.NodeError | None]) -> None:
+    def __init__(self, engine: Engine, answers: list[node_errors.NodeError | None]) -> None:
         self.engine = engine
         self.answers = answers
         self.asked = 0
 
-    def propose(self, command, settle) -> None:
+    def propose(self, command, on_result) -> None:
         error = self.answers[self.asked]
         self.asked += 1
         outcome = None if error else self.engine.apply(self.asked, 1, [command], True)[0]
-        asyncio.get_running_loop().call_soon(settle, outcome, error)
+        asyncio.get_running_loop().call_soon(on_result, outcome, error)
 
 
-def member_with(answers: list[errors.NodeError | None]) -> LocalMember:
+def member_with(answers: list[node_errors.NodeError | None]) -> LocalMember:
     engine = Engine(members=[Member(7, "", ("http://a:1",))])
     return LocalMember(
         node=Node(engine, answers),
@@ -43,7 +43,7 @@ def member_with(answers: list[errors.NodeError | None]) -> LocalMember:
 @pytest.mark.asyncio
 async def test_it_is_repeated_until_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publication, "RETRY_SECONDS", 0.0)
-    member = member_with([errors.NoLeader(), errors.RequestTimedOut(), None])
+    member = member_with([node_errors.NoLeader(), node_errors.RequestTimedOut(), None])
     assert await publish(member, "a", ("http://c:1",))
     (known,) = member.engine.members()
     assert (known.name, known.client_urls) == ("a", ("http://c:1",))
@@ -52,6 +52,6 @@ async def test_it_is_repeated_until_it_is_known(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.asyncio
 async def test_it_ends_with_the_member() -> None:
-    member = member_with([errors.Stopped()])
+    member = member_with([node_errors.Stopped()])
     assert not await publish(member, "a", ("http://c:1",))
     assert member.engine.members()[0].client_urls == ()

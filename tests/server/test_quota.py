@@ -25,8 +25,8 @@ class Member:
         self.engine = SimpleNamespace(logical_bytes=logical_bytes, alarms=lambda: self.standing)
         self.proposed: list[tuple[Alarm, Any]] = []
 
-    def propose(self, command: Alarm, settle: Any) -> None:
-        self.proposed.append((command, settle))
+    def propose(self, command: Alarm, on_result: Any) -> None:
+        self.proposed.append((command, on_result))
 
 
 def quota(member: Member, limit_bytes: int | None) -> Quota:
@@ -50,7 +50,7 @@ def test_what_reaches_the_limit_does_not_fit(limit_bytes: int | None, fits: bool
         assert alarm == Alarm(action=AlarmAction.ACTIVATE, member_id=1, alarm=AlarmType.NOSPACE)
 
 
-def test_what_stores_nothing_is_admitted_beyond_the_limit() -> None:
+def test_what_stores_nothing_is_vote_eligible_beyond_the_limit() -> None:
     member = Member(1000)
     quota(member, 1).admit(DeleteRange(b"key"))
     assert member.proposed == []

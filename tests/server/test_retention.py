@@ -115,9 +115,9 @@ def test_what_was_compacted_by_somebody_else_is_done(monkeypatch: pytest.MonkeyP
     asked: list[int] = []
     outcomes = iter((KVError(), Compacted(), None))
 
-    def compact(member: object, at: int, *, physical: bool, settle: Callable[[object], None]) -> None:
+    def compact(member: object, at: int, *, physical: bool, on_result: Callable[[object], None]) -> None:
         asked.append(at)
-        settle(next(outcomes))
+        on_result(next(outcomes))
 
     async def main() -> None:
         loop = asyncio.get_running_loop()

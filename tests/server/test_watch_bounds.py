@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from kvstore.engine import Engine, Put, encode
-from kvstore.engine.history import SLICE_BYTES_MAX
+from kvstore.engine.revision_history import SLICE_BYTES_MAX
 from kvstore.server.watch_hub import OWNER_PENDING_BYTES_MAX, Watcher, WatchHub
 
 WATCHERS, REVISIONS = 100, 40

@@ -13,7 +13,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from kvstore.engine import OPEN_END, Compact, DeleteRange, Engine, Event, Put, Txn, encode, history, to_event
+from kvstore.engine import (
+    OPEN_END,
+    Compact,
+    DeleteRange,
+    Engine,
+    Event,
+    Put,
+    Txn,
+    encode,
+    revision_history,
+    to_event,
+)
 from kvstore.server import watch_hub, watch_stream
 from kvstore.server.watch_hub import WatchHub
 from kvstore.server.watch_stream import NO_WATCHER, StreamWatcher, WatchStream
@@ -96,8 +107,8 @@ class HubMachine(RuleBasedStateMachine):
             mock.patch.object(watch_hub, "OWNER_PENDING_BYTES_MAX", 2 * bound),
             mock.patch.object(watch_hub, "CATCH_UP_VISITS_MAX", visits),
             mock.patch.object(watch_stream, "RESPONSE_BYTES_MAX", 1000),
-            mock.patch.object(history, "SLICE_VISITS_MAX", visits),
-            mock.patch.object(history, "FEW_KEYS", 2),
+            mock.patch.object(revision_history, "SLICE_VISITS_MAX", visits),
+            mock.patch.object(revision_history, "FEW_KEYS", 2),
         ]
         for patch in self.patches:
             patch.start()
@@ -105,7 +116,7 @@ class HubMachine(RuleBasedStateMachine):
         self.ahead = Engine()
         """A member that is never behind."""
         self.ahead.observing = True
-        self.image: dict[bytes, bytes] = {}
+        self.backend: dict[bytes, bytes] = {}
         """What its state file holds."""
         self.engine = Engine()
         """The member that serves the watchers."""
@@ -117,13 +128,13 @@ class HubMachine(RuleBasedStateMachine):
         """Everything that happened."""
         self.readers = [Reader(self.hub) for _ in range(2)]
 
-    def turn(self, count: int = 10_000) -> None:
+    def iteration(self, count: int = 10_000) -> None:
         for _ in range(min(count, len(self.queue))):
             self.queue.popleft()()
 
-    def settle(self) -> None:
+    def quiesce(self) -> None:
         while self.queue:
-            self.turn()
+            self.iteration()
 
     def apply(self, commands) -> None:
         data = [encode(command) for command in commands]
@@ -134,10 +145,10 @@ class HubMachine(RuleBasedStateMachine):
             self.engine.apply(1, 1, data, False)
             self.hub.applied()
 
-    @rule(commands=st.lists(COMMANDS, min_size=1, max_size=5), turns=st.integers(0, 4))
-    def happen(self, commands, turns: int) -> None:
+    @rule(commands=st.lists(COMMANDS, min_size=1, max_size=5), iterations=st.integers(0, 4))
+    def happen(self, commands, iterations: int) -> None:
         self.apply(commands)
-        self.turn(turns)
+        self.iteration(iterations)
 
     @rule(back=st.integers(0, 12))
     def compact(self, back: int) -> None:
@@ -151,20 +162,20 @@ class HubMachine(RuleBasedStateMachine):
         self.away = True
 
     @precondition(lambda self: self.away)
-    @rule(turns=st.integers(0, 4))
-    def return_by_an_image(self, turns: int) -> None:
+    @rule(iterations=st.integers(0, 4))
+    def return_by_a_snapshot(self, iterations: int) -> None:
         for row, value in self.ahead.drain_changes():
             if value is None:
-                self.image.pop(row, None)
+                self.backend.pop(row, None)
             else:
-                self.image[row] = value
-        image = Engine()
-        image.load(sorted(self.image.items()))
-        image.load_done()
-        self.engine.replace(image)
+                self.backend[row] = value
+        backend = Engine()
+        backend.load(sorted(self.backend.items()))
+        backend.load_done()
+        self.engine.replace(backend)
         self.away = False
         self.hub.applied()
-        self.turn(turns)
+        self.iteration(iterations)
 
     @rule(
         reader=st.integers(0, 1),
@@ -213,9 +224,9 @@ class HubMachine(RuleBasedStateMachine):
         else:
             chosen.stream.request_progress()
 
-    @rule(turns=st.integers(1, 5))
-    def let_the_loop_turn(self, turns: int) -> None:
-        self.turn(turns)
+    @rule(iterations=st.integers(1, 5))
+    def let_the_loop_iterate(self, iterations: int) -> None:
+        self.iteration(iterations)
 
     def check(self, reader: Reader, watch_id: int, *, whole: bool) -> None:
         """What was told is the beginning of what was to be told, or (`whole`) all of it."""
@@ -242,11 +253,11 @@ class HubMachine(RuleBasedStateMachine):
             return
         try:
             if self.away:
-                self.return_by_an_image(1)
+                self.return_by_a_snapshot(1)
             for reader in self.readers:
                 reader.reading = True
                 reader.stream.pump()
-            self.settle()
+            self.quiesce()
             for reader in self.readers:
                 for watch_id, told in reader.told.items():
                     assert told.created

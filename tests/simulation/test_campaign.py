@@ -29,7 +29,7 @@ def tally(*results: SeedResult) -> Tally:
     return found
 
 
-def test_one_broken_promise_fails_all() -> None:
+def test_one_broken_guarantee_fails_all() -> None:
     assert tally(*[result()] * 20).verdict == "passed"
     assert tally(*[result()] * 20, result(failure="two leaders")).verdict == "failed"
 
@@ -40,16 +40,16 @@ def test_one_broken_promise_fails_all() -> None:
         [],
         [result(operations={})],
         [result(operations={"write ok": 10, "write failed": 90})],
-        [result()] * 8 + [result(void="only 3 calls")],
+        [result()] * 8 + [result(inconclusive="only 3 calls")],
     ],
-    ids=["no seed", "no call", "too few served", "too many void"],
+    ids=["no seed", "no call", "too few served", "too many inconclusive"],
 )
-def test_too_little_shown_is_void(results: list[SeedResult]) -> None:
-    assert tally(*results).verdict == "void"
+def test_too_little_shown_is_inconclusive(results: list[SeedResult]) -> None:
+    assert tally(*results).verdict == "inconclusive"
 
 
-def test_void_seeds_add_no_hours() -> None:
-    found = tally(result(busy_s=60.0), result(busy_s=60.0, void="only 3 calls"))
+def test_inconclusive_seeds_add_no_hours() -> None:
+    found = tally(result(busy_s=60.0), result(busy_s=60.0, inconclusive="only 3 calls"))
     assert found.summary(1.0, 60.0)["busy_cluster_hours"] == round(60 / 3600, 2)
 
 
@@ -84,12 +84,12 @@ def test_an_idle_hour_is_not_busy() -> None:
     assert busy_s(calls, [(50.0, 60.0), (70.0, 71.0)], 200.0) == 21 + HEALED_S + 4, "in whole windows"
 
 
-def test_a_seed_that_serves_too_little_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not run_core(5, 10.0).void
+def test_a_seed_that_serves_too_little_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not run_core(5, 10.0).inconclusive
     monkeypatch.setattr("raft.sim.member.Member.propose", lambda self, data: False)
     monkeypatch.setattr("raft.sim.cluster.Cluster.serve_reads", lambda self, member, count: None)
     monkeypatch.setattr("raft.sim.cluster.Cluster.calm", lambda self: None)
-    assert "calls served" in run_core(5, 10.0).void
+    assert "calls served" in run_core(5, 10.0).inconclusive
 
 
 def test_the_command_writes_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

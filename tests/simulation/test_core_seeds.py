@@ -30,7 +30,7 @@ RECORDED = {
 """Seeds of campaigns that once failed, and of what; played in full length."""
 
 
-def test_seeds_keep_every_promise():
+def test_seeds_keep_every_guarantee():
     totals = {"ok": 0, "faults": 0}
     reached = dict.fromkeys(PROBES, 0)
     for seed in SEEDS:
@@ -47,7 +47,7 @@ def test_seeds_keep_every_promise():
 
 
 @pytest.mark.parametrize("seed", RECORDED)
-def test_a_recorded_seed_keeps_every_promise(seed):
+def test_a_recorded_seed_keeps_every_guarantee(seed):
     report = run(generate(seed))
     assert report.invariant is None, f"{RECORDED[seed]}: {report.detail}"
 

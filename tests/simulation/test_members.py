@@ -14,7 +14,7 @@ LENGTH_S = 12.0
 CLASSES = ("isolate-leader", "partition", "crash", "pause", "drop")
 
 
-def test_the_membership_changes_while_faults_strike() -> None:
+def test_the_membership_changes_while_faults_are_injected() -> None:
     done: Counter[str] = Counter()
     for seed in range(3):
         report = run_seed(seed, length_s=LENGTH_S, features=("members",), classes=CLASSES)
@@ -59,11 +59,11 @@ def test_what_goes_wrong_is_seen(broken: str, invariant: str, monkeypatch: pytes
         def apply_to_the_list_only(self: Membership, entry: object) -> None:
             core = self._core
 
-            class Deaf:
+            class DropsInbound:
                 def __getattr__(self, name: str) -> object:
                     return (lambda change: core.conf) if name == "apply_conf" else getattr(core, name)
 
-            self._core = Deaf()
+            self._core = DropsInbound()
             apply(self, entry)
             self._core = core
 

@@ -22,8 +22,8 @@ def test_the_record_is_complete() -> None:
         row = ROWS[mutant.id]
         assert set(row) >= FIELDS
         assert row["name"] == mutant.name
-        assert (row["caught"] is None) == (mutant.plant is None), row
-        assert mutant.plant is not None or mutant.reason
+        assert (row["caught"] is None) == (mutant.apply is None), row
+        assert mutant.apply is not None or mutant.reason
     assert not [row for row in ROWS.values() if row["caught"] is False]
     seeds = sorted(row["seeds"] for row in ROWS.values() if row["caught"])
     assert seeds[len(seeds) // 2] <= SEEDS_MEDIAN_MAX
@@ -31,14 +31,14 @@ def test_the_record_is_complete() -> None:
 
 
 @pytest.mark.parametrize("mutant", CAUGHT, ids=lambda mutant: f"{mutant.id}")
-def test_a_planted_bug_is_found_again(mutant: Mutant) -> None:
+def test_a_mutant_is_found_again(mutant: Mutant) -> None:
     """With the bug its recorded run breaks the recorded promise; without it the same run keeps them all;
     and a quiet run notices nothing, so that it was the simulation that found it."""
     row = ROWS[mutant.id]
     schedule = schedule_of(mutant, row["seed"])
-    assert mutant.plant is not None
+    assert mutant.apply is not None
     with Patches() as patches:
-        mutant.plant(patches)
+        mutant.apply(patches)
         found = look(schedule)
         unnoticed = look(quiet_of(mutant, seconds=3))
     assert found is not None

@@ -22,10 +22,10 @@ from raft.core.read_index import ReadRounds, Round
 from raft.core.ready import Ready
 from raft.core.types import ConfState
 from raft.node.node import Node
-from raft.storage import StateFileFailed, memory_state
-from raft.storage.memory import MemoryFile, MemoryFiles, PowerCut
-from raft.storage.memory_state import MemoryStateFile, MemoryStateOpener
-from raft.storage.protocol import Identity, StateMark
+from raft.storage import BackendFailed, memory_backend
+from raft.storage.memory_backend import MemoryBackend, MemoryBackendOpener
+from raft.storage.memory_files import MemoryFile, MemoryFiles, PowerCut
+from raft.storage.storage_protocol import Checkpoint, Identity
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 12
@@ -39,10 +39,10 @@ CONTROL_SEEDS = 30
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_promises_hold_under_a_swarm_of_faults(seed: int) -> None:
+def test_guarantees_hold_under_a_swarm_of_faults(seed: int) -> None:
     report = run_seed(seed, length_s=LENGTH_S)
     print(report)
-    assert not report.void
+    assert not report.inconclusive
     assert sum(report.faults.values()) > 0
 
 
@@ -56,7 +56,7 @@ EFFECTS = {
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_promises_hold_under_each_class(name: str) -> None:
+def test_guarantees_hold_under_each_class(name: str) -> None:
     report = run_seed(1000, classes=(name,), length_s=6)
     print(report)
     assert set(report.faults) == {name}
@@ -111,7 +111,7 @@ def reads_skip_the_quorum(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ReadRounds, "take_confirmed", take_confirmed)
 
 
-def promises_leave_before_the_sync(patch: pytest.MonkeyPatch) -> None:
+def responses_leave_before_the_sync(patch: pytest.MonkeyPatch) -> None:
     execute = Node._execute
 
     def eager(self: Node, ready: Ready) -> None:
@@ -123,14 +123,14 @@ def promises_leave_before_the_sync(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_full_disk_ends_the_process(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(memory_state, "_translate", lambda path, error: StateFileFailed(path))
+    patch.setattr(memory_backend, "_translate", lambda path, error: BackendFailed(path))
 
 
 Bug = Callable[[pytest.MonkeyPatch], None]
 
 BUGS: dict[Bug, tuple[Sequence[str], str]] = {
     sync_is_a_no_op: (("crash",), "one batch|starts on"),
-    promises_leave_before_the_sync: (("crash", "slow-disk"), "batch|completeness"),
+    responses_leave_before_the_sync: (("crash", "slow-disk"), "batch|completeness"),
     reads_skip_the_quorum: (("isolate-leader", "pause"), "is linearizable"),
     a_full_disk_ends_the_process: (("no-space",), "no member stops by itself"),
 }
@@ -169,25 +169,25 @@ def test_a_process_may_end_only_for_what_none_outlives(path: str, error: BaseExc
         state_path=lambda: "/data/state-0000000000000007.db",
     )
     assert disk(1, "datasync", path) is None
-    assert disk.struck == 0
+    assert disk.injected == 0
     assert disk(2, "pwrite", path) is error
-    assert disk.struck == ends
+    assert disk.injected == ends
     assert disk.log_refused == (error is ENOSPC and "wal" in path)
 
 
-def test_faults_of_the_state_file_bear_the_name_it_is_known_by() -> None:
+def test_faults_of_the_backend_bear_the_name_it_is_known_by() -> None:
     """A fresh one was opened under another name than one found at a start."""
 
-    async def commit_to(opened: MemoryStateFile, index: int) -> set[str]:
+    async def commit_to(opened: MemoryBackend, index: int) -> set[str]:
         seen: set[str] = set()
         files.fault = lambda call, operation, path: seen.add(path)
-        await opened.commit(StateMark(index, 1, ConfState()), [])
+        await opened.commit(Checkpoint(index, 1, ConfState()), [])
         files.fault = None
         return seen
 
     async def main() -> None:
         for index in (1, 2):
-            opened = await MemoryStateOpener(files)("/data/state.db", identity)
+            opened = await MemoryBackendOpener(files)("/data/state.db", identity)
             assert await commit_to(opened, index) == {opened.opened_as}
             names.append(opened.opened_as)
 

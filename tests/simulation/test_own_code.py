@@ -20,14 +20,14 @@ Book = Callable[[Caller, str, str], Awaitable[bool]]
 async def book(store: Caller, room: str, guest: str) -> bool:
     """Whether the room is now the guest's, whose name nobody else has. Asks until that is known."""
     key = f"rooms/{room}".encode()
-    wish = TxnRequest(
+    choice = TxnRequest(
         compare=[Compare(key=key, target=Compare.CREATE, result=Compare.EQUAL, create_revision=0)],
         success=[RequestOp(request_put=PutRequest(key=key, value=guest.encode()))],
         failure=[RequestOp(request_range=RangeRequest(key=key))],
     )
     while True:
         try:
-            answer = await store.call(TXN, wish)
+            answer = await store.call(TXN, choice)
         except (OutcomeUnknown, Unavailable):
             await asyncio.sleep(0.1)  # perhaps booked: asked again, it finds its own name
             continue

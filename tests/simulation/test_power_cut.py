@@ -16,7 +16,7 @@ import pytest
 from kvstore.testing import LedgerMachine, SimulatedCluster, run_virtual
 from kvstore.testing.simulation import CLUSTER_ID
 from raft.node import NodeConfig, NodeError
-from raft.storage.memory import Fault, PowerCut
+from raft.storage.memory_files import Fault, PowerCut
 
 LIVES = 50
 CRASHES_PER_LIFE = 20
@@ -33,8 +33,8 @@ def eager(member_id: int) -> NodeConfig:
     return NodeConfig(
         member_id=member_id,
         cluster_id=CLUSTER_ID,
-        write_behind_ms=10,
-        write_behind_bytes=2000,
+        checkpoint_ms=10,
+        checkpoint_bytes=2000,
         compaction_entries=20,
         catchup_entries=5,
     )

@@ -13,7 +13,7 @@ from kvstore.testing import SimulatedCluster, run_virtual
 from raft.core import RaftCore
 from raft.core.types import ConfState, HardState, Role
 from raft.node import Node, NodeEvent
-from raft.storage.protocol import StateMark
+from raft.storage.storage_protocol import Checkpoint
 
 Schedule = Callable[[SimulatedCluster], Awaitable[None]]
 
@@ -46,7 +46,7 @@ async def make_leader(cluster: SimulatedCluster, member_id: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_late_hello_of_a_gone_process_does_not_cut_a_member_off(seed: int) -> None:
+def test_a_late_handshake_of_a_gone_process_does_not_cut_a_member_off(seed: int) -> None:
     """The leader's new process leads on; then the answer its old one gave to a hello arrives at a follower.
 
     The follower takes writes as before: what it hears of a process that is gone closes nothing.
@@ -75,7 +75,7 @@ def test_a_late_hello_of_a_gone_process_does_not_cut_a_member_off(seed: int) -> 
 
 
 @pytest.mark.parametrize("of_leader", [True, False])
-def test_a_hello_long_on_its_way_does_not_silence_a_member(of_leader: bool) -> None:
+def test_a_handshake_long_on_its_way_does_not_silence_a_member(of_leader: bool) -> None:
     """A member is killed and comes back; then a hello of its old process arrives at its peers."""
 
     async def schedule(cluster: SimulatedCluster) -> None:
@@ -83,7 +83,7 @@ def test_a_hello_long_on_its_way_does_not_silence_a_member(of_leader: bool) -> N
         killed = leader if of_leader else 1 + leader % 3
         transport = cluster.members[killed].transport
         assert transport is not None
-        old = transport.hello
+        old = transport.handshake
         cluster.crash(killed, power=False)
         await cluster.start(killed)
         await make_leader(cluster, leader)
@@ -92,7 +92,7 @@ def test_a_hello_long_on_its_way_does_not_silence_a_member(of_leader: bool) -> N
         for member_id in cluster.members:
             await cluster.propose(member_id, b"before %d" % member_id)
             if member_id != killed:
-                cluster.network.late_hello(old, member_id)
+                cluster.network.late_handshake(old, member_id)
         await asyncio.sleep(0.5)
         for member_id in cluster.members:
             await asyncio.wait_for(cluster.propose(member_id, b"after %d" % member_id), 1.0)
@@ -149,7 +149,7 @@ def test_a_forgotten_vote_makes_two_leaders(monkeypatch: pytest.MonkeyPatch) -> 
     """Negative control: a member that starts with the term of its last entry and no vote gives it twice."""
     make_core = Node._make_core
 
-    def forgetful(self: Node, mark: StateMark, conf: ConfState) -> RaftCore:
+    def forgetful(self: Node, mark: Checkpoint, conf: ConfState) -> RaftCore:
         found = self._recovered
         term = found.entries[-1].term if found.entries else 0
         self._recovered = replace(found, hard_state=HardState(term, 0, found.hard_state.commit))

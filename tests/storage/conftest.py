@@ -17,13 +17,13 @@ from raft.storage import (
     FileSystem,
     InlineBackground,
     MemberDirectory,
+    MemoryBackendOpener,
     MemoryFiles,
-    MemoryStateOpener,
     RealFiles,
     Recovered,
     open_member,
 )
-from raft.storage.recovery import LogImage
+from raft.storage.log_recovery import LogContents
 
 CONF = ConfState((1, 2, 3))
 BASE = SnapshotMeta(0, 0, CONF)
@@ -50,7 +50,7 @@ class Disk:
             "new_disk_id": lambda: 0xD15C,
         }
         if isinstance(self.files, MemoryFiles):
-            options["open_state"] = MemoryStateOpener(self.files)
+            options["open_state"] = MemoryBackendOpener(self.files)
             options["background"] = InlineBackground()
         member = await open_member(self.files, self.path, **{**options, **overrides})
         self.opened.append(member)
@@ -62,7 +62,7 @@ class Disk:
             connection = getattr(member.state, "_connection", None)
             if connection is not None:
                 connection.stop()
-            member.images.close()
+            member.snapshot_store.close()
 
     def segments(self) -> list[str]:
         """Paths of the log's segments, oldest first."""
@@ -84,7 +84,7 @@ class Disk:
         change(data)
         Path(path).write_bytes(data)
 
-    def image(self) -> dict[str, bytes]:
+    def contents(self) -> dict[str, bytes]:
         """Every byte under the directory, to show that nothing was touched."""
         found = {path: self.read(path) for path in self.segments()}
         state = f"{self.path}/state.db"
@@ -121,7 +121,7 @@ class Model:
     def compacted(self, snapshot: SnapshotMeta) -> Model:
         return replace(self, base=snapshot, entries=self.entries[snapshot.index - self.base.index :])
 
-    def matches(self, found: Recovered | LogImage) -> bool:
+    def matches(self, found: Recovered | LogContents) -> bool:
         expected = self.state._replace(commit=max(self.state.commit, self.base.index))
         return (
             found.hard_state == expected
@@ -155,7 +155,7 @@ class Kit:
     append = staticmethod(append)
 
     @staticmethod
-    def twin(*, sync_works: bool = True) -> Disk:
+    def in_memory(*, sync_works: bool = True) -> Disk:
         return Disk(MemoryFiles(sync_works=sync_works), "/member")
 
     @staticmethod
@@ -173,11 +173,11 @@ def kit() -> type[Kit]:
     return Kit
 
 
-@pytest.fixture(params=["real", "twin"])
+@pytest.fixture(params=["real", "memory"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     if request.param == "real":
         real = Disk(RealFiles(), str(tmp_path / "member"))
         yield real
         real.abandon()
     else:
-        yield Kit.twin()
+        yield Kit.in_memory()

@@ -13,16 +13,16 @@ from crc32c import crc32c
 
 from raft.core.types import ConfState, SnapshotMeta
 from raft.storage import (
+    BackendFailed,
     Bootstrap,
+    Checkpoint,
     Damaged,
     DirectoryEmpty,
-    DirectoryForeign,
     DirectoryLocked,
+    DirectoryUnrecognized,
     DirectoryUnusable,
     FormatUnknown,
     MemoryFiles,
-    StateFileFailed,
-    StateMark,
     StorageError,
     holds_member,
 )
@@ -53,10 +53,10 @@ async def filled(kit: Any, disk: Any, works: int = 12, size: int = 1500) -> Any:
 
 async def refused(disk: Any, kind: type[StorageError], **overrides: Any) -> str:
     """Open, and return the refusal: one line, every byte as before."""
-    before = disk.image()
+    before = disk.contents()
     with pytest.raises(kind) as caught:
         await disk.open(**overrides)
-    assert disk.image() == before
+    assert disk.contents() == before
     text = str(caught.value)
     assert "\n" not in text
     assert disk.path in text
@@ -75,12 +75,12 @@ async def test_every_flipped_bit_in_what_was_written_is_noticed(kit: Any, disk: 
     for segment in segments:
         data = disk.read(segment)
         used = len(data.rstrip(b"\0"))
-        places = [
+        positions = [
             *range(0, 60, 1 if flips > 10 else 7),
             *(rng.randrange(used) for _ in range(flips)),
             used - 1,
         ]
-        for at in places:
+        for at in positions:
             bit = 1 << rng.randrange(8)
             disk.edit(segment, lambda data, at=at, bit=bit: data.__setitem__(at, data[at] ^ bit))
             with pytest.raises(Damaged):
@@ -149,7 +149,7 @@ async def test_segments_in_the_wrong_place_are_damage(kit: Any, disk: Any) -> No
 @pytest.mark.asyncio
 async def test_a_segment_of_another_disk_is_damage(kit: Any, disk: Any) -> None:
     await filled(kit, disk)
-    other = kit.twin()
+    other = kit.in_memory()
     await kit.close(await other.open(new_disk_id=lambda: 0xD15D))
     data = other.read(other.segments()[0])
     disk.edit(disk.segments()[2], lambda now: now.__setitem__(slice(None), data))
@@ -174,7 +174,7 @@ async def test_a_newer_log_is_left_alone(kit: Any, disk: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_newer_state_file_is_left_alone(kit: Any, disk: Any) -> None:
+async def test_a_newer_backend_is_left_alone(kit: Any, disk: Any) -> None:
     await kit.close(await disk.open())
     state = f"{disk.path}/state.db"
     at = 1 if isinstance(disk.files, MemoryFiles) else 60
@@ -185,7 +185,7 @@ async def test_a_newer_state_file_is_left_alone(kit: Any, disk: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_state_file_of_another_disk_is_refused(kit: Any, disk: Any) -> None:
+async def test_a_backend_of_another_disk_is_refused(kit: Any, disk: Any) -> None:
     await kit.close(await disk.open())
     for segment in disk.segments():
         disk.files.unlink(segment)
@@ -194,29 +194,29 @@ async def test_a_state_file_of_another_disk_is_refused(kit: Any, disk: Any) -> N
     disk.files.unlink(state)
     await kit.close(await disk.open(new_disk_id=lambda: 5))
     disk.edit(state, lambda now: now.__setitem__(slice(None), data))
-    assert "another member or disk" in await refused(disk, DirectoryForeign)
+    assert "another member or disk" in await refused(disk, DirectoryUnrecognized)
 
 
 @pytest.mark.asyncio
-async def test_a_state_file_ahead_of_the_log_is_damage(kit: Any, disk: Any) -> None:
+async def test_a_backend_ahead_of_the_log_is_damage(kit: Any, disk: Any) -> None:
     model = await filled(kit, disk, works=3)
     member = await disk.open()
-    await member.state.commit(StateMark(model.last_index + 1, 1, kit.CONF), [])
+    await member.state.commit(Checkpoint(model.last_index + 1, 1, kit.CONF), [])
     await kit.close(member)
     assert "state file is at index 7 but the log ends at 6" in await refused(disk, Damaged)
 
 
 @pytest.mark.asyncio
-async def test_a_state_file_of_another_history_is_damage(kit: Any, disk: Any) -> None:
+async def test_a_backend_of_another_history_is_damage(kit: Any, disk: Any) -> None:
     await filled(kit, disk, works=3)
     member = await disk.open()
-    await member.state.commit(StateMark(4, 2, kit.CONF), [])
+    await member.state.commit(Checkpoint(4, 2, kit.CONF), [])
     await kit.close(member)
     assert "has term 2 at index 4, the log has 1" in await refused(disk, Damaged)
 
 
 @pytest.mark.asyncio
-async def test_a_state_file_behind_the_log_is_damage(kit: Any, disk: Any) -> None:
+async def test_a_backend_behind_the_log_is_damage(kit: Any, disk: Any) -> None:
     await filled(kit, disk, works=3)
     member = await disk.open()
     member.log.stage_compaction(SnapshotMeta(4, 1, kit.CONF))
@@ -228,7 +228,7 @@ async def test_a_state_file_behind_the_log_is_damage(kit: Any, disk: Any) -> Non
 
 
 @pytest.mark.asyncio
-async def test_a_lost_state_file_is_rebuilt_while_the_log_is_whole(kit: Any, disk: Any) -> None:
+async def test_a_lost_backend_is_rebuilt_while_the_log_is_whole(kit: Any, disk: Any) -> None:
     model = await filled(kit, disk, works=3)
     disk.files.unlink(f"{disk.path}/state.db")
     member = await disk.open()
@@ -251,8 +251,8 @@ async def test_a_commit_index_past_the_end_is_damage(kit: Any, disk: Any) -> Non
 @pytest.mark.asyncio
 async def test_another_clusters_or_members_directory_is_refused(kit: Any, disk: Any) -> None:
     await kit.close(await disk.open())
-    assert "belongs to cluster 7, not to 8" in await refused(disk, DirectoryForeign, cluster_id=8)
-    assert "belongs to member 1, not to 2" in await refused(disk, DirectoryForeign, member_id=2)
+    assert "belongs to cluster 7, not to 8" in await refused(disk, DirectoryUnrecognized, cluster_id=8)
+    assert "belongs to member 1, not to 2" in await refused(disk, DirectoryUnrecognized, member_id=2)
     await kit.close(await disk.open(cluster_id=None, member_id=None, bootstrap=None))
 
 
@@ -278,7 +278,7 @@ async def test_a_directory_in_use_is_refused_before_anything_is_opened(kit: Any,
 async def test_a_refused_directory_is_not_left_locked(kit: Any, disk: Any) -> None:
     await kit.close(await disk.open())
     for _ in range(2):
-        with pytest.raises(DirectoryForeign):
+        with pytest.raises(DirectoryUnrecognized):
             await disk.open(cluster_id=8)
 
 
@@ -313,7 +313,7 @@ async def test_a_path_that_is_no_directory_is_refused(kit: Any, tmp_path: Path) 
 
 
 @pytest.mark.asyncio
-async def test_something_else_in_the_state_files_place(kit: Any, tmp_path: Path) -> None:
+async def test_something_else_in_the_backends_place(kit: Any, tmp_path: Path) -> None:
     disk = kit.Disk(kit.real(), str(tmp_path / "member"))
     await kit.close(await disk.open())
     state = f"{disk.path}/state.db"
@@ -332,5 +332,5 @@ async def test_something_else_in_the_state_files_place(kit: Any, tmp_path: Path)
     other.close()
     assert "not a state file" in await refused(disk, Damaged)
     replace(good[:4096])  # the first page, with the tables' pages gone
-    with pytest.raises((Damaged, StateFileFailed)):
+    with pytest.raises((Damaged, BackendFailed)):
         await disk.open()

@@ -10,14 +10,14 @@ import pytest
 
 from raft.storage import LogFailed, records
 from raft.storage.wal import Log
-from tests.storage.faults import copies, injection, power, twin
+from tests.storage.faults import copies, in_memory, injection, power
 from tests.storage.faults.injection import Outcome, Plan
 
 SAMPLE = 12
 """Of the faults injected into real processes; all of them take minutes."""
 
 STATES_MAX = 100
-"""Crash states visited at one call of the twin."""
+"""Crash states visited at one call of the in_memory."""
 
 BEFORE_THE_MARK = 60
 """Bytes from the end of the log: inside the newest work, which a mark of 19 bytes says was synced."""
@@ -35,7 +35,7 @@ def nothing(count: int) -> int:
 
 
 def test_every_call_of_the_file_interface_may_fail() -> None:
-    ends, broken = twin.campaign(seed=5)
+    ends, broken = in_memory.campaign(seed=5)
     assert not broken, "\n".join(broken)
     print(dict(ends))
     assert sum(ends.values()) > 300
@@ -44,7 +44,7 @@ def test_every_call_of_the_file_interface_may_fail() -> None:
 
 
 def test_every_state_a_power_cut_can_leave() -> None:
-    states, bounded, broken = twin.cut_everywhere(STATES_MAX)
+    states, bounded, broken = in_memory.cut_everywhere(STATES_MAX)
     assert not broken, "\n".join(broken)
     print(f"{states} states; at {bounded} calls only the first {STATES_MAX}")
     assert states > 1000
@@ -117,14 +117,14 @@ def test_a_log_that_goes_on_after_an_error_is_caught(monkeypatch: pytest.MonkeyP
     """A failed sync that is taken for a success."""
     real = Log.commit
 
-    def deaf(log: Log) -> None:
+    def drops_inbound(log: Log) -> None:
         try:
             real(log)
         except LogFailed:
             log._items = [records.MASK_NONE]
 
-    monkeypatch.setattr(Log, "commit", deaf)
-    _, broken = twin.campaign(seed=5)
+    monkeypatch.setattr(Log, "commit", drops_inbound)
+    _, broken = in_memory.campaign(seed=5)
     assert broken
 
 

@@ -11,14 +11,14 @@ from raft.core.ready import AppendToken, AppendWork
 from raft.core.types import ConfState, Entry, EntryKind, HardState, SnapshotMeta
 from raft.storage import (
     Bootstrap,
-    DirectoryForeign,
+    Checkpoint,
+    DirectoryUnrecognized,
     FileSystem,
     InlineLogWriter,
     MemberDirectory,
+    MemoryBackendOpener,
     MemoryFiles,
-    MemoryStateOpener,
     RealFiles,
-    StateMark,
     ThreadedLogWriter,
     open_member,
 )
@@ -26,7 +26,7 @@ from raft.storage import (
 CONF = ConfState((1, 2, 3))
 
 
-@pytest.fixture(params=["real", "twin"])
+@pytest.fixture(params=["real", "memory"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[FileSystem, str]:
     if request.param == "real":
         return RealFiles(), str(tmp_path / "member")
@@ -36,7 +36,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[FileSystem, st
 async def open_(disk: tuple[FileSystem, str]) -> MemberDirectory:
     files, path = disk
     bootstrap = Bootstrap(conf=CONF, blob=b"members")
-    kwargs = {"open_state": MemoryStateOpener(files)} if isinstance(files, MemoryFiles) else {}
+    kwargs = {"open_state": MemoryBackendOpener(files)} if isinstance(files, MemoryFiles) else {}
     return await open_member(
         files, path, cluster_id=7, member_id=1, bootstrap=bootstrap, segment_bytes=1 << 16, **kwargs
     )
@@ -75,9 +75,9 @@ async def check_writer(disk: tuple[FileSystem, str], threaded: bool) -> None:
     assert delivered == list(range(40))
     known = loop.create_future()
     writer.record_peer_disk(2, 99, lambda: known.set_result(None))
-    writer.record_admitted()
+    writer.record_vote_eligible()
     await asyncio.wait_for(known, 10)
-    await member.state.commit(StateMark(150, 1, CONF), [(b"a", b"1"), (b"b", b"2"), (b"a", None)])
+    await member.state.commit(Checkpoint(150, 1, CONF), [(b"a", b"1"), (b"b", b"2"), (b"a", None)])
     writer.compact(SnapshotMeta(150, 1, CONF))
     await writer.close()
     await member.state.close()
@@ -87,15 +87,15 @@ async def check_writer(disk: tuple[FileSystem, str], threaded: bool) -> None:
     again = await open_(disk)
     assert not again.fresh
     assert again.recovered.identity == member.recovered.identity
-    assert again.recovered.admitted
-    assert not again.recovered.cut
+    assert again.recovered.vote_eligible
+    assert not again.recovered.tail_truncated
     assert again.recovered.snapshot == SnapshotMeta(150, 1, CONF)
     assert [e.index for e in again.recovered.entries] == list(range(151, 201))
     assert again.recovered.hard_state == HardState(1, 1, 195)
     assert dict(again.recovered.peer_disks) == {2: 99}
     assert again.bootstrap.blob == b"members"
     assert [row async for chunk in again.state.scan(b"", None) for row in chunk] == [(b"b", b"2")]
-    assert await again.state.mark() == StateMark(150, 1, CONF)
+    assert await again.state.mark() == Checkpoint(150, 1, CONF)
     again.log.close()
     await again.state.close()
     again.release()
@@ -113,6 +113,6 @@ async def test_a_member_is_not_created_among_the_files_of_something_else(
 ) -> None:
     files, path = disk
     files.make_directory(f"{path}/snap")
-    with pytest.raises(DirectoryForeign, match="the directory holds 'snap', which is no data"):
+    with pytest.raises(DirectoryUnrecognized, match="the directory holds 'snap', which is no data"):
         await open_(disk)
     assert files.list(path) == ["snap"]

@@ -9,8 +9,8 @@ import pytest
 
 from raft.core.ready import AppendToken, AppendWork
 from raft.core.types import SnapshotMeta
-from raft.storage import MemberDirectory, MemoryFiles, StateMark
-from raft.storage.memory import PowerCut
+from raft.storage import Checkpoint, MemberDirectory, MemoryFiles
+from raft.storage.memory_files import PowerCut
 
 SEEDS = 120
 STEPS = 40
@@ -74,7 +74,7 @@ class Life:
             index = rng.randrange(model.base.index + 1, model.state.commit + 1)
             base = SnapshotMeta(index, model.entries[index - model.base.index - 1].term, self.kit.CONF)
             if (await member.state.mark()).index < index:
-                await member.state.commit(StateMark(*base), [(b"k%d" % index, b"v")])
+                await member.state.commit(Checkpoint(*base), [(b"k%d" % index, b"v")])
             self.begin(model.compacted(base))
             log.stage_compaction(base)
         elif roll < 0.13:
@@ -98,14 +98,14 @@ class Life:
         # A frame is whole or gone: what is found is either the acknowledged state or all of the group,
         # or, when the group was split over frames, one of the states between.
         self.candidates = [found[-1]]
-        self.count("cut" if member.recovered.cut else "clean")
-        if member.recovered.cut and self.rng.random() < 0.7:
-            member.log.stage_admitted()
+        self.count("cut" if member.recovered.tail_truncated else "clean")
+        if member.recovered.tail_truncated and self.rng.random() < 0.7:
+            member.log.stage_vote_eligible()
             member.log.commit()
         return member
 
 
-def chances(rng: Any) -> Iterator[int]:
+def draws(rng: Any) -> Iterator[int]:
     """How many operations each life lasts before the power fails."""
     while True:
         yield rng.choice([1, 3, 10, 30, 100])
@@ -115,10 +115,10 @@ def chances(rng: Any) -> Iterator[int]:
 async def test_random_lives_with_power_cuts_lose_nothing_acknowledged(kit: Any) -> None:
     seen: dict[str, int] = {}
     for seed in range(SEEDS):
-        disk = kit.twin()
+        disk = kit.in_memory()
         life = Life(kit, disk, seed)
         await kit.close(await life.reopen())
-        spans = chances(life.rng)
+        spans = draws(life.rng)
         steps = 0
         while steps < STEPS:
             assert isinstance(disk.files, MemoryFiles)

@@ -14,12 +14,12 @@ import pytest
 
 from raft.core.ready import AppendToken, AppendWork
 from raft.core.types import Entry, EntryKind, HardState, SnapshotMeta
-from raft.storage import LogFailed, MemberDirectory, MemoryFiles, RealFiles, StateMark, StorageError
-from raft.storage.memory import PowerCut, fail_at
+from raft.storage import Checkpoint, LogFailed, MemberDirectory, MemoryFiles, RealFiles, StorageError
+from raft.storage.log_recovery import read_log
+from raft.storage.memory_files import PowerCut, fail_at
 from raft.storage.records import SECTOR_BYTES
-from raft.storage.recovery import read_log
 from raft.storage.wal import NoSpace
-from tests.storage.faults.twin import Enumeration
+from tests.storage.faults.in_memory import Enumeration
 
 SEGMENT_BYTES = 16 * 1024
 """Of the kit's disks."""
@@ -51,7 +51,7 @@ def script(kit: Any) -> list[tuple[Any, Step]]:
     model = model.compacted(base)
 
     async def compact(member: MemberDirectory) -> None:
-        await member.state.commit(StateMark(*base), [(b"key", b"value")])
+        await member.state.commit(Checkpoint(*base), [(b"key", b"value")])
         member.log.stage_compaction(base)
 
     steps.append((model, compact))
@@ -95,16 +95,18 @@ async def check_found(kit: Any, disk: Any, steps: list[tuple[Any, Step]], low: i
     work = kit.append(99, models[found[0]], 1, 600)
     member.log.stage_work(work)
     member.log.commit()
-    was_cut = member.recovered.cut
+    was_cut = member.recovered.tail_truncated
     await kit.close(member)
     member = await disk.open()
-    good = models[found[0]].after(work).matches(member.recovered) and member.recovered.cut == was_cut
+    good = (
+        models[found[0]].after(work).matches(member.recovered) and member.recovered.tail_truncated == was_cut
+    )
     await kit.close(member)
     return "" if good else f"after going on: {member.recovered}"
 
 
 async def total_calls(kit: Any) -> int:
-    disk = kit.twin()
+    disk = kit.in_memory()
     await run(disk, script(kit))
     assert isinstance(disk.files, MemoryFiles)
     return disk.files.calls
@@ -119,7 +121,7 @@ async def test_every_survival_of_every_crash_point_of_a_short_life(kit: Any) -> 
         enumeration = Enumeration()
         more = True
         while more and states < 20_000:
-            disk = kit.twin()
+            disk = kit.in_memory()
             disk.files.fault = cut_at(call)
             low, high = await run(disk, steps)
             disk.files.crash(enumeration.choose)
@@ -138,7 +140,7 @@ async def test_a_sync_that_does_nothing_loses_acknowledged_work(kit: Any) -> Non
     rng = kit.seeded(5)
     caught = 0
     for _ in range(50):
-        disk = kit.twin(sync_works=False)
+        disk = kit.in_memory(sync_works=False)
         low, high = await run(disk, steps)
         assert low == len(steps)
         disk.files.crash(rng.randrange)
@@ -154,7 +156,7 @@ async def test_an_error_at_any_call_loses_nothing_acknowledged(kit: Any, code: i
     rng = kit.seeded(code)
     stopped = 0
     for call in range(1, await total_calls(kit) + 1):
-        disk = kit.twin()
+        disk = kit.in_memory()
         disk.files.fault = fail_at(call, code)
         low, high = await run(disk, steps)
         stopped += low < len(steps)
@@ -164,7 +166,7 @@ async def test_an_error_at_any_call_loses_nothing_acknowledged(kit: Any, code: i
     assert stopped > 20
 
 
-class Planted:
+class Mutant:
     """The real disk with a fault at one call: a proxy for the file system and its files."""
 
     CALLS = frozenset(
@@ -182,7 +184,7 @@ class Planted:
             if name in self.CALLS:
                 self._fault(name)
             result = method(*arguments, **options)
-            return Planted(result, self._fault) if name == "open" else result
+            return Mutant(result, self._fault) if name == "open" else result
 
         return call
 
@@ -207,7 +209,7 @@ async def test_a_real_disk_survives_a_kill_or_an_error_at_any_call(
             if seen >= call:  # noqa: B023  # called only in this turn of the loop
                 raise error
 
-        disk.files = Planted(RealFiles(), fault)
+        disk.files = Mutant(RealFiles(), fault)
         low, high = await run(disk, steps)
         for member in disk.opened:
             await kit.close(member)
@@ -222,7 +224,7 @@ async def test_a_real_disk_survives_a_kill_or_an_error_at_any_call(
 
 @pytest.mark.asyncio
 async def test_after_a_failed_sync_nothing_is_accepted(kit: Any) -> None:
-    disk = kit.twin()
+    disk = kit.in_memory()
     member = await disk.open()
     model = kit.Model()
     member.log.stage_work(kit.append(1, model, 1, 10))
@@ -241,7 +243,7 @@ async def test_after_a_failed_sync_nothing_is_accepted(kit: Any) -> None:
 @pytest.mark.asyncio
 async def test_a_full_disk_is_met_ahead_of_need(kit: Any) -> None:
     """No room for the next segment: maintenance says so, the current one goes on, room heals it."""
-    disk = kit.twin()
+    disk = kit.in_memory()
     member = await disk.open()
     full = True
 
@@ -292,12 +294,12 @@ async def test_a_tail_cut_at_any_byte(kit: Any, disk: Any, size: int) -> None:
     whole = disk.read(segment)
     end = len(whole.rstrip(b"\0"))
     start = next(at for at in range(start, end) if at % 16 == 0 and at >= start)
-    places = set(range(start, end + 1))
+    positions = set(range(start, end + 1))
     if not isinstance(disk.files, MemoryFiles):  # dear there, so only where something changes
-        borders = {at for at in places if at % SECTOR_BYTES == 0}
-        places = {start, start + 1, start + 20, end - 9, end - 1, end} | borders
+        borders = {at for at in positions if at % SECTOR_BYTES == 0}
+        positions = {start, start + 1, start + 20, end - 9, end - 1, end} | borders
     seen = set()
-    for kept in sorted(places):
+    for kept in sorted(positions):
         torn = whole[:kept].ljust(len(whole), b"\0")
         disk.edit(segment, lambda data, torn=torn: data.__setitem__(slice(None), torn))
         last_sector = (end - 1) // SECTOR_BYTES * SECTOR_BYTES
@@ -319,8 +321,8 @@ async def test_a_tail_cut_at_any_byte(kit: Any, disk: Any, size: int) -> None:
         else:
             assert nothing_of_last
             assert before.matches(member.recovered)
-            assert member.recovered.cut == any(torn[start:end])
-            seen.add("cut" if member.recovered.cut else "gone")
+            assert member.recovered.tail_truncated == any(torn[start:end])
+            seen.add("cut" if member.recovered.tail_truncated else "gone")
         await kit.close(member)
         for extra in disk.segments()[1:]:
             disk.files.unlink(extra)
@@ -353,7 +355,7 @@ async def test_every_sector_subset_of_a_torn_tail(kit: Any, disk: Any) -> None:
         member = await disk.open()
         complete = subset == (1 << len(sectors)) - 1
         assert len(member.recovered.entries) == (5 if complete else 1)
-        assert member.recovered.cut == (subset != 0 and not complete)
+        assert member.recovered.tail_truncated == (subset != 0 and not complete)
         await kit.close(member)
         for extra in disk.segments()[1:]:
             disk.files.unlink(extra)
@@ -393,7 +395,7 @@ async def test_a_cut_stays_known_until_confirmed(kit: Any, disk: Any) -> None:
     model = kit.Model()
     for round_ in range(3):
         member = await disk.open()
-        assert member.recovered.cut
+        assert member.recovered.tail_truncated
         assert model.matches(member.recovered)
         for sequence in range(12):
             work = kit.append(round_ * 12 + sequence, model, 1, 1500)
@@ -402,12 +404,12 @@ async def test_a_cut_stays_known_until_confirmed(kit: Any, disk: Any) -> None:
             member.log.commit()
         await kit.close(member)
     member = await disk.open()
-    member.log.stage_admitted()
+    member.log.stage_vote_eligible()
     member.log.commit()
     await kit.close(member)
     member = await disk.open()
-    assert not member.recovered.cut
-    assert member.recovered.admitted
+    assert not member.recovered.tail_truncated
+    assert member.recovered.vote_eligible
     assert model.matches(member.recovered)
     await kit.close(member)
 
@@ -420,7 +422,7 @@ async def test_a_snapshot_replaces_the_log_or_does_not(kit: Any) -> None:
     for fill in (False, True):  # a full segment makes the snapshot's frame the first of the next one
         for call in range(1, 12):
             for _ in range(10):
-                disk = kit.twin()
+                disk = kit.in_memory()
                 log = (await disk.open()).log
                 model = kit.Model()
                 while model.last_index < 3 or (fill and log._offset + 1000 <= SEGMENT_BYTES):
@@ -449,10 +451,10 @@ async def test_a_snapshot_replaces_the_log_or_does_not(kit: Any) -> None:
                 except PowerCut:
                     pass
                 disk.files.crash(rng.randrange)
-                image = read_log(disk.files, f"{disk.path}/wal")
-                assert image is not None
-                matching = [m for m in (model, model.after(install)) if m.matches(image)]
-                assert len(matching) == 1, f"seed 23, call {call}: {image}"
+                contents = read_log(disk.files, f"{disk.path}/wal")
+                assert contents is not None
+                matching = [m for m in (model, model.after(install)) if m.matches(contents)]
+                assert len(matching) == 1, f"seed 23, call {call}: {contents}"
                 assert matching[0] is not model or not acknowledged
                 found_models.add((fill, matching[0] is model))
     assert len(found_models) == 4
@@ -468,7 +470,7 @@ async def test_a_work_larger_than_a_frame_arrives_in_parts(kit: Any) -> None:
     lengths = set()
     for call in range(1, 30):
         for _ in range(10):
-            disk = kit.twin()
+            disk = kit.in_memory()
             member = await disk.open()
             member.log.stage_work(first)
             member.log.commit()
@@ -494,7 +496,7 @@ async def test_a_work_larger_than_a_frame_arrives_in_parts(kit: Any) -> None:
     assert {1, 7} < lengths
 
 
-def test_the_twin_and_the_real_files_agree_on_names(tmp_path: Any) -> None:
+def test_the_in_memory_implementation_and_the_real_files_agree_on_names(tmp_path: Any) -> None:
     """The same calls, the same answers and the same kinds of error."""
 
     def life(files: Any, root: str) -> list[object]:

@@ -22,7 +22,7 @@ class Watched:
         self.age_s = 0.0
         self.stalls = 0
         self.stalled = asyncio.Event()
-        self.severed = threading.Event()
+        self.connections_reset = threading.Event()
         self.fatal: list[str] = []
         self.ended = threading.Event()
         self.dog = Watchdog(
@@ -30,7 +30,7 @@ class Watched:
             loop=loop,
             election_timeout_ms=40,
             on_stall=self.on_stall,
-            sever=self.severed.set,
+            reset_connections=self.connections_reset.set,
             fatal=self.on_fatal,
         )
         self.asked = 0
@@ -100,7 +100,7 @@ async def test_a_live_loop_is_told_once_per_stall_at_half_the_election_timeout(m
     await asyncio.wait_for(watched.stalled.wait(), DEADLINE_S)
     await watched.polls(4)
     assert watched.stalls == 1
-    assert not watched.severed.is_set()
+    assert not watched.connections_reset.is_set()
     watched.age_s = 0.0
     await watched.polls(3)
     watched.stalled.clear()
@@ -116,7 +116,9 @@ async def test_a_stuck_loop_gets_its_sockets_closed(make: Any) -> None:
     watched = make(asyncio.get_running_loop())
     watched.dog.start()
     watched.age_s = 0.1
-    assert watched.severed.wait(DEADLINE_S)  # the loop stands still here, as in a hanging inline sync
+    assert watched.connections_reset.wait(
+        DEADLINE_S
+    )  # the loop stands still here, as in a hanging inline sync
     watched.dog.stop()
     assert watched.fatal == []
 
@@ -130,7 +132,7 @@ async def test_a_loop_that_is_only_late_keeps_its_sockets(make: Any, monkeypatch
         watched.age_s = 0.1
         for _ in range(1 + late):  # this loop stands still meanwhile
             steps.look()
-        assert watched.severed.is_set() == (late == UNHEARD_POLLS)
+        assert watched.connections_reset.is_set() == (late == UNHEARD_POLLS)
         await asyncio.wait_for(watched.stalled.wait(), DEADLINE_S)
         steps.look()
         watched.age_s = 0.0

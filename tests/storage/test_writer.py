@@ -72,7 +72,7 @@ class Bench:
 
 
 async def bench(kit: Any, *, kind: Any = ThreadedLogWriter, **options: Any) -> Bench:
-    disk = kit.twin()
+    disk = kit.in_memory()
     made = Bench(kit, disk, await disk.open())
     made.model = kit.Model()
     made.gate.set()
@@ -163,7 +163,7 @@ async def test_a_moved_commit_index_costs_no_sync(kit: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_moved_commit_index_never_overtakes_a_newer_term(kit: Any) -> None:
+async def test_a_moved_commit_index_never_passes_a_newer_term(kit: Any) -> None:
     """It is written before what was submitted after it, or not at all."""
     b = await bench(kit, inline=False)
     b.gate.clear()
@@ -238,7 +238,7 @@ async def test_no_room_for_the_next_segment_is_told_and_healed(
 ) -> None:
     monkeypatch.setattr(writer_module, "SPACE_RETRY_S", 0.05)
     monkeypatch.setattr(writer_module, "SYNCED_THROUGH_AFTER_S", 0.01)
-    disk = kit.twin()
+    disk = kit.in_memory()
     await kit.close(await disk.open())
     b = await bench(kit, kind=kind)
     await until(lambda: not b.member.log.needs_maintenance)

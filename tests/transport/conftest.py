@@ -10,17 +10,17 @@ import pytest
 import pytest_asyncio
 
 from raft.transport.grpc_transport import GrpcTransport
-from raft.transport.memory import Network
-from raft.transport.protocol import (
-    Hello,
-    HelloAnswer,
-    ImageOffer,
-    ImageRefused,
-    ImageSink,
+from raft.transport.liveness import HANDSHAKE_FORMAT_VERSION
+from raft.transport.memory_transport import Network
+from raft.transport.transport_protocol import (
+    Handshake,
+    HandshakeReply,
     PeerMessage,
+    SnapshotOffer,
+    SnapshotRefused,
+    SnapshotSink,
     Transport,
 )
-from raft.transport.rules import HELLO_FORMAT_VERSION
 
 CLUSTER_ID = 0xC1
 DEADLINE_S = 10.0
@@ -29,18 +29,18 @@ DEADLINE_S = 10.0
 class Recorder:
     """A receiver that writes down what it is told, and lets a test wait for it."""
 
-    def __init__(self, member_id: int, boot_id: int) -> None:
-        self.hello = Hello(
-            format_version=HELLO_FORMAT_VERSION,
+    def __init__(self, member_id: int, incarnation: int) -> None:
+        self.handshake = Handshake(
+            format_version=HANDSHAKE_FORMAT_VERSION,
             cluster_id=CLUSTER_ID,
             member_id=member_id,
             disk_id=member_id << 8,
-            boot_id=boot_id,
+            incarnation=incarnation,
         )
         self.refusal = ""
         """What every hello is answered with."""
-        self.hellos: list[Hello] = []
-        self.answers: list[tuple[int, HelloAnswer]] = []
+        self.handshakes: list[Handshake] = []
+        self.answers: list[tuple[int, HandshakeReply]] = []
         self.messages: list[tuple[int, int, PeerMessage]] = []
         self.connected: list[int] = []
         self.disconnected: list[int] = []
@@ -48,17 +48,17 @@ class Recorder:
         self.on_each_message: Callable[[PeerMessage], None] = lambda message: None
         self._news = asyncio.Event()
 
-    def on_hello(self, hello: Hello) -> HelloAnswer:
-        self.hellos.append(hello)
+    def on_handshake(self, handshake: Handshake) -> HandshakeReply:
+        self.handshakes.append(handshake)
         self._news.set()
-        return HelloAnswer(hello=self.hello, earlier_disk_known=False, refusal=self.refusal)
+        return HandshakeReply(handshake=self.handshake, earlier_disk_known=False, refusal=self.refusal)
 
-    def on_answer(self, member_id: int, answer: HelloAnswer) -> None:
+    def on_answer(self, member_id: int, answer: HandshakeReply) -> None:
         self.answers.append((member_id, answer))
         self._news.set()
 
-    def on_message(self, member_id: int, boot_id: int, message: PeerMessage) -> None:
-        self.messages.append((member_id, boot_id, message))
+    def on_message(self, member_id: int, incarnation: int, message: PeerMessage) -> None:
+        self.messages.append((member_id, incarnation, message))
         self.on_each_message(message)
         self._news.set()
 
@@ -83,8 +83,8 @@ class Recorder:
                 self._news.clear()
                 await (asyncio.sleep(0.005) if poll else self._news.wait())
 
-    def on_image(self, hello: Hello, offer: ImageOffer) -> ImageSink:
-        raise ImageRefused("no images here")
+    def on_snapshot(self, handshake: Handshake, offer: SnapshotOffer) -> SnapshotSink:
+        raise SnapshotRefused("no images here")
 
     @property
     def received(self) -> list[PeerMessage]:
@@ -102,35 +102,35 @@ class Harness:
         self.transports: list[Transport] = []
 
     async def member(
-        self, member_id: int, boot_id: int, *, port: int = 0, cluster_id: int = CLUSTER_ID
+        self, member_id: int, incarnation: int, *, port: int = 0, cluster_id: int = CLUSTER_ID
     ) -> tuple[Transport, Recorder]:
         """Start a member that listens and, so far, dials nobody."""
-        recorder = Recorder(member_id, boot_id)
+        recorder = Recorder(member_id, incarnation)
         if cluster_id != CLUSTER_ID:
-            hello = recorder.hello
-            recorder.hello = Hello(
-                format_version=hello.format_version,
+            handshake = recorder.handshake
+            recorder.handshake = Handshake(
+                format_version=handshake.format_version,
                 cluster_id=cluster_id,
                 member_id=member_id,
-                disk_id=hello.disk_id,
-                boot_id=boot_id,
+                disk_id=handshake.disk_id,
+                incarnation=incarnation,
             )
         transport: Transport
         if self.kind == "memory":
             transport = self.network.transport()
             self.urls[member_id] = (f"http://127.0.0.1:{member_id}",)
-            await transport.start(recorder.hello, recorder)
+            await transport.start(recorder.handshake, recorder)
         else:
             listener = GrpcTransport((f"http://127.0.0.1:{port}",), rng=self.rng)
             transport = listener
-            await transport.start(recorder.hello, recorder)
+            await transport.start(recorder.handshake, recorder)
             self.urls[member_id] = (f"http://127.0.0.1:{listener.listen_ports[0]}",)
         self.transports.append(transport)
         return transport, recorder
 
-    async def again(self, member_id: int, boot_id: int) -> tuple[Transport, Recorder]:
+    async def again(self, member_id: int, incarnation: int) -> tuple[Transport, Recorder]:
         """Start a member anew at the address of a closed predecessor."""
-        return await self.member(member_id, boot_id, port=int(self.urls[member_id][0].rsplit(":", 1)[1]))
+        return await self.member(member_id, incarnation, port=int(self.urls[member_id][0].rsplit(":", 1)[1]))
 
     async def pair(self) -> tuple[Transport, Recorder, Transport, Recorder]:
         """Start members 1 and 2, boot ids 10 and 20, with both streams open."""

@@ -9,24 +9,24 @@ import sys
 
 from raft.core.messages import Message, MessageType
 from raft.transport.grpc_transport import GrpcTransport
-from raft.transport.protocol import Hello, HelloAnswer, PeerMessage
-from raft.transport.rules import HELLO_FORMAT_VERSION
+from raft.transport.liveness import HANDSHAKE_FORMAT_VERSION
+from raft.transport.transport_protocol import Handshake, HandshakeReply, PeerMessage
 
 
 class Echo:
     """Greets whoever it reaches, and sends every message back to whoever sent it."""
 
-    def __init__(self, transport: GrpcTransport, hello: Hello) -> None:
+    def __init__(self, transport: GrpcTransport, handshake: Handshake) -> None:
         self.transport = transport
-        self.hello = hello
+        self.handshake = handshake
 
-    def on_hello(self, hello: Hello) -> HelloAnswer:
-        return HelloAnswer(hello=self.hello, earlier_disk_known=False)
+    def on_handshake(self, handshake: Handshake) -> HandshakeReply:
+        return HandshakeReply(handshake=self.handshake, earlier_disk_known=False)
 
-    def on_answer(self, member_id: int, answer: HelloAnswer) -> None:
+    def on_answer(self, member_id: int, answer: HandshakeReply) -> None:
         pass
 
-    def on_message(self, member_id: int, boot_id: int, message: PeerMessage) -> None:
+    def on_message(self, member_id: int, incarnation: int, message: PeerMessage) -> None:
         self.transport.send(member_id, message)
 
     def on_connected(self, member_id: int) -> None:
@@ -41,13 +41,13 @@ class Echo:
 
 async def main(peer_url: str) -> None:
     transport = GrpcTransport(("http://127.0.0.1:0",), rng=random.Random(1))
-    hello = Hello(
-        format_version=HELLO_FORMAT_VERSION, cluster_id=0xC1, member_id=2, disk_id=0x200, boot_id=20
+    handshake = Handshake(
+        format_version=HANDSHAKE_FORMAT_VERSION, cluster_id=0xC1, member_id=2, disk_id=0x200, incarnation=20
     )
     transport.set_peer(1, (peer_url,))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await transport.start(hello, Echo(transport, hello))
+    await transport.start(handshake, Echo(transport, handshake))
     sys.stdout.write(f"{transport.listen_ports[0]}\n")
     sys.stdout.flush()
     await stop.wait()

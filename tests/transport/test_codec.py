@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from raft.core.messages import Message, MessageType
 from raft.core.types import ConfState, Entry, EntryKind, SnapshotMeta
 from raft.transport import codec
-from raft.transport.protocol import (
-    Answer,
-    DiskRecorded,
+from raft.transport.transport_protocol import (
     ForwardedBatch,
     ForwardRefused,
-    Hello,
-    HelloAnswer,
-    Question,
+    Handshake,
+    HandshakeReply,
+    LeaderReply,
+    LeaderRequest,
+    ReplicaRecorded,
 )
 from raft.transport.wire import peer_pb2 as wire
 
@@ -43,17 +43,17 @@ MESSAGES = st.one_of(
     RAFT,
     st.builds(ForwardedBatch, U64, U64, U64, st.binary(max_size=40)),
     st.builds(ForwardRefused, U64, U64, U64),
-    st.builds(DiskRecorded, U64),
-    st.builds(Question, U64, U64, st.binary(max_size=40)),
-    st.builds(Answer, U64, U64, st.binary(max_size=40)),
+    st.builds(ReplicaRecorded, U64),
+    st.builds(LeaderRequest, U64, U64, st.binary(max_size=40)),
+    st.builds(LeaderReply, U64, U64, st.binary(max_size=40)),
 )
-HELLOS = st.builds(
-    Hello,
+HANDSHAKES = st.builds(
+    Handshake,
     format_version=st.integers(0, 2**32 - 1),
     cluster_id=U64,
     member_id=U64,
     disk_id=U64,
-    boot_id=U64,
+    incarnation=U64,
 )
 
 
@@ -71,11 +71,11 @@ def test_types_survive_too(message: Message) -> None:
     assert decoded.snapshot is None or type(decoded.snapshot.conf) is ConfState
 
 
-@given(HELLOS, st.booleans(), st.text(max_size=30))
-def test_hellos_survive_the_wire(hello: Hello, known: bool, refusal: str) -> None:
-    assert codec.decode_hello(codec.encode_hello(hello)) == hello
-    assert codec.decode_opening(codec.encode_opening(hello)) == hello
-    answer = HelloAnswer(hello=hello, earlier_disk_known=known, refusal=refusal)
+@given(HANDSHAKES, st.booleans(), st.text(max_size=30))
+def test_handshakes_survive_the_wire(handshake: Handshake, known: bool, refusal: str) -> None:
+    assert codec.decode_handshake(codec.encode_handshake(handshake)) == handshake
+    assert codec.decode_opening(codec.encode_opening(handshake)) == handshake
+    answer = HandshakeReply(handshake=handshake, earlier_disk_known=known, refusal=refusal)
     assert codec.decode_answer(codec.encode_answer(answer)) == answer
 
 
@@ -91,12 +91,12 @@ def test_hellos_survive_the_wire(hello: Hello, known: bool, refusal: str) -> Non
     ],
     ids=["garbage", "no kind", "unknown type", "unknown entry kind"],
 )
-def test_foreign_bytes_are_refused(data: bytes) -> None:
+def test_third_party_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(codec.Malformed):
         codec.decode_frame(data)
 
 
-def test_a_stream_must_begin_with_a_hello() -> None:
+def test_a_stream_must_begin_with_a_handshake() -> None:
     with pytest.raises(codec.Malformed):
         codec.decode_opening(codec.encode_frame([]))
 

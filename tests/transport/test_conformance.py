@@ -9,8 +9,8 @@ import pytest
 
 from raft.core.messages import Message, MessageType
 from raft.core.types import Entry, EntryKind
-from raft.transport.protocol import ForwardedBatch, ForwardRefused, Liveness
-from raft.transport.rules import BULK_BOUNDS, MESSAGE_BYTES_MAX, URGENT_BOUNDS
+from raft.transport.liveness import BULK_BOUNDS, MESSAGE_BYTES_MAX, URGENT_BOUNDS
+from raft.transport.transport_protocol import ForwardedBatch, ForwardRefused, Liveness
 
 pytestmark = pytest.mark.asyncio
 
@@ -26,12 +26,12 @@ def append(index: int, nbytes: int = 8) -> Message:
     return Message(MessageType.APPEND, to=2, from_=1, term=1, index=index, entries=(entry,))
 
 
-async def test_a_pair_exchanges_hellos_both_ways(harness: Harness) -> None:
+async def test_a_pair_exchanges_handshakes_both_ways(harness: Harness) -> None:
     first, first_recorder, second, second_recorder = await harness.pair()
-    assert first_recorder.hellos[0] == second_recorder.hello
-    assert second_recorder.hellos[0] == first_recorder.hello
+    assert first_recorder.handshakes[0] == second_recorder.handshake
+    assert second_recorder.handshakes[0] == first_recorder.handshake
     assert first_recorder.answers == [(2, second_recorder.answers and first_recorder.answers[0][1])]
-    assert first_recorder.answers[0][1].hello == second_recorder.hello
+    assert first_recorder.answers[0][1].handshake == second_recorder.handshake
     assert first_recorder.connected == [2]
     assert first.connected_peers() == frozenset({2})
     assert second.connected_peers() == frozenset({1})
@@ -41,16 +41,16 @@ async def test_messages_arrive_in_order_with_their_sender(harness: Harness) -> N
     first, _, _, recorder = await harness.pair()
     sent = [append(index) for index in range(200)]
     sent.insert(100, ForwardedBatch(3, 10, 1, b"batch"))
-    for place, message in enumerate(sent):
+    for position, message in enumerate(sent):
         assert first.send(2, message)
-        if place % 7 == 0:
+        if position % 7 == 0:
             await asyncio.sleep(0)
     await recorder.until(lambda: len(recorder.messages) == len(sent))
     assert recorder.received == sent
-    assert {(member_id, boot_id) for member_id, boot_id, _ in recorder.messages} == {(1, 10)}
+    assert {(member_id, incarnation) for member_id, incarnation, _ in recorder.messages} == {(1, 10)}
 
 
-async def test_urgent_messages_overtake_bulk_and_keep_their_own_order(harness: Harness) -> None:
+async def test_urgent_messages_pass_bulk_and_keep_their_own_order(harness: Harness) -> None:
     first, _, _, recorder = await harness.pair()
     bulk = [append(index) for index in range(50)]
     urgent = [heartbeat(1), ForwardRefused(1, 10, 2), heartbeat(2)]
@@ -114,7 +114,7 @@ async def test_sending_before_the_stream_is_open_is_reported(harness: Harness) -
     assert first.send(2, heartbeat(2))
 
 
-async def test_a_refused_hello_opens_nothing_and_says_why(harness: Harness) -> None:
+async def test_a_refused_handshake_opens_nothing_and_says_why(harness: Harness) -> None:
     first, recorder = await harness.member(1, 10)
     _, other = await harness.member(2, 20)
     other.refusal = "another disk is recorded for this member"
@@ -167,7 +167,7 @@ async def test_a_peer_that_dials_us_is_dialled_back_without_waiting(harness: Har
     assert recorder.connected == []
     second.set_peer(1, harness.urls[1])
     await recorder.until(lambda: recorder.connected == [2], 5.0)
-    assert gone.hellos == []
+    assert gone.handshakes == []
 
 
 async def test_probe_finds_the_same_process_alive(harness: Harness) -> None:
@@ -175,7 +175,7 @@ async def test_probe_finds_the_same_process_alive(harness: Harness) -> None:
     assert await first.probe(2) is Liveness.ALIVE
     # The receiver hears of the stream only. A probe may arrive late, when another process of its member
     # has said hello: that one would be forgotten.
-    assert len(other.hellos) == 1
+    assert len(other.handshakes) == 1
 
 
 async def test_probe_finds_a_stopped_process_dead(harness: Harness) -> None:
@@ -198,9 +198,9 @@ async def test_probe_of_a_process_that_refuses_us_still_tells_who_it_is(harness:
     assert await first.probe(2) is Liveness.ALIVE
 
 
-async def test_sever_ends_every_stream_and_all_come_back(harness: Harness) -> None:
+async def test_reset_ends_every_stream_and_all_come_back(harness: Harness) -> None:
     first, recorder, second, other = await harness.pair()
-    await asyncio.to_thread(first.sever) if harness.kind == "grpc" else first.sever()
+    await asyncio.to_thread(first.reset_connections) if harness.kind == "grpc" else first.reset_connections()
     await other.until(lambda: 1 in other.disconnected, 2.0)
     await recorder.until(lambda: 2 in recorder.disconnected, 2.0)
     await recorder.until(lambda: recorder.connected == [2, 2])

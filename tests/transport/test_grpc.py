@@ -23,8 +23,8 @@ from raft.transport import grpc_transport, sockets
 from raft.transport.grpc_link import GrpcLink
 from raft.transport.grpc_options import host_port
 from raft.transport.grpc_transport import GrpcTransport
-from raft.transport.protocol import Liveness
-from raft.transport.rules import BACKOFF_MAX_S, PROBE_TIMEOUT_S, SILENCE_TIMEOUT_S
+from raft.transport.liveness import BACKOFF_MAX_S, PROBE_TIMEOUT_S, SILENCE_TIMEOUT_S
+from raft.transport.transport_protocol import Liveness
 
 # They measure time and start processes, so they run beside no other such test.
 pytestmark = [pytest.mark.asyncio, pytest.mark.xdist_group("processes")]
@@ -124,7 +124,7 @@ async def test_a_heartbeat_and_its_answer_measure_the_round_trip(grpc_harness: H
     assert len(counted.round_trip_buckets) == 17
 
 
-async def test_a_heartbeat_overtakes_bulk_that_is_already_flowing(grpc_harness: Harness) -> None:
+async def test_a_heartbeat_passes_bulk_that_is_already_flowing(grpc_harness: Harness) -> None:
     first, _, _, other = await grpc_harness.pair()
     bulk = [
         Message(
@@ -208,15 +208,15 @@ async def test_a_taken_port_is_an_error_of_the_system(grpc_harness: Harness) -> 
             await grpc_harness.member(1, 10, port=port)
 
 
-async def test_sever_leaves_a_stuck_loop_refusing_probes(remote: Any) -> None:
+async def test_reset_leaves_a_stuck_loop_refusing_probes(remote: Any) -> None:
     """While the loop is stuck nothing listens, so that survivors find the process dead, not silent."""
     transport, recorder, _ = remote
     port = transport.listen_ports[0]
-    transport.sever()
+    transport.reset_connections()
     # this very loop has not run since: it is stuck, as far as the transport can tell
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=1)
-    await recorder.until(lambda: len(recorder.connected) == 2 and len(recorder.hellos) >= 2)
+    await recorder.until(lambda: len(recorder.connected) == 2 and len(recorder.handshakes) >= 2)
     assert await transport.probe(2) is Liveness.ALIVE
 
 
@@ -282,7 +282,7 @@ async def test_a_link_ends_though_the_library_swallows_its_cancellation(
         await transport.close()
 
 
-async def test_a_hello_heard_while_closing_has_nobody_dialled(grpc_harness: Harness) -> None:
+async def test_a_handshake_heard_while_closing_has_nobody_dialled(grpc_harness: Harness) -> None:
     transport, _ = await grpc_harness.member(1, 10)
     await transport.close()
     transport.set_peer(2, ("http://127.0.0.1:1",))
@@ -306,7 +306,7 @@ async def test_a_server_that_does_not_stop_is_given_up(
     await stop(None)
 
 
-async def test_a_severed_member_listens_again_though_its_server_does_not_stop(
+async def test_a_reset_member_listens_again_though_its_server_does_not_stop(
     grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, recorder, second, _ = await grpc_harness.pair()
@@ -317,13 +317,13 @@ async def test_a_severed_member_listens_again_though_its_server_does_not_stop(
 
     monkeypatch.setattr(grpc_transport, "STOP_PATIENCE_S", 0.05)
     monkeypatch.setattr(server, "stop", never)
-    first.sever()
+    first.reset_connections()
     await recorder.until(lambda: first._server not in (None, server), poll=True)
     assert await second.probe(1) is Liveness.ALIVE
     await stop(None)
 
 
-async def test_a_severed_member_listens_again_once_its_address_is_free(
+async def test_a_reset_member_listens_again_once_its_address_is_free(
     grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, recorder, second, _ = await grpc_harness.pair()
@@ -338,27 +338,27 @@ async def test_a_severed_member_listens_again_once_its_address_is_free(
 
     monkeypatch.setattr(grpc_transport, "REOPEN_RETRY_S", 0.01)
     monkeypatch.setattr(first, "_open_server", taken)
-    first.sever()
+    first.reset_connections()
     await recorder.until(lambda: not refused and first._server is not None, poll=True)
     assert await second.probe(1) is Liveness.ALIVE
 
 
-async def test_a_member_severed_while_it_reopens_listens_in_the_end(
+async def test_a_member_reset_while_it_reopens_listens_in_the_end(
     grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, recorder, second, _ = await grpc_harness.pair()
     genuine, opened = first._open_server, 0
 
-    async def severed_meanwhile() -> None:
+    async def reset_meanwhile() -> None:
         nonlocal opened
         await genuine()
         opened += 1
         if opened == 1:
-            await asyncio.to_thread(first.sever)
+            await asyncio.to_thread(first.reset_connections)
             await asyncio.sleep(0)  # the loop hears of it before the opening is over
 
-    monkeypatch.setattr(first, "_open_server", severed_meanwhile)
-    first.sever()
+    monkeypatch.setattr(first, "_open_server", reset_meanwhile)
+    first.reset_connections()
     await recorder.until(lambda: opened == 2, poll=True)
     assert await second.probe(1) is Liveness.ALIVE
 
@@ -376,7 +376,7 @@ async def test_closing_does_not_wait_for_an_address_that_stays_taken(
 
     monkeypatch.setattr(grpc_transport, "REOPEN_RETRY_S", 0.01)
     monkeypatch.setattr(transport, "_open_server", taken)
-    transport.sever()
+    transport.reset_connections()
     await recorder.until(lambda: attempts > 1, poll=True)
     async with asyncio.timeout(10):
         await transport.close()

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from raft.core.messages import Message, MessageType
-from raft.transport.memory import MemoryTransport, Network
-from raft.transport.protocol import ForwardedBatch, Hello, HelloAnswer, Liveness, PeerMessage
-from raft.transport.rules import BACKOFF_MAX_S, HELLO_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_TIMEOUT_S
+from raft.transport.liveness import BACKOFF_MAX_S, HANDSHAKE_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_TIMEOUT_S
+from raft.transport.memory_transport import MemoryTransport, Network
+from raft.transport.transport_protocol import ForwardedBatch, Handshake, HandshakeReply, Liveness, PeerMessage
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -39,10 +39,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 class Member:
     """A transport and its receiver, writing down (time, event)."""
 
-    def __init__(self, network: Network, member_id: int, boot_id: int) -> None:
+    def __init__(self, network: Network, member_id: int, incarnation: int) -> None:
         self.loop = network.loop
-        self.hello = Hello(
-            format_version=1, cluster_id=1, member_id=member_id, disk_id=member_id, boot_id=boot_id
+        self.handshake = Handshake(
+            format_version=1, cluster_id=1, member_id=member_id, disk_id=member_id, incarnation=incarnation
         )
         self.transport: MemoryTransport = network.transport()
         self.events: list[tuple[float, str, int, Any]] = []
@@ -56,14 +56,14 @@ class Member:
     def received(self) -> list[PeerMessage]:
         return [value for _, name, _, value in self.events if name == "message"]
 
-    def on_hello(self, hello: Hello) -> HelloAnswer:
-        self.note("hello", hello.member_id)
-        return HelloAnswer(hello=self.hello, earlier_disk_known=False)
+    def on_handshake(self, handshake: Handshake) -> HandshakeReply:
+        self.note("handshake", handshake.member_id)
+        return HandshakeReply(handshake=self.handshake, earlier_disk_known=False)
 
-    def on_answer(self, member_id: int, answer: HelloAnswer) -> None:
+    def on_answer(self, member_id: int, answer: HandshakeReply) -> None:
         self.note("answer", member_id)
 
-    def on_message(self, member_id: int, boot_id: int, message: PeerMessage) -> None:
+    def on_message(self, member_id: int, incarnation: int, message: PeerMessage) -> None:
         self.note("message", member_id, message)
 
     def on_connected(self, member_id: int) -> None:
@@ -90,8 +90,8 @@ async def three(seed: int = 1, **delays: float) -> tuple[Network, list[Member]]:
     for member in members:
         for other in members:
             if other is not member:
-                member.transport.set_peer(other.hello.member_id, ())
-        await member.transport.start(member.hello, member)
+                member.transport.set_peer(other.handshake.member_id, ())
+        await member.transport.start(member.handshake, member)
     await asyncio.sleep(1)
     assert all(len(member.transport.connected_peers()) == 2 for member in members)
     return network, members
@@ -131,7 +131,7 @@ def test_a_partition_is_silence_then_both_ends_give_up_and_come_back_after_heali
         assert not first.transport.send(2, heartbeat(2))
         assert third.transport.connected_peers() == frozenset({2})
         network.heal()
-        await asyncio.sleep(HELLO_TIMEOUT_S + BACKOFF_MAX_S + 0.1)
+        await asyncio.sleep(HANDSHAKE_TIMEOUT_S + BACKOFF_MAX_S + 0.1)
         assert first.transport.connected_peers() == frozenset({2, 3})
         assert second.received() == []
 
@@ -194,7 +194,7 @@ def test_a_crash_is_seen_after_the_delay_and_the_dead_hear_nothing() -> None:
         await asyncio.sleep(1)
         assert len(second.events) == seen
         reborn = Member(network, 2, 21)
-        await reborn.transport.start(reborn.hello, reborn)
+        await reborn.transport.start(reborn.handshake, reborn)
         assert await first.transport.probe(2) is Liveness.DEAD
         await asyncio.sleep(BACKOFF_MAX_S + 0.1)
         assert 2 in first.transport.connected_peers()
@@ -231,7 +231,7 @@ def test_a_reset_stream_is_told_to_both_and_dialled_again() -> None:
     run(main())
 
 
-def test_drops_and_duplicates_strike_consensus_messages_only() -> None:
+def test_drops_and_duplicates_are_injected_consensus_messages_only() -> None:
     async def main() -> None:
         network, (first, second, _) = await three()
         conditions = network.conditions(1, 2)
@@ -252,14 +252,14 @@ def test_drops_and_duplicates_strike_consensus_messages_only() -> None:
 def test_one_seed_is_one_history() -> None:
     async def history(seed: int) -> list[Any]:
         network, members = await three(seed, delay_min_s=0.001, delay_max_s=0.02)
-        chance = random.Random(seed)
+        draw = random.Random(seed)
         network.conditions(1, 2).drop_probability = 0.3
         for step in range(200):
-            source, target = chance.sample([1, 2, 3], 2)
+            source, target = draw.sample([1, 2, 3], 2)
             members[source - 1].transport.send(target, heartbeat(step, source, target))
             if step % 50 == 20:
                 network.disconnect(source, target)
-            await asyncio.sleep(chance.random() / 100)
+            await asyncio.sleep(draw.random() / 100)
         await asyncio.sleep(1)
         return [member.events for member in members]
 

@@ -125,13 +125,15 @@ def moved(rng: random.Random, events: Sequence[Event]) -> list[Event]:
     mine = [n for n in order if events[n].process == events[begin].process]
     if rng.random() < 0.5:
         after = min((n for n in mine if n > end), default=len(order))
-        place = rng.randint(begin + 1, after - 1)
-        order.insert(place, order.pop(end))
+        position = rng.randint(begin + 1, after - 1)
+        order.insert(position, order.pop(end))
     else:
         before = max((n for n in mine if n < begin), default=-1)
-        place = rng.randint(before + 1, end - 1)
-        order.insert(place, order.pop(begin))
-    return [events[n]._replace(time=events[place].time, line=place + 1) for place, n in enumerate(order)]
+        position = rng.randint(before + 1, end - 1)
+        order.insert(position, order.pop(begin))
+    return [
+        events[n]._replace(time=events[position].time, line=position + 1) for position, n in enumerate(order)
+    ]
 
 
 def dropped(events: Sequence[Event], end: int) -> list[Event]:

@@ -73,8 +73,8 @@ def test_locks(lines: list[Line], says: str | None) -> None:
 def test_a_lost_update_counts_with_fencing_and_is_only_counted_without() -> None:
     lines = held(1, 1.0, 1.3, 5)
     second = held(2, 1.5, 1.8, 7, base=1)
-    place = next(n for n, line in enumerate(second) if line[2:4] == ("ok", "update"))
-    second[place] = (*second[place][:4], {**second[place][4], "base": 0})
+    position = next(n for n, line in enumerate(second) if line[2:4] == ("ok", "update"))
+    second[position] = (*second[position][:4], {**second[position][4], "base": 0})
     operations = history(*lines, *second)
     assert count_updates(operations) == (2, 1)
     assert check_locks(operations, fenced=True).kind is VerdictKind.INVALID
@@ -105,20 +105,20 @@ def seen(begin: float, present: bool) -> list[Line]:
     return one(begin, begin + 0.1, 1, "observe", key, done)
 
 
-def renewed(begin: float, ttl: int) -> list[Line]:
-    return one(begin, begin + 0.1, 1, "renew", {"lease": 1}, {"lease": 1, "ttl": ttl})
+def kept_alive(begin: float, ttl: int) -> list[Line]:
+    return one(begin, begin + 0.1, 1, "keep_alive", {"lease": 1}, {"lease": 1, "ttl": ttl})
 
 
 @pytest.mark.parametrize(
     ("lines", "left", "says"),
     [
         (life(*seen(1.0, True), *seen(4.0, False)), [], None),
-        (life(*renewed(1.5, 2), *seen(3.0, True), *seen(5.0, False)), [], None),
+        (life(*kept_alive(1.5, 2), *seen(3.0, True), *seen(5.0, False)), [], None),
         (life(*seen(1.0, False)), [], "early"),
-        (life(*renewed(1.5, 2), *seen(3.0, False)), [], "early"),
+        (life(*kept_alive(1.5, 2), *seen(3.0, False)), [], "early"),
         (life(*seen(3.0, False), *seen(4.0, True)), [], "back after"),
-        (life(*seen(3.0, False), *renewed(4.0, 2)), [], "renewed after"),
-        (life(*renewed(1.0, 5)), [], "longer TTL"),
+        (life(*seen(3.0, False), *kept_alive(4.0, 2)), [], "renewed after"),
+        (life(*kept_alive(1.0, 5)), [], "longer TTL"),
         (life(*one(1.0, 1.1, 1, "revoke", 1, {"lease": 1, "revision": 5}), *seen(1.2, False)), [], None),
         (
             life(*one(1.0, 1.1, 1, "revoke", 1, {"lease": 1, "revision": 5}), *seen(1.2, True)),

@@ -211,12 +211,12 @@ def explained(kind: Kind, operations: Sequence[Operation]) -> bool:
     return search(kind.initial, possible)
 
 
-def _shape(events: Sequence[Event], place: int) -> Any:
+def _shape(events: Sequence[Event], position: int) -> Any:
     """What is alike among operations whose answers can be exchanged without looking absurd."""
-    end = events[place]
-    begun = max(m for m in range(place) if events[m].process == end.process)
-    question = events[begun].value
-    return end.f, question[0] if end.f in ("get", "put", "delete", "cas") else question
+    end = events[position]
+    begun = max(m for m in range(position) if events[m].process == end.process)
+    leader_request = events[begun].value
+    return end.f, leader_request[0] if end.f in ("get", "put", "delete", "cas") else leader_request
 
 
 def edit(rng: random.Random, events: list[Event]) -> list[Event]:

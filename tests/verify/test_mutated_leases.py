@@ -51,7 +51,7 @@ class NaiveLeases:
             del self.keys[key]
             self.revision += 1
 
-    def renew(self, lease: int) -> int:
+    def keep_alive(self, lease: int) -> int:
         if lease not in self.deadlines:
             return 0
         self.deadlines[lease] = self._tape.now + TTL_S * NS + self._tape.rng.randint(0, NS)
@@ -63,10 +63,10 @@ class NaiveLeases:
         if f == "grant":
             self.granted += 1
             self.deadlines[self.granted] = 0
-            return {"lease": self.granted, "ttl": self.renew(self.granted)}
+            return {"lease": self.granted, "ttl": self.keep_alive(self.granted)}
         lease = asked if f == "revoke" else asked["lease"]
-        if f == "renew":
-            return {"lease": lease, "ttl": self.renew(lease)}
+        if f == "keep_alive":
+            return {"lease": lease, "ttl": self.keep_alive(lease)}
         if f == "observe":
             return {**asked, "revision": self.revision, "present": asked["key"] in self.keys}
         if lease not in self.deadlines:
@@ -88,7 +88,7 @@ def ask(rng: random.Random, leases: Sequence[int], attached: set[int]) -> tuple[
     if lease not in attached:
         attached.add(lease)
         return "attach", key
-    f = rng.choice(["renew", "renew", "observe", "observe", "observe", "observe", "revoke"])
+    f = rng.choice(["keep_alive", "keep_alive", "observe", "observe", "observe", "observe", "revoke"])
     return f, lease if f == "revoke" else key if f == "observe" else {"lease": lease}
 
 
@@ -266,7 +266,7 @@ def test_valid_leases() -> None:
         operations = paired(record_leases(random.Random(seed), 20))
         verdict = check_leases(operations)
         assert verdict.kind is VerdictKind.VALID, f"seed {seed}: {verdict.explanation}"
-        ends += any(op.f == "renew" and op.completed and not op.completed["ttl"] for op in operations)
+        ends += any(op.f == "keep_alive" and op.completed and not op.completed["ttl"] for op in operations)
     assert ends > VALID_HISTORIES // 10, "hardly any lease is seen to have ended"
 
 

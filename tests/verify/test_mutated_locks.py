@@ -59,7 +59,7 @@ class NaiveLocks:
         self.numbers: dict[str, tuple[int, int]] = {}
         """Name -> version, highest token seen."""
 
-    def renew(self, lease: int) -> None:
+    def keep_alive(self, lease: int) -> None:
         if lease in self.deadlines:
             self.deadlines[lease] = self._tape.now + TTL_S * NS + self._tape.rng.randint(0, NS)
 
@@ -122,7 +122,7 @@ class Client:
         self._lease: int | None = None
         self._held: tuple[str, int] | None = None
         self._updated = False
-        self._renews = True
+        self._keeps_alive = True
         self.open: tuple[str, Any] | None = None
         self._stage = 0
         """How far the open operation has come."""
@@ -130,8 +130,8 @@ class Client:
 
     def step(self, may_begin: bool) -> bool:
         """One step; whether it began an operation."""
-        if self._renews and self._lease is not None:
-            self._store.renew(self._lease)
+        if self._keeps_alive and self._lease is not None:
+            self._store.keep_alive(self._lease)
         if self.open is None:
             if may_begin:
                 self._begin()
@@ -154,7 +154,7 @@ class Client:
         elif self._held is not None or rng.random() < 0.3:
             self.open = ("revoke", self._lease)
         else:
-            self._renews = rng.random() < 0.8
+            self._keeps_alive = rng.random() < 0.8
             self.open = ("acquire", {"name": rng.choice("aab"), "lease": self._lease, "doomed": False})
         self._stage, self._reply = 0, None
         self._tape.add(self.process, "invoke", *self.open)
@@ -167,7 +167,7 @@ class Client:
         if f == "grant":
             store.granted += 1
             store.deadlines[store.granted] = 0
-            store.renew(store.granted)
+            store.keep_alive(store.granted)
             self._reply = {"lease": store.granted, "ttl": TTL_S}
         elif f == "acquire":
             self._wait(asked["name"], asked["lease"], asked)

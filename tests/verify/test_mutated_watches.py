@@ -162,7 +162,7 @@ def edit_watches(rng: random.Random, events: list[Event]) -> list[Event]:
     if choice < 7 and watches:
         n = rng.choice(watches)
         value = {**events[n].value, "batches": [list(map(list, b)) for b in events[n].value["batches"]]}
-        value["progress"] = [list(notice) for notice in value["progress"]]
+        value["progress"] = [list(progress) for progress in value["progress"]]
         _lie(rng, value, choice)
         edited[n] = events[n]._replace(value=value)
         return edited
@@ -197,15 +197,15 @@ def _lie(rng: random.Random, value: dict[str, Any], choice: int) -> None:
     batches = value["batches"]
     if choice == 5 or not batches:
         if value["progress"] and rng.random() < 0.5:
-            notice = rng.choice(value["progress"])
-            notice[rng.randrange(2)] += rng.choice([-1, 1])
+            progress = rng.choice(value["progress"])
+            progress[rng.randrange(2)] += rng.choice([-1, 1])
         elif rng.random() < 0.5:
             value["created"] = max(1, value["created"] + rng.choice([-1, 1, 5]))
         else:
             value["compacted"] = rng.choice([0, rng.randint(1, 6)])
         return
-    place = rng.randrange(len(batches))
-    batch, other = batches[place], rng.choice(batches)
+    position = rng.randrange(len(batches))
+    batch, other = batches[position], rng.choice(batches)
     k, m = rng.randrange(len(batch)), rng.randrange(len(other))
     if choice == 0:
         batch.pop(k)
@@ -214,7 +214,7 @@ def _lie(rng: random.Random, value: dict[str, Any], choice: int) -> None:
     elif choice == 2:
         batch[k], other[m] = other[m], batch[k]
     elif choice == 3:
-        batches[place : place + 1] = [batch[:k], batch[k:]]
+        batches[position : position + 1] = [batch[:k], batch[k:]]
     else:
         field = rng.randrange(7)
         lies = [
@@ -257,10 +257,10 @@ def histories(operations: Sequence[Operation]) -> Iterator[list[Done]]:
     ]
     last = max([*shown, *(one.revision for one in sure), 1]) + len(unknown)
     free = [revision for revision in range(2, last + 1) if revision not in made]
-    for places in itertools.product([None, *free], repeat=len(unknown)):
-        taken = [place for place in places if place is not None]
+    for positions in itertools.product([None, *free], repeat=len(unknown)):
+        taken = [position for position in positions if position is not None]
         if len(set(taken)) == len(taken):
-            guesses = [Done(at, op) for at, op in zip(places, unknown, strict=True) if at is not None]
+            guesses = [Done(at, op) for at, op in zip(positions, unknown, strict=True) if at is not None]
             yield sorted([*sure, *guesses], key=lambda one: (one.revision, _is_silent(one.operation)))
 
 

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from kvstore.verify import HistoryError, read_history
-from kvstore.verify.commands import verify
 from kvstore.verify.edn import DEPTH_MAX, EdnError, parse_all
+from kvstore.verify.verify_command import verify
 
 LOG = "INFO  jepsen.util - 0\t:invoke\t:cas\t[1 2]\nINFO  jepsen.util - 0 :info :cas :timed-out\n"
 EDN = """; comment

@@ -18,7 +18,7 @@ class Result:
 
 @pytest.mark.parametrize(
     ("verdicts", "code"),
-    [(["valid"], 0), (["valid", "void"], 2), (["void", "invalid", "unknown"], 1), ([], 3)],
+    [(["valid"], 0), (["valid", "inconclusive"], 2), (["inconclusive", "invalid", "unknown"], 1), ([], 3)],
 )
 def test_an_invalid_run_is_told_as_such_whatever_stands_beside_it(
     verdicts: list[str], code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -87,13 +87,13 @@ def test_another_definition_of_the_same_messages_in_one_process(order: str) -> N
         "other = message_factory.GetMessageClass(pool.FindMessageTypeByName('etcdserverpb.PutRequest'))\n"
     )
     ours = "from kvstore.wire import rpc_pb2\n"
-    proof = (
+    script = (
         "data = other(key=b'k').SerializeToString()\n"
         "assert rpc_pb2.PutRequest.FromString(data).key == b'k'\n"
         "assert rpc_pb2.PutRequest is not other\n"
         "print('both')\n"
     )
-    program = (ours + theirs if order == "ours first" else theirs + ours) + proof
+    program = (ours + theirs if order == "ours first" else theirs + ours) + script
     result = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,

@@ -7,7 +7,7 @@ several processes merge into one history.
 
 * A *workload* (`workloads`, `coordination`) decides what a slot does. It knows the calls of `client.Client`
   and nothing of gRPC, so that any client can drive it.
-* A *client* (`thin`, `foreign`) speaks the etcd protocol and sorts every failure into *certain* (nothing was
+* A *client* (`thin`, `aetcd_client`) speaks the etcd protocol and sorts every failure into *certain* (nothing was
   applied) and *unknown*. Nothing is ever retried below the record.
 * After an unknown outcome the slot goes on as a new process, because the old one may still be at it.
 

@@ -20,7 +20,7 @@ EXIT_NOT_SERVED = 4
 def connect(kind: str, endpoint: str, timeout_s: float) -> Client:
     """A client of a kind. Loaded here, because each kind may live in an environment of its own."""
     if kind == "aetcd":
-        from kvstore.verify.load.foreign import AetcdClient  # needs aetcd
+        from kvstore.verify.load.aetcd_client import AetcdClient  # needs aetcd
 
         return AetcdClient(endpoint, timeout_s)
     from kvstore.verify.load.thin import ThinClient  # needs this package's own gRPC

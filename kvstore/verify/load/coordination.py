@@ -156,26 +156,26 @@ class Resource:
     def __init__(self, port: int) -> None:
         self._port = port
 
-    async def ask(self, **question: Any) -> dict[str, Any]:
+    async def ask(self, **leader_request: Any) -> dict[str, Any]:
         """One question on a connection of its own. Raises OSError when the resource is gone."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
-            writer.write(json.dumps(question).encode() + b"\n")
+            writer.write(json.dumps(leader_request).encode() + b"\n")
             answer: dict[str, Any] = json.loads(await reader.readline())
             return answer
         finally:
             writer.close()
 
 
-class Renewal:
+class KeepAlive:
     """Keeps one lease alive until told to stop."""
 
     def __init__(self, slot: Slot, lease: int) -> None:
         self._slot = slot
         self._lease = lease
-        self._task = asyncio.get_running_loop().create_task(self._renew())
+        self._task = asyncio.get_running_loop().create_task(self._keep_alive())
 
-    async def _renew(self) -> None:
+    async def _keep_alive(self) -> None:
         while True:
             await asyncio.sleep(LOCK_TTL_S / 4)
             try:
@@ -205,11 +205,11 @@ async def _locker(slot: Slot, *, fenced: bool) -> None:
         granted = await slot.perform("grant", LOCK_TTL_S, partial(_grant, slot))
         if granted is None:
             continue
-        renewal = Renewal(slot, granted["lease"])
+        keep_alive = KeepAlive(slot, granted["lease"])
         try:
             await _lock_once(slot, resource, granted["lease"], fenced)
         finally:
-            await renewal.stop()
+            await keep_alive.stop()
         await slot.perform("revoke", granted["lease"], partial(_revoke, slot, granted["lease"]))
         await slot.pace()
 
@@ -285,7 +285,7 @@ async def _one_life(slot: Slot, number: int) -> None:
     async def attach() -> dict[str, Any]:
         return {"lease": number, "key": key, "revision": await slot.client.put(key, "1", lease=number)}
 
-    async def renew() -> dict[str, Any]:
+    async def keep_alive() -> dict[str, Any]:
         return {"lease": number, "ttl": await slot.client.lease_keep_alive(number)}
 
     async def observe() -> dict[str, Any]:
@@ -296,7 +296,7 @@ async def _one_life(slot: Slot, number: int) -> None:
         return
     for _ in range(slot.rng.randrange(4)):
         await slot.load.sleep(LEASE_TTL_S * slot.rng.uniform(0.1, 0.6))
-        await slot.perform("renew", {"lease": number}, renew)
+        await slot.perform("keep_alive", {"lease": number}, keep_alive)
         await slot.perform("observe", {"lease": number, "key": key}, observe, reads_only=True)
     if slot.rng.random() < 0.2:
         await slot.perform("revoke", number, partial(_revoke, slot, number))

@@ -16,7 +16,7 @@ BACKOFF_S = (0.1, 1.0)
 """After a failure, doubled up to the second while failures go on: members that are down must not fill the
 history with refusals."""
 
-MOVE_CHANCE = 0.7
+MOVE_PROBABILITY = 0.7
 """After a failure a slot tries another member, usually: those that stay are the ones who would see a
 stale leader answer."""
 
@@ -105,7 +105,7 @@ class Slot:
         """Replaced after an unknown outcome. Invariant: congruent to `number` modulo `slots_total`."""
         self.rng = random.Random(f"{load.spec.seed}/slot/{number}")  # noqa: S311  repeats with its seed
         self._clients = clients
-        self._place = number % len(clients)
+        self._position = number % len(clients)
         self._due = time.monotonic()
         self._fresh = 0
         self._failures = 0
@@ -113,17 +113,17 @@ class Slot:
 
     @property
     def client(self) -> Client:
-        return self._clients[self._place]
+        return self._clients[self._position]
 
     @property
-    def place(self) -> int:
+    def position(self) -> int:
         """Which member it talks to, counted from 0."""
-        return self._place
+        return self._position
 
     def move(self) -> None:
         """Go on with another member."""
         if len(self._clients) > 1:
-            self._place = (self._place + self.rng.randrange(1, len(self._clients))) % len(self._clients)
+            self._position = (self._position + self.rng.randrange(1, len(self._clients))) % len(self._clients)
 
     def fresh(self) -> int:
         """A number nobody else draws."""
@@ -140,7 +140,7 @@ class Slot:
         self, f: str, asked: Any, action: Callable[[], Awaitable[Any]], *, reads_only: bool = False
     ) -> Any:
         """Record the operation around `action`, which returns the completed value; None unless it is ok."""
-        record, process, node = self.load.recorder.event, self.process, self._place
+        record, process, node = self.load.recorder.event, self.process, self._position
         record(process, "invoke", f, asked, node=node)
         try:
             completed = await action()
@@ -159,7 +159,7 @@ class Slot:
             record(process, "ok", f, completed, node=node)
             self._failures = 0
             return completed
-        if self.rng.random() < MOVE_CHANCE:
+        if self.rng.random() < MOVE_PROBABILITY:
             self.move()
         least, most = BACKOFF_S
         await self.load.sleep(min(most, least * 2**self._failures) * self.rng.uniform(0.5, 1.5))

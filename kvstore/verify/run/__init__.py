@@ -2,7 +2,7 @@
 
 The contract. `execute` carries out one run and leaves one directory: `config.json` (with the seed),
 `schedule.json` (every fault, when, at whom, and the evidence that it took hold), `history.jsonl` and
-`history.edn`, `results.json`, `junit.xml`, `timeline.html`, the members' logs and data. A run is *void*, not
+`history.edn`, `results.json`, `junit.xml`, `timeline.html`, the members' logs and data. A run is *inconclusive*, not
 green, when fewer than half of its operations succeeded, when a fault it asked for never took hold, or
 when the server does not serve what the workload needs.
 

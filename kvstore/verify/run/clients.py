@@ -126,10 +126,10 @@ def _shares(settings: Settings) -> list[tuple[str, tuple[int, ...]]]:
     kinds = ["thin"] * settings.processes
     allowed = CLIENTS_OF.get(settings.workload, ("thin", "aetcd"))
     slots = list(range(settings.slots))
-    foreign = round(settings.slots * settings.foreign_share)
-    if "aetcd" not in allowed or aetcd_python() is None or not foreign:
-        return [(kind, tuple(slots[place :: len(kinds)])) for place, kind in enumerate(kinds)]
-    own = slots[: len(slots) - foreign]
+    third_party = round(settings.slots * settings.third_party_share)
+    if "aetcd" not in allowed or aetcd_python() is None or not third_party:
+        return [(kind, tuple(slots[position :: len(kinds)])) for position, kind in enumerate(kinds)]
+    own = slots[: len(slots) - third_party]
     thin = kinds[: max(1, len(kinds) - 1)]
-    shares = [(kind, tuple(own[place :: len(thin)])) for place, kind in enumerate(thin)]
-    return [*shares, ("aetcd", tuple(slots[len(slots) - foreign :]))]
+    shares = [(kind, tuple(own[position :: len(thin)])) for position, kind in enumerate(thin)]
+    return [*shares, ("aetcd", tuple(slots[len(slots) - third_party :]))]

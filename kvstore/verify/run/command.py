@@ -19,7 +19,7 @@ from kvstore.verify.run.report import summary
 from kvstore.verify.run.rotation import rotate
 from kvstore.verify.run.settings import Settings
 
-EXIT_CODES = {"valid": 0, "invalid": 1, "unknown": 2, "void": 2}
+EXIT_CODES = {"valid": 0, "invalid": 1, "unknown": 2, "inconclusive": 2}
 EXIT_NOT_CARRIED_OUT = 3
 
 

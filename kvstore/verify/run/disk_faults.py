@@ -69,10 +69,10 @@ class PowerCut:
         for number in self.field.cluster.numbers:
             self._traces[number] = []
             self.field.cluster.wrappings.setdefault(number, Wrapping())
-        self.field.cluster.before_start.append(self._renew)
+        self.field.cluster.before_start.append(self._keep_alive)
         _strace()
 
-    def _renew(self, number: int) -> None:
+    def _keep_alive(self, number: int) -> None:
         """Give the next start of a member a trace of its own."""
         traces = self._traces[number]
         trace = self.field.directory / "traces" / f"node{number}-{time.monotonic_ns()}"
@@ -240,9 +240,9 @@ class DiskFull(_Injected):
         state = sorted(str(path) for path in data.glob(f"{STATE_NAME}*.db"))
         paths = [*state, *(f"{name}-wal" for name in state), str(data / LOG_NAME / UNFINISHED_NAME)]
         chosen = [argument for path in paths for argument in ("-P", path)]
-        room = ("-e", "inject=fallocate:error=ENOSPC")
+        space = ("-e", "inject=fallocate:error=ENOSPC")
         pages = ("-e", f"inject=pwrite64:error=ENOSPC:when={PAGES_BEFORE_FULL + 1}+")
-        return ("-y", *chosen, "-e", "trace=pwrite64,fallocate", *room, *pages)
+        return ("-y", *chosen, "-e", "trace=pwrite64,fallocate", *space, *pages)
 
     def before_restart(self, number: int) -> None:
         """Take away the segment prepared in reserve, as if the member had died before it was.

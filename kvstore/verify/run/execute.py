@@ -20,7 +20,7 @@ from kvstore.verify.load.__main__ import EXIT_NOT_SERVED
 from kvstore.verify.run import judge, report
 from kvstore.verify.run.clients import LoadProcesses
 from kvstore.verify.run.cluster import ClusterUnderTest
-from kvstore.verify.run.faults import Driver, Fault, Field, Missing, fired
+from kvstore.verify.run.faults import Fault, Field, Missing, NemesisRunner, fired
 from kvstore.verify.run.judge import Check, Finals
 from kvstore.verify.run.namespaces import NamespacedCluster
 from kvstore.verify.run.nemeses import NEMESES
@@ -43,7 +43,7 @@ WATCH_FLAGS = ("--experimental-watch-progress-notify-interval=200ms",)
 minutes. In the words that etcd 3.5 knows too."""
 
 OK_SHARE_MIN = 0.5
-"""Below this a run says little: it is void."""
+"""Below this a run says little: it is inconclusive."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class RunResult:
 
     settings: Settings
     verdict: str
-    """valid, invalid, unknown or void."""
+    """valid, invalid, unknown or inconclusive."""
     reasons: list[str] = field(default_factory=list)
     """Why it is not valid; first the worst."""
     checks: list[Check] = field(default_factory=list)
@@ -112,16 +112,16 @@ class Run:
             try:
                 nemeses[name].prepare()
             except Missing as reason:
-                return self._end("void", f"nemesis {name} cannot work here: {reason}")
+                return self._end("inconclusive", f"nemesis {name} cannot work here: {reason}")
         self.settings.write(self.field.means)
         self.result.means = self.field.means
-        driver = Driver(self.field, nemeses)
+        runner = NemesisRunner(self.field, nemeses)
         try:
             await self._phase("start", self._start())
-            await self._phase("work", self._work(driver))
+            await self._phase("work", self._work(runner))
             await self._phase("finals", self._finish())
         finally:
-            self.result.faults = driver.faults
+            self.result.faults = runner.faults
             if self.load is not None:
                 self.load.kill()
             await self.resource.stop()
@@ -143,7 +143,7 @@ class Run:
         if reply.count:
             raise ClusterError(f"the new cluster already holds {reply.count} keys")
 
-    async def _work(self, driver: Driver) -> None:
+    async def _work(self, runner: NemesisRunner) -> None:
         settings = self.settings
         options = {"resource_port": await self.resource.start()}
         endpoints = [node.client_address for node in self.cluster.plan.nodes]
@@ -151,7 +151,7 @@ class Run:
         await self.load.start()
         self.field.client_pids += [process.pid for process in self.load.processes]
         deadline = time.monotonic() + settings.seconds
-        driving = asyncio.get_running_loop().create_task(driver.run(deadline))
+        driving = asyncio.get_running_loop().create_task(runner.run(deadline))
         while time.monotonic() < deadline and not self.load.ended:
             await asyncio.wait([driving], timeout=0.25)
             if driving.done():
@@ -193,12 +193,12 @@ class Run:
     def _note_clients(self, codes: Sequence[int | None]) -> None:
         assert self.load is not None
         said = self.load.said()
-        for place, code in enumerate(codes):
+        for position, code in enumerate(codes):
             if code == EXIT_NOT_SERVED:
-                self.result.reasons.insert(0, f"void: {said[place]}")
+                self.result.reasons.insert(0, f"inconclusive: {said[position]}")
             elif code != 0:
-                words = said[place].splitlines()[-1:] or ["nothing"]
-                self.result.reasons.append(f"clients {place + 1} ended with {code}, saying {words[0]}")
+                words = said[position].splitlines()[-1:] or ["nothing"]
+                self.result.reasons.append(f"clients {position + 1} ended with {code}, saying {words[0]}")
 
     async def _read_all(self) -> Finals:
         """The whole contents of every member, at one revision."""
@@ -257,14 +257,16 @@ class Run:
         result = self.result
         kinds = judge.deciding(result.checks)
         total = sum(result.counts.values())
-        voids = [reason for reason in result.reasons if reason.startswith("void: ")]
-        voids += [
-            f"void: nemesis {name} never took hold: {_missed(result.faults, name)}"
+        inconclusives = [reason for reason in result.reasons if reason.startswith("inconclusive: ")]
+        inconclusives += [
+            f"inconclusive: nemesis {name} never took hold: {_missed(result.faults, name)}"
             for name in self.settings.nemeses
             if not fired(result.faults, name)
         ]
         if result.counts.get("ok", 0) < OK_SHARE_MIN * total or not total:
-            voids.append(f"void: {result.counts.get('ok', 0)} of {total} operations succeeded")
+            inconclusives.append(
+                f"inconclusive: {result.counts.get('ok', 0)} of {total} operations succeeded"
+            )
         contradiction = judge.disagreement(result.checks)
         if contradiction:
             result.reasons.append(contradiction)
@@ -272,9 +274,9 @@ class Run:
         if VerdictKind.INVALID in kinds:
             result.verdict = "invalid"
             result.reasons = [*findings, *result.reasons]
-        elif voids:
-            result.verdict = "void"
-            result.reasons = [*voids, *(r for r in result.reasons if r not in voids)]
+        elif inconclusives:
+            result.verdict = "inconclusive"
+            result.reasons = [*inconclusives, *(r for r in result.reasons if r not in inconclusives)]
         elif result.reasons:
             result.verdict = "invalid"
         elif VerdictKind.UNKNOWN in kinds or self.finals is None:

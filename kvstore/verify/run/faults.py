@@ -28,7 +28,7 @@ HOLD_S = (1.5, 5.0)
 
 OVERTIME_S = 45.0
 """How much longer than planned a run may take until each of its faults took hold once: on a slow machine
-an injected error or a refusal to start takes its time, and a run without its faults is void."""
+an injected error or a refusal to start takes its time, and a run without its faults is inconclusive."""
 
 HEALTHY_TIMEOUT_S = 20.0
 """Patience for all members to serve again before the next fault."""
@@ -117,7 +117,7 @@ class Nemesis(Protocol):
         """Take it back; the evidence that it had taken hold. Raises FaultMissedError after that."""
 
 
-class Driver:
+class NemesisRunner:
     """Does faults until told to stop, one at a time, and takes the last one back."""
 
     def __init__(self, field: Field, nemeses: dict[str, Nemesis]) -> None:
@@ -128,15 +128,15 @@ class Driver:
     async def run(self, deadline: float) -> None:
         """Until `deadline` of the monotonic clock, or longer for faults that never took hold so far."""
         names = list(self._nemeses)
-        turn = 0
+        iteration = 0
         while names:
             await asyncio.sleep(self._field.rng.uniform(*QUIET_S))
             if time.monotonic() >= deadline:
                 names = [name for name in names if not fired(self.faults, name)]
                 if not names or time.monotonic() >= deadline + OVERTIME_S:
                     return
-            await self._one(names[turn % len(names)])
-            turn += 1
+            await self._one(names[iteration % len(names)])
+            iteration += 1
 
     async def _one(self, name: str) -> None:
         nemesis, rng = self._nemeses[name], self._field.rng

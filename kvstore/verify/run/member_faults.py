@@ -22,7 +22,7 @@ RETRY_S = 0.3
 REFUSAL_TIMEOUT_S = 15.0
 """For a damaged member to say that it will not start."""
 
-FLIP_CHANCES = (1e-3, 1e-4, 1e-5)
+FLIP_PROBABILITIES = (1e-3, 1e-4, 1e-5)
 """Chance that a bit is flipped, as in Jepsen's tests of etcd."""
 
 TRUNCATE_BYTES_MAX = 1024
@@ -189,13 +189,13 @@ def damage(directory: Path, rng: random.Random) -> str:
         os.truncate(chosen, size - cut)
         return f"{chosen.name} shortened by {cut} bytes"
     used = _used_bytes(chosen, size)
-    flips = max(1, round(used * 8 * rng.choice(FLIP_CHANCES)))
+    flips = max(1, round(used * 8 * rng.choice(FLIP_PROBABILITIES)))
     with chosen.open("r+b") as file:
         for _ in range(flips):
-            place = rng.randrange(used)
-            file.seek(place)
+            position = rng.randrange(used)
+            file.seek(position)
             byte = file.read(1)[0]
-            file.seek(place)
+            file.seek(position)
             file.write(bytes([byte ^ (1 << rng.randrange(8))]))
     return f"{flips} bits flipped in {chosen.name}"
 

@@ -189,12 +189,12 @@ class Fabric:
     def set_cut(self, cut: frozenset[tuple[int, int]]) -> None:
         """Lose what the first says to the second, for these ordered pairs and no other."""
         for speaker in self.numbers:
-            deaf = frozenset(hearer for one, hearer in cut if one == speaker)
-            changed = sorted(deaf ^ self._cut[speaker])
+            drop_inbound = frozenset(hearer for one, hearer in cut if one == speaker)
+            changed = sorted(drop_inbound ^ self._cut[speaker])
             if changed:
-                ends = {one: LOST_ADDRESS if one in deaf else _ethernet(one) for one in changed}
+                ends = {one: LOST_ADDRESS if one in drop_inbound else _ethernet(one) for one in changed}
                 self._batch(speaker, [_neighbour(one, end) for one, end in ends.items()])
-                self._cut[speaker] = deaf
+                self._cut[speaker] = drop_inbound
 
     def lost(self) -> int:
         """Frames that went nowhere so far."""

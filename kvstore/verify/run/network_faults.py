@@ -65,7 +65,9 @@ def majorities_ring(members: list[int], leader: int, rng: Random) -> Links:
     order = rng.sample(members, len(members))
     count, reach = len(order), len(order) // 2
     heard = {
-        (order[(place + step) % count], order[place]) for place in range(count) for step in range(reach + 1)
+        (order[(position + step) % count], order[position])
+        for position in range(count)
+        for step in range(reach + 1)
     }
     return [pair for pair in permutations(order, 2) if pair not in heard]
 

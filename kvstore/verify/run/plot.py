@@ -25,8 +25,8 @@ def availability(operations: Sequence[Operation], faults: Sequence[Fault]) -> li
         op.returned_ns for op in operations if op.outcome is Outcome.OK and op.returned_ns is not None
     )
     table = []
-    for place, fault in enumerate(faults):
-        following = faults[place + 1].begin_ns if place + 1 < len(faults) else fault.end_ns + int(60e9)
+    for position, fault in enumerate(faults):
+        following = faults[position + 1].begin_ns if position + 1 < len(faults) else fault.end_ns + int(60e9)
         until = min(fault.end_ns + int(AFTER_S * 1e9), following, max(moments, default=0))
         table.append(
             {
@@ -49,9 +49,9 @@ def _longest_gap(moments: Sequence[int], begin: int, end: int) -> float:
 
 def _recovery(moments: Sequence[int], end: int, following: int) -> float | None:
     """Seconds from the end of a fault to the first steady half second; None if the next came sooner."""
-    place = bisect_left(moments, end)
-    while place + STEADY_OPERATIONS < len(moments) and moments[place] < following:
-        if moments[place + STEADY_OPERATIONS] - moments[place] <= STEADY_S * 1e9:
-            return round((moments[place] - end) / 1e9, 3)
-        place += 1
+    position = bisect_left(moments, end)
+    while position + STEADY_OPERATIONS < len(moments) and moments[position] < following:
+        if moments[position + STEADY_OPERATIONS] - moments[position] <= STEADY_S * 1e9:
+            return round((moments[position] - end) / 1e9, 3)
+        position += 1
     return None

@@ -105,7 +105,7 @@ def write_all(
 
 
 def junit(results: Sequence[RunResult]) -> str:
-    """A junit file: one test case a run; void and unknown are errors, not passes."""
+    """A junit file: one test case a run; inconclusive and unknown are errors, not passes."""
     cases = []
     failures = errors = 0
     for result in results:

@@ -44,15 +44,15 @@ class GuardedResource:
         finally:
             writer.close()
 
-    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, leader_request: dict[str, Any]) -> dict[str, Any]:
         """Answer `read` or `write` of a name, perhaps with a token."""
-        name, token = question["name"], question["token"]
+        name, token = leader_request["name"], leader_request["token"]
         version = self._versions.get(name, 0)
         if token is not None:
             if token < self._tokens.get(name, 0):
                 return {"version": version, "before": version, "accepted": False}
             self._tokens[name] = token
-        if question["op"] == "write":
+        if leader_request["op"] == "write":
             self._versions[name] = version + 1
             return {"version": version + 1, "before": version, "accepted": True}
         return {"version": version, "before": version, "accepted": True}

@@ -55,7 +55,7 @@ def plan_runs(minutes: float, seed: int) -> list[tuple[str, tuple[str, ...], flo
     order = list(ROTATION)
     if count < len(order):
         random.Random(f"{seed}/rotation").shuffle(order)  # noqa: S311  repeats with its seed
-    return [(*order[place % len(order)], seconds) for place in range(count)]
+    return [(*order[position % len(order)], seconds) for position in range(count)]
 
 
 def rotate(
@@ -70,15 +70,15 @@ def rotate(
     """Carry out the rotation and write `summary.json` and `junit.xml` for all of it."""
     results: list[RunResult] = []
     began = time.monotonic()
-    for place, (workload, nemeses, seconds) in enumerate(plan_runs(minutes, seed)):
+    for position, (workload, nemeses, seconds) in enumerate(plan_runs(minutes, seed)):
         left_out = [name for name in nemeses if name in NEEDS and shutil.which(NEEDS[name]) is None]
         if left_out:
             say(f"left out for want of {NEEDS[left_out[0]]}: {', '.join(left_out)}")
         settings = Settings(
             workload=workload,
             nemeses=tuple(name for name in nemeses if name not in left_out),
-            directory=directory / f"{place + 1:02}-{workload}",
-            seed=seed + place,
+            directory=directory / f"{position + 1:02}-{workload}",
+            seed=seed + position,
             seconds=seconds,
             network="relay" if RELAYS_ONLY & set(nemeses) else network,
             **numbers,

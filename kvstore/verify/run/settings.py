@@ -34,7 +34,7 @@ class Settings:
     """Processes they live in."""
     timeout_s: float = 2.0
     """Of one call; longer than an election usually takes."""
-    foreign_share: float = 0.25
+    third_party_share: float = 0.25
     """Share of the slots driven by aetcd, where its environment is known."""
     program: tuple[str, ...] = ("-m", "kvstore", "server")
     """What the interpreter is told to run as a member."""

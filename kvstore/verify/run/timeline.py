@@ -31,7 +31,7 @@ def write_timeline(
     """Write the page. Operations without times are left out."""
     named = _named(result)
     shown = _around(operations, named)
-    prefix = {line: place for check in result.checks for place, line in enumerate(check.prefix)}
+    prefix = {line: position for check in result.checks for position, line in enumerate(check.prefix)}
     slots = result.settings.slots
     rows = []
     for operation in shown:
@@ -79,10 +79,10 @@ def _faults(result: RunResult, began_ns: int) -> list[dict[str, Any]]:
             "end": round((fault.end_ns - began_ns) / 1e6, 1),
             "nodes": list(fault.nodes),
             "evidence": fault.evidence,
-            "gap": table[place]["longest_gap_s"] if place < len(table) else None,
-            "recovered": table[place]["recovered_s"] if place < len(table) else None,
+            "gap": table[position]["longest_gap_s"] if position < len(table) else None,
+            "recovered": table[position]["recovered_s"] if position < len(table) else None,
         }
-        for place, fault in enumerate(result.faults)
+        for position, fault in enumerate(result.faults)
     ]
 
 
@@ -99,6 +99,6 @@ def _around(operations: Sequence[Operation], named: set[int]) -> Sequence[Operat
     """All, or as many as are drawn, around the first that is named."""
     if len(operations) <= OPERATIONS_MAX:
         return operations
-    place = next((n for n, operation in enumerate(operations) if operation.line in named), 0)
-    first = max(0, min(place - OPERATIONS_MAX // 2, len(operations) - OPERATIONS_MAX))
+    position = next((n for n, operation in enumerate(operations) if operation.line in named), 0)
+    first = max(0, min(position - OPERATIONS_MAX // 2, len(operations) - OPERATIONS_MAX))
     return operations[first : first + OPERATIONS_MAX]

@@ -223,9 +223,11 @@ class TracedDirectory:
                     expected.extend(bytes(max(0, min(len(held), part.stop) - len(expected))))
                     expected[part] = held[part]
             if held != expected:
-                place = next((n for n, (a, b) in enumerate(zip(held, expected, strict=False)) if a != b), -1)
+                position = next(
+                    (n for n, (a, b) in enumerate(zip(held, expected, strict=False)) if a != b), -1
+                )
                 raise TraceError(
-                    f"{path}: {len(held)} bytes on disk, {len(expected)} traced, first difference at {place}"
+                    f"{path}: {len(held)} bytes on disk, {len(expected)} traced, first difference at {position}"
                 )
 
     def pending_bytes(self) -> int:
@@ -261,12 +263,12 @@ def _sectors(pending: list[Change], rng: random.Random) -> Iterator[Change]:
             if rng.random() < 0.5:
                 yield change
             continue
-        place = 0
-        while place < len(change.data):
-            size = SECTOR_BYTES - (change.offset + place) % SECTOR_BYTES
+        position = 0
+        while position < len(change.data):
+            size = SECTOR_BYTES - (change.offset + position) % SECTOR_BYTES
             if rng.random() < 0.5:
-                yield Change(change.offset + place, change.data[place : place + size])
-            place += size
+                yield Change(change.offset + position, change.data[position : position + size])
+            position += size
 
 
 def content(synced: bytearray, changes: Iterable[Change]) -> bytearray:

@@ -23,51 +23,51 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x1eraft/transport/wire/peer.proto\x12\x13raft.transport.wire\"v\n\x05Hello\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x06\x12\x11\n\tmember_id\x18\x03 \x01(\x06\x12\x0f\n\x07\x64isk_id\x18\x04 \x01(\x06\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\x06\x12\x0c\n\x04urls\x18\x06 \x03(\t\"\x11\n\x0f\x44\x65scribeRequest\"\x1b\n\x0b\x44\x65scription\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"v\n\x0bHelloAnswer\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.raft.transport.wire.Hello\x12\x1a\n\x12\x65\x61rlier_disk_known\x18\x02 \x01(\x08\x12\x0f\n\x07refusal\x18\x03 \x01(\t\x12\x0f\n\x07removed\x18\x04 \x01(\x08\"f\n\x05\x46rame\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.raft.transport.wire.Hello\x12\x32\n\x08messages\x18\x02 \x03(\x0b\x32 .raft.transport.wire.PeerMessage\"\xcf\x02\n\x0bPeerMessage\x12,\n\x04raft\x18\x01 \x01(\x0b\x32\x1c.raft.transport.wire.MessageH\x00\x12\x34\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32#.raft.transport.wire.ForwardedBatchH\x00\x12\x36\n\x07refused\x18\x03 \x01(\x0b\x32#.raft.transport.wire.ForwardRefusedH\x00\x12:\n\rdisk_recorded\x18\x04 \x01(\x0b\x32!.raft.transport.wire.DiskRecordedH\x00\x12\x31\n\x08question\x18\x05 \x01(\x0b\x32\x1d.raft.transport.wire.QuestionH\x00\x12-\n\x06\x61nswer\x18\x06 \x01(\x0b\x32\x1b.raft.transport.wire.AnswerH\x00\x42\x06\n\x04kind\"\x88\x02\n\x07Message\x12\x0c\n\x04type\x18\x01 \x01(\r\x12\n\n\x02to\x18\x02 \x01(\x06\x12\x0c\n\x04\x66rom\x18\x03 \x01(\x06\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x10\n\x08log_term\x18\x05 \x01(\x04\x12\r\n\x05index\x18\x06 \x01(\x04\x12+\n\x07\x65ntries\x18\x07 \x03(\x0b\x32\x1a.raft.transport.wire.Entry\x12\x0e\n\x06\x63ommit\x18\x08 \x01(\x04\x12\x0e\n\x06reject\x18\t \x01(\x08\x12\x13\n\x0breject_hint\x18\n \x01(\x04\x12\x0f\n\x07\x63ontext\x18\x0b \x01(\x04\x12\x33\n\x08snapshot\x18\x0c \x01(\x0b\x32!.raft.transport.wire.SnapshotMeta\"p\n\nImageFrame\x12\x32\n\x07opening\x18\x01 \x01(\x0b\x32!.raft.transport.wire.ImageOpening\x12.\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1f.raft.transport.wire.ImageChunk\"\x8c\x01\n\x0cImageOpening\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.raft.transport.wire.Hello\x12-\n\x07message\x18\x02 \x01(\x0b\x32\x1c.raft.transport.wire.Message\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\":\n\nImageChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"<\n\x0bImageStatus\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x0f\n\x07refusal\x18\x03 \x01(\t\"@\n\x05\x45ntry\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"Y\n\x0cSnapshotMeta\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12,\n\x04\x63onf\x18\x03 \x01(\x0b\x32\x1e.raft.transport.wire.ConfState\"q\n\tConfState\x12\x0e\n\x06voters\x18\x01 \x03(\x06\x12\x10\n\x08learners\x18\x02 \x03(\x06\x12\x17\n\x0fvoters_outgoing\x18\x03 \x03(\x06\x12\x15\n\rlearners_next\x18\x04 \x03(\x06\x12\x12\n\nauto_leave\x18\x05 \x01(\x08\"N\n\x0e\x46orwardedBatch\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\x06\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"9\n\x08Question\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x06\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"7\n\x06\x41nswer\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x06\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x1f\n\x0c\x44iskRecorded\x12\x0f\n\x07\x64isk_id\x18\x01 \x01(\x06\"@\n\x0e\x46orwardRefused\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\x06\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x04\x32\xbd\x02\n\x04Peer\x12J\n\x06Stream\x12\x1a.raft.transport.wire.Frame\x1a .raft.transport.wire.HelloAnswer(\x01\x30\x01\x12\x45\n\x05Probe\x12\x1a.raft.transport.wire.Hello\x1a .raft.transport.wire.HelloAnswer\x12R\n\x08\x44\x65scribe\x12$.raft.transport.wire.DescribeRequest\x1a .raft.transport.wire.Description\x12N\n\x05Image\x12\x1f.raft.transport.wire.ImageFrame\x1a .raft.transport.wire.ImageStatus(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n\x1eraft/transport/wire/peer.proto\x12\x13raft.transport.wire\"~\n\tHandshake\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x06\x12\x11\n\tmember_id\x18\x03 \x01(\x06\x12\x0f\n\x07\x64isk_id\x18\x04 \x01(\x06\x12\x13\n\x0bincarnation\x18\x05 \x01(\x06\x12\x0c\n\x04urls\x18\x06 \x03(\t\"\x11\n\x0f\x44\x65scribeRequest\"\x1b\n\x0b\x44\x65scription\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x81\x01\n\x0eHandshakeReply\x12\x31\n\thandshake\x18\x01 \x01(\x0b\x32\x1e.raft.transport.wire.Handshake\x12\x1a\n\x12\x65\x61rlier_disk_known\x18\x02 \x01(\x08\x12\x0f\n\x07refusal\x18\x03 \x01(\t\x12\x0f\n\x07removed\x18\x04 \x01(\x08\"n\n\x05\x46rame\x12\x31\n\thandshake\x18\x01 \x01(\x0b\x32\x1e.raft.transport.wire.Handshake\x12\x32\n\x08messages\x18\x02 \x03(\x0b\x32 .raft.transport.wire.PeerMessage\"\xeb\x02\n\x0bPeerMessage\x12,\n\x04raft\x18\x01 \x01(\x0b\x32\x1c.raft.transport.wire.MessageH\x00\x12\x34\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32#.raft.transport.wire.ForwardedBatchH\x00\x12\x36\n\x07refused\x18\x03 \x01(\x0b\x32#.raft.transport.wire.ForwardRefusedH\x00\x12@\n\x10replica_recorded\x18\x04 \x01(\x0b\x32$.raft.transport.wire.ReplicaRecordedH\x00\x12<\n\x0eleader_request\x18\x05 \x01(\x0b\x32\".raft.transport.wire.LeaderRequestH\x00\x12\x38\n\x0cleader_reply\x18\x06 \x01(\x0b\x32 .raft.transport.wire.LeaderReplyH\x00\x42\x06\n\x04kind\"\x88\x02\n\x07Message\x12\x0c\n\x04type\x18\x01 \x01(\r\x12\n\n\x02to\x18\x02 \x01(\x06\x12\x0c\n\x04\x66rom\x18\x03 \x01(\x06\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x10\n\x08log_term\x18\x05 \x01(\x04\x12\r\n\x05index\x18\x06 \x01(\x04\x12+\n\x07\x65ntries\x18\x07 \x03(\x0b\x32\x1a.raft.transport.wire.Entry\x12\x0e\n\x06\x63ommit\x18\x08 \x01(\x04\x12\x0e\n\x06reject\x18\t \x01(\x08\x12\x13\n\x0breject_hint\x18\n \x01(\x04\x12\x0f\n\x07\x63ontext\x18\x0b \x01(\x04\x12\x33\n\x08snapshot\x18\x0c \x01(\x0b\x32!.raft.transport.wire.SnapshotMeta\"y\n\rSnapshotFrame\x12\x35\n\x07opening\x18\x01 \x01(\x0b\x32$.raft.transport.wire.SnapshotOpening\x12\x31\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\".raft.transport.wire.SnapshotChunk\"\x97\x01\n\x0fSnapshotOpening\x12\x31\n\thandshake\x18\x01 \x01(\x0b\x32\x1e.raft.transport.wire.Handshake\x12-\n\x07message\x18\x02 \x01(\x0b\x32\x1c.raft.transport.wire.Message\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\"=\n\rSnapshotChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"?\n\x0eSnapshotStatus\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x0f\n\x07refusal\x18\x03 \x01(\t\"@\n\x05\x45ntry\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"Y\n\x0cSnapshotMeta\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12,\n\x04\x63onf\x18\x03 \x01(\x0b\x32\x1e.raft.transport.wire.ConfState\"q\n\tConfState\x12\x0e\n\x06voters\x18\x01 \x03(\x06\x12\x10\n\x08learners\x18\x02 \x03(\x06\x12\x17\n\x0fvoters_outgoing\x18\x03 \x03(\x06\x12\x15\n\rlearners_next\x18\x04 \x03(\x06\x12\x12\n\nauto_leave\x18\x05 \x01(\x08\"R\n\x0e\x46orwardedBatch\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"B\n\rLeaderRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"@\n\x0bLeaderReply\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\"\n\x0fReplicaRecorded\x12\x0f\n\x07\x64isk_id\x18\x01 \x01(\x06\"D\n\x0e\x46orwardRefused\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x04\x32\xcd\x02\n\x04Peer\x12M\n\x06Stream\x12\x1a.raft.transport.wire.Frame\x1a#.raft.transport.wire.HandshakeReply(\x01\x30\x01\x12L\n\x05Probe\x12\x1e.raft.transport.wire.Handshake\x1a#.raft.transport.wire.HandshakeReply\x12R\n\x08\x44\x65scribe\x12$.raft.transport.wire.DescribeRequest\x1a .raft.transport.wire.Description\x12T\n\x05Image\x12\".raft.transport.wire.SnapshotFrame\x1a#.raft.transport.wire.SnapshotStatus(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'raft.transport.wire.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HELLO']._serialized_start=55
-  _globals['_HELLO']._serialized_end=173
-  _globals['_DESCRIBEREQUEST']._serialized_start=175
-  _globals['_DESCRIBEREQUEST']._serialized_end=192
-  _globals['_DESCRIPTION']._serialized_start=194
-  _globals['_DESCRIPTION']._serialized_end=221
-  _globals['_HELLOANSWER']._serialized_start=223
-  _globals['_HELLOANSWER']._serialized_end=341
-  _globals['_FRAME']._serialized_start=343
-  _globals['_FRAME']._serialized_end=445
-  _globals['_PEERMESSAGE']._serialized_start=448
-  _globals['_PEERMESSAGE']._serialized_end=783
-  _globals['_MESSAGE']._serialized_start=786
-  _globals['_MESSAGE']._serialized_end=1050
-  _globals['_IMAGEFRAME']._serialized_start=1052
-  _globals['_IMAGEFRAME']._serialized_end=1164
-  _globals['_IMAGEOPENING']._serialized_start=1167
-  _globals['_IMAGEOPENING']._serialized_end=1307
-  _globals['_IMAGECHUNK']._serialized_start=1309
-  _globals['_IMAGECHUNK']._serialized_end=1367
-  _globals['_IMAGESTATUS']._serialized_start=1369
-  _globals['_IMAGESTATUS']._serialized_end=1429
-  _globals['_ENTRY']._serialized_start=1431
-  _globals['_ENTRY']._serialized_end=1495
-  _globals['_SNAPSHOTMETA']._serialized_start=1497
-  _globals['_SNAPSHOTMETA']._serialized_end=1586
-  _globals['_CONFSTATE']._serialized_start=1588
-  _globals['_CONFSTATE']._serialized_end=1701
-  _globals['_FORWARDEDBATCH']._serialized_start=1703
-  _globals['_FORWARDEDBATCH']._serialized_end=1781
-  _globals['_QUESTION']._serialized_start=1783
-  _globals['_QUESTION']._serialized_end=1840
-  _globals['_ANSWER']._serialized_start=1842
-  _globals['_ANSWER']._serialized_end=1897
-  _globals['_DISKRECORDED']._serialized_start=1899
-  _globals['_DISKRECORDED']._serialized_end=1930
-  _globals['_FORWARDREFUSED']._serialized_start=1932
-  _globals['_FORWARDREFUSED']._serialized_end=1996
-  _globals['_PEER']._serialized_start=1999
-  _globals['_PEER']._serialized_end=2316
+  _globals['_HANDSHAKE']._serialized_start=55
+  _globals['_HANDSHAKE']._serialized_end=181
+  _globals['_DESCRIBEREQUEST']._serialized_start=183
+  _globals['_DESCRIBEREQUEST']._serialized_end=200
+  _globals['_DESCRIPTION']._serialized_start=202
+  _globals['_DESCRIPTION']._serialized_end=229
+  _globals['_HANDSHAKEREPLY']._serialized_start=232
+  _globals['_HANDSHAKEREPLY']._serialized_end=361
+  _globals['_FRAME']._serialized_start=363
+  _globals['_FRAME']._serialized_end=473
+  _globals['_PEERMESSAGE']._serialized_start=476
+  _globals['_PEERMESSAGE']._serialized_end=839
+  _globals['_MESSAGE']._serialized_start=842
+  _globals['_MESSAGE']._serialized_end=1106
+  _globals['_SNAPSHOTFRAME']._serialized_start=1108
+  _globals['_SNAPSHOTFRAME']._serialized_end=1229
+  _globals['_SNAPSHOTOPENING']._serialized_start=1232
+  _globals['_SNAPSHOTOPENING']._serialized_end=1383
+  _globals['_SNAPSHOTCHUNK']._serialized_start=1385
+  _globals['_SNAPSHOTCHUNK']._serialized_end=1446
+  _globals['_SNAPSHOTSTATUS']._serialized_start=1448
+  _globals['_SNAPSHOTSTATUS']._serialized_end=1511
+  _globals['_ENTRY']._serialized_start=1513
+  _globals['_ENTRY']._serialized_end=1577
+  _globals['_SNAPSHOTMETA']._serialized_start=1579
+  _globals['_SNAPSHOTMETA']._serialized_end=1668
+  _globals['_CONFSTATE']._serialized_start=1670
+  _globals['_CONFSTATE']._serialized_end=1783
+  _globals['_FORWARDEDBATCH']._serialized_start=1785
+  _globals['_FORWARDEDBATCH']._serialized_end=1867
+  _globals['_LEADERREQUEST']._serialized_start=1869
+  _globals['_LEADERREQUEST']._serialized_end=1935
+  _globals['_LEADERREPLY']._serialized_start=1937
+  _globals['_LEADERREPLY']._serialized_end=2001
+  _globals['_REPLICARECORDED']._serialized_start=2003
+  _globals['_REPLICARECORDED']._serialized_end=2037
+  _globals['_FORWARDREFUSED']._serialized_start=2039
+  _globals['_FORWARDREFUSED']._serialized_end=2107
+  _globals['_PEER']._serialized_start=2110
+  _globals['_PEER']._serialized_end=2443
 # @@protoc_insertion_point(module_scope)

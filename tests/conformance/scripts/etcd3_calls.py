@@ -113,8 +113,8 @@ def leases(client: etcd3.Etcd3Client, prefix: str) -> None:
     assert sorted(lease.keys) == [(prefix + "a").encode(), (prefix + "b").encode()]
     assert lease.granted_ttl == 60
     assert 50 < lease.remaining_ttl <= 60
-    (renewed,) = lease.refresh()
-    assert renewed.TTL == 60
+    (kept_alive,) = lease.refresh()
+    assert kept_alive.TTL == 60
     lease.revoke()
     assert list(client.get_prefix(prefix)) == []
     assert client.get_lease_info(lease.id).TTL == -1
@@ -131,8 +131,8 @@ def locks(client: etcd3.Etcd3Client, prefix: str) -> None:
         lock = client.lock(prefix + "m", ttl=60)
         assert lock.acquire()
         assert lock.is_acquired()
-        (renewed,) = lock.refresh()
-        assert renewed.TTL == 60
+        (kept_alive,) = lock.refresh()
+        assert kept_alive.TTL == 60
         assert lock.release()
         assert not lock.is_acquired()
 
@@ -166,8 +166,8 @@ def failover(client: etcd3.Etcd3Client, prefix: str) -> None:
     assert list(dict.fromkeys(event.key.decode() for event in events)) == names
     cancel()
     assert client.get(prefix + "leased")[0] == b"1"
-    (renewed,) = lease.refresh()
-    assert renewed.TTL == 60
+    (kept_alive,) = lease.refresh()
+    assert kept_alive.TTL == 60
     assert lock.is_acquired()
     assert lock.release()
     lease.revoke()

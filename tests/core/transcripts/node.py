@@ -214,8 +214,8 @@ class Node:
             return ["<empty Ready>"], []
         gathered, self.gathered = self.gathered, Gathered()
         hard_state = self._hard_state()
-        promise_changed = hard_state[:2] != self.hard_shown[:2]
-        must_sync = bool(gathered.entries) or promise_changed
+        term_or_vote_changed = hard_state[:2] != self.hard_shown[:2]
+        must_sync = bool(gathered.entries) or term_or_vote_changed
         lines = [f"Ready MustSync={str(must_sync).lower()}:"]
         if self.soft_shown != (self.core.leader, self.core.role):
             self.soft_shown = (self.core.leader, self.core.role)

@@ -154,10 +154,10 @@ class Cluster:
                 if isinstance(item, Message):
                     lines.append(("dropped: " if drop else "") + message_line(item))
                 if not drop:
-                    self._hand_over(self.nodes[node_id], item)
+                    self._step_node(self.nodes[node_id], item)
         return lines, delivered
 
-    def _hand_over(self, node: Node, item: Message | Completion) -> None:
+    def _step_node(self, node: Node, item: Message | Completion) -> None:
         if not isinstance(item, Message):
             item()
         elif item.type is MessageType.PROPOSE:

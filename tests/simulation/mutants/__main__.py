@@ -29,13 +29,13 @@ def hunt(mutant: Mutant, seeds: range, deadline: float, shrinking: int | None) -
         ("caught", "seeds", "seed", "invariant", "shrunk_faults", "shrunk_ops")
     )
     row = {"id": mutant.id, "name": mutant.name, "level": mutant.level, **row}
-    if mutant.plant is None:
+    if mutant.apply is None:
         return {**row, "level": None, "reason": mutant.reason}
     with Patches() as patches:
-        mutant.plant(patches)
-        calm = look(quiet_of(mutant))
-        if calm is not None:
-            raise RuntimeError(f"{mutant.id} {mutant.name}: seen in a quiet run: {calm.detail}")
+        mutant.apply(patches)
+        quiesce = look(quiet_of(mutant))
+        if quiesce is not None:
+            raise RuntimeError(f"{mutant.id} {mutant.name}: seen in a quiet run: {quiesce.detail}")
         row.update(caught=False, seeds=0)
         for seed in seeds:
             if time.monotonic() > deadline:

@@ -18,9 +18,9 @@ import raft.core.transitions as transitions
 from raft.core import MessageType, Role
 from raft.core.confchange import apply_change
 from raft.core.log import Log
-from raft.core.machine import RaftCore
 from raft.core.progress import Progress, ProgressState
 from raft.core.quorum import majority_committed, majority_vote
+from raft.core.raft_core import RaftCore
 from raft.core.read_index import ReadRounds
 from raft.core.state import State
 from raft.core.tracker import Tracker
@@ -47,15 +47,15 @@ def _commit_any_term(p: Patches) -> None:
 
 
 def _leave_early(p: Patches, kind: MessageType) -> None:
-    promise = State.promise
+    respond_after_append = State.respond_after_append
 
     def hasty(self: State, message: Any) -> None:
         if message.type is kind:
             self.messages.append(message)
         else:
-            promise(self, message)
+            respond_after_append(self, message)
 
-    p.attribute(State, "promise", hasty)
+    p.attribute(State, "respond_after_append", hasty)
 
 
 def _vote_before_disk(p: Patches) -> None:
@@ -153,15 +153,15 @@ def _candidate_stays(p: Patches) -> None:
         p.everywhere(originals[kind], handler)
 
 
-def _settle(p: Patches, wrong: Callable[[State, Any], bool | None]) -> None:
+def _resolve(p: Patches, wrong: Callable[[State, Any], bool | None]) -> None:
     """Decide about some messages of another term wrongly; `wrong` returns None for all others."""
-    settle_term = RaftCore._settle_term
+    resolve_term = RaftCore._resolve_term
 
     def broken(self: RaftCore, m: Any) -> bool:
         decided = wrong(self._state, m)
-        return settle_term(self, m) if decided is None else decided
+        return resolve_term(self, m) if decided is None else decided
 
-    p.attribute(RaftCore, "_settle_term", broken)
+    p.attribute(RaftCore, "_resolve_term", broken)
 
 
 def _pre_vote_raises_the_term(p: Patches) -> None:
@@ -171,7 +171,7 @@ def _pre_vote_raises_the_term(p: Patches) -> None:
             return True
         return None
 
-    _settle(p, wrong)
+    _resolve(p, wrong)
 
 
 def _leader_ignores_later_terms(p: Patches) -> None:
@@ -181,7 +181,7 @@ def _leader_ignores_later_terms(p: Patches) -> None:
             return False
         return None
 
-    _settle(p, wrong)
+    _resolve(p, wrong)
 
 
 def _stale_activity_counts(p: Patches) -> None:
@@ -222,7 +222,7 @@ def _stale_acknowledgements_count(p: Patches) -> None:
         stale = m.term < s.term and m.type is _T.APPEND_RESPONSE
         return True if stale and s.role is Role.LEADER else None
 
-    _settle(p, wrong)
+    _resolve(p, wrong)
 
 
 def _match_moves_back(p: Patches) -> None:
@@ -368,7 +368,7 @@ def _accept_snapshot(p: Patches, *, keeps_log: bool, takes_conf: bool) -> None:
         answer = s.send(_T.APPEND_RESPONSE, m.from_)
         s.messages.remove(answer)
         answer.index = index
-        s.promise(answer)
+        s.respond_after_append(answer)
 
     p.everywhere(follower.accept_snapshot, accept_snapshot)
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from raft.node.compaction import Compaction
 from raft.node.node import Node
-from raft.storage import records, recovery
-from raft.storage.images import ImageStore, IncomingImage
-from raft.storage.memory import MemoryFile
-from raft.storage.protocol import StateMark
-from raft.storage.recovery import LogImage
+from raft.storage import log_recovery, records
+from raft.storage.log_recovery import LogContents
+from raft.storage.memory_files import MemoryFile
+from raft.storage.snapshot_store import IncomingSnapshot, SnapshotStore
+from raft.storage.storage_protocol import Checkpoint
 from raft.storage.wal import SEGMENT_BYTES_MIN
 from tests.simulation.mutants.mutant import Mutant
 from tests.simulation.mutants.patches import Patches
@@ -19,50 +19,50 @@ from tests.simulation.mutants.patches import Patches
 def _entries_raise_no_term(p: Patches) -> None:
     """Entries reach the disk before the hard state of their term; a start that finds only them must
     take the term from them. This one does not, and has none of the core's own doubts."""
-    finish = recovery._finish
+    finish = log_recovery._finish
 
-    def forgetful(image: LogImage, directory: str) -> None:
-        found = image.hard_state
-        finish(image, directory)
-        image.hard_state = image.hard_state._replace(term=found.term, vote=found.vote)
+    def forgetful(contents: LogContents, directory: str) -> None:
+        found = contents.hard_state
+        finish(contents, directory)
+        contents.hard_state = contents.hard_state._replace(term=found.term, vote=found.vote)
 
-    p.attribute(recovery, "_finish", forgetful)
+    p.attribute(log_recovery, "_finish", forgetful)
 
 
-def _log_compacted_before_the_image(p: Patches) -> None:
+def _log_compacted_before_the_snapshot(p: Patches) -> None:
     consider = Compaction.consider
 
-    def hasty(self: Compaction, durable: StateMark, position: int) -> None:
+    def hasty(self: Compaction, durable: Checkpoint, position: int) -> None:
         core = self._core
         term = core._state.log.term_at(core.applied)
-        consider(self, StateMark(core.applied, term or 0, core.conf), position)
+        consider(self, Checkpoint(core.applied, term or 0, core.conf), position)
 
     p.attribute(Compaction, "consider", hasty)
 
 
-def _image_named_before_it_is_durable(p: Patches) -> None:
+def _snapshot_named_before_it_is_durable(p: Patches) -> None:
     """The log names a state file whose own name a power cut may take away."""
 
-    def finish(self: IncomingImage, sha256: bytes) -> StateMark:
+    def finish(self: IncomingSnapshot, sha256: bytes) -> Checkpoint:
         mark = self._store._format.adopt(self._path, self._store._identity)
         self.close()
         return mark
 
-    def unlink(self: ImageStore, path: str) -> None:
+    def unlink(self: SnapshotStore, path: str) -> None:
         if self._files.exists(path):
             self._files.unlink(path)
 
-    p.attribute(IncomingImage, "_finish", finish)
-    p.attribute(ImageStore, "_unlink", unlink)
+    p.attribute(IncomingSnapshot, "_finish", finish)
+    p.attribute(SnapshotStore, "_unlink", unlink)
 
 
 def _mark_behind_its_rows(p: Patches) -> None:
     """The image says that its newest entry is not in it."""
     mark = Node._mark
 
-    def late(self: Node) -> StateMark:
+    def late(self: Node) -> Checkpoint:
         now = mark(self)
-        return now._replace(index=max(now.index - 1, self._write_behind.durable.index))
+        return now._replace(index=max(now.index - 1, self._checkpointer.durable.index))
 
     p.attribute(Node, "_mark", late)
 
@@ -81,12 +81,12 @@ def _failed_sync_tried_again(p: Patches) -> None:
 
 def _damage_ends_the_log(p: Patches) -> None:
     """Whatever does not check out is taken for the end, and written over."""
-    any_byte = recovery.any_byte
+    any_byte = log_recovery.any_byte
 
     def blind(data: bytes, start: int) -> bool:
         return start == records.SECTOR_BYTES and any_byte(data, start)
 
-    p.attribute(recovery, "any_byte", blind)
+    p.attribute(log_recovery, "any_byte", blind)
 
 
 def _damage_taken_for_a_torn_tail(p: Patches) -> None:
@@ -114,14 +114,14 @@ MUTANTS = (
     Mutant(
         21,
         "log compacted before the image is durable",
-        _log_compacted_before_the_image,
+        _log_compacted_before_the_snapshot,
         level="node",
         classes=("crash", "no-space"),
     ),
     Mutant(
         20,
         "snapshot renamed before its data is synced",
-        _image_named_before_it_is_durable,
+        _snapshot_named_before_it_is_durable,
         level="node",
         classes=("crash", "isolate-leader"),
         features=("images",),

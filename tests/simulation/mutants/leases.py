@@ -9,7 +9,7 @@ from kvstore.engine import Lease, Leases
 from kvstore.errors import KVError
 from kvstore.server.lease_clock import LeaseClock
 from kvstore.server.lessor import KEEP_ALIVE, Lessor
-from kvstore.server.lock_queue import Place
+from kvstore.server.lock_queue import Waiter
 from tests.simulation.mutants.mutant import Mutant
 from tests.simulation.mutants.patches import Patches
 
@@ -32,30 +32,30 @@ def _counted_from_the_grant(p: Patches) -> None:
 
 
 def _held_with_a_dead_lease(p: Patches) -> None:
-    proven = Place._proven
+    confirmed = Waiter._confirmed
 
-    def trusting(self: Place, error: KVError | None) -> None:
-        if error is None and self._settle is not None:
+    def trusting(self: Waiter, error: KVError | None) -> None:
+        if error is None and self._complete is not None:
             self._tell(self._held(self._member.engine.revision))
         else:
-            proven(self, error)
+            confirmed(self, error)
 
-    p.attribute(Place, "_proven", trusting)
+    p.attribute(Waiter, "_confirmed", trusting)
 
 
-def _renewed_without_a_round(p: Patches) -> None:
+def _kept_alive_without_a_round(p: Patches) -> None:
     answer = Lessor._answer
 
-    def hasty(self: Lessor, question: bytes, reply: Callable[[bytes], None]) -> None:
-        if question[0] == KEEP_ALIVE:
+    def hasty(self: Lessor, leader_request: bytes, reply: Callable[[bytes], None]) -> None:
+        if leader_request[0] == KEEP_ALIVE:
             barrier = self._member.barrier
-            self._member.barrier = lambda settle: settle(None)
+            self._member.barrier = lambda on_result: on_result(None)
             try:
-                answer(self, question, reply)
+                answer(self, leader_request, reply)
             finally:
                 self._member.barrier = barrier
         else:
-            answer(self, question, reply)
+            answer(self, leader_request, reply)
 
     p.attribute(Lessor, "_answer", hasty)
 
@@ -74,7 +74,7 @@ MUTANTS = (
     Mutant(
         63,
         "keepalive acknowledged without a quorum round",
-        _renewed_without_a_round,
+        _kept_alive_without_a_round,
         level="node",
         features=("leases",),
     ),

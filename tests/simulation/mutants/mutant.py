@@ -21,11 +21,11 @@ QUIET_SEED = 1
 
 
 class Mutant(NamedTuple):
-    """`plant` is given a `Patches` and replaces what it needs, in the product or in nothing at all."""
+    """`apply` is given a `Patches` and replaces what it needs, in the product or in nothing at all."""
 
     id: int
     name: str
-    plant: Callable[[Patches], None] | None
+    apply: Callable[[Patches], None] | None
     """None where nothing can be broken so; then `reason` says why."""
     reason: str = ""
     level: str = "core"
@@ -82,7 +82,7 @@ def keeps_all_until(schedule: Schedule | Plan, until_s: float) -> Find | None:
         report = run(schedule, until_us=until_us if until_us <= schedule.duration_us else None)
         return _find(report)
     if until_s < schedule.length_s:
-        schedule = replace(schedule, length_s=float(math.ceil(until_s)), calm=False)
+        schedule = replace(schedule, length_s=float(math.ceil(until_s)), quiesce=False)
     return look(schedule)
 
 

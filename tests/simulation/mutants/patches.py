@@ -7,7 +7,7 @@ from collections.abc import Callable, MutableMapping
 from types import TracebackType
 from typing import Any, Self
 
-import raft.core.machine as machine
+import raft.core.raft_core as machine
 
 _TABLES = (machine._FOLLOWER, machine._CANDIDATE, machine._LEADER)
 

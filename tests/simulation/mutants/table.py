@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.simulation.mutants import core, disk, driver, engine, leases, waiting, watching
+from tests.simulation.mutants import core, disk, engine, leases, node, waiting, watching
 
-_NODES = (*disk.MUTANTS, *driver.MUTANTS, *engine.MUTANTS, *leases.MUTANTS, *watching.MUTANTS)
+_NODES = (*disk.MUTANTS, *node.MUTANTS, *engine.MUTANTS, *leases.MUTANTS, *watching.MUTANTS)
 
 MUTANTS = tuple(sorted((*core.MUTANTS, *_NODES, *waiting.MUTANTS)))

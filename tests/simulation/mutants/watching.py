@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvstore.engine import RevisionChanges
-from kvstore.engine.machine import Engine
+from kvstore.engine.engine import Engine
 from kvstore.server.watch_hub import Watcher, WatchHub
 from kvstore.server.watch_stream import WatchStream
 from tests.simulation.mutants.mutant import Mutant

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.storage.faults import copies, injection, power, twin
+from tests.storage.faults import copies, in_memory, injection, power
 
 
 @dataclass
@@ -65,9 +65,9 @@ def main() -> int:
     print(f"seed {options.seed}", flush=True)
     begun = time.monotonic()
     report = Report()
-    ends, broken = twin.campaign(options.seed)
+    ends, broken = in_memory.campaign(options.seed)
     report.add("calls of the file interface", sum(ends.values()), ends, broken)
-    states, bounded, broken = twin.cut_everywhere(options.states)
+    states, bounded, broken = in_memory.cut_everywhere(options.states)
     report.add(
         f"power cuts on the file interface, every state up to {options.states} at each call",
         states,

@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from raft.storage.images import state_name
+from raft.storage.snapshot_store import state_name
 from tests.storage.faults.injection import Outcome, judge_disk, scratch
 from tests.storage.faults.life import INSTALLED
 from tests.storage.faults.power import Call, Replay
@@ -26,15 +26,15 @@ def moments(calls: list[Call], folder: Path, every: int) -> list[tuple[Path, lis
     """The directory as it lay after each `every`th promise, and all that had been said by then."""
     replay = Replay()
     found = []
-    promises = 0
+    guarantees = 0
     for call in calls:
         if call.path.endswith(state_name(INSTALLED.index)):
             break
         replay.do(call)
         if call.name == "say" and not call.data.startswith(b"begun"):
-            promises += 1
-            if promises % every == 0:
-                target = folder / f"at{promises}"
+            guarantees += 1
+            if guarantees % every == 0:
+                target = folder / f"at{guarantees}"
                 target.mkdir()
                 replay.lay_out(target)
                 found.append((target / "member", list(replay.lines)))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raft.storage import StorageError
-from raft.storage.images import STATE_NAME, state_name
+from raft.storage.snapshot_store import STATE_NAME, state_name
 from tests.storage.faults.life import INSTALLED, make_life
 from tests.storage.faults.worker import BUG_CODE, FATAL_CODE, open_directory
 
@@ -207,13 +207,13 @@ async def judge_disk(path: Path, outcome: Outcome, *, torn: bool = False) -> str
         differences = [[model.differs(found) for model in models[at]] for at in range(low, high + 1)]
         if not any("" in each for each in differences):
             return f"the log is not as after {low} to {high} steps: {differences}"
-        if found.cut and not torn:
+        if found.tail_truncated and not torn:
             return "a tail was cut that no power cut tore"
         mark = await member.state.mark()
         rows = {key: value async for chunk in member.state.scan(b"", None) for key, value in chunk}
         if mark.index < outcome.last("state"):
             return f"the state file went back from {outcome.last('state')} to {mark.index}"
-        if life.images().get(mark.index) != rows:
+        if life.snapshot_store().get(mark.index) != rows:
             return f"the state file at {mark.index} holds other rows"
         return ""
     finally:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from raft.core.ready import AppendToken, AppendWork
 from raft.core.types import EMPTY_HARD_STATE, ConfState, Entry, EntryKind, HardState, SnapshotMeta
-from raft.storage import Recovered, Row, StateMark
+from raft.storage import Checkpoint, Recovered, Row
 
 CLUSTER_ID, MEMBER_ID, DISK_ID = 7, 1, 0xD15C
 CONF = ConfState((1, 2, 3))
@@ -21,7 +21,7 @@ SEGMENT_BYTES = 16 * 1024
 """The smallest allowed, so that a short life rotates."""
 
 
-INSTALLED = StateMark(40, 5, CONF)
+INSTALLED = Checkpoint(40, 5, CONF)
 """Where the image of another member stands that is installed towards the end."""
 INSTALLED_ROWS = tuple((b"image%03d" % number, b"value %d" % number * 9) for number in range(200))
 
@@ -34,7 +34,7 @@ class Model:
     entries: tuple[Entry, ...] = ()
     hard_state: HardState = EMPTY_HARD_STATE
     peers: tuple[tuple[int, int], ...] = ()
-    admitted: bool = False
+    vote_eligible: bool = False
 
     @property
     def last_index(self) -> int:
@@ -53,8 +53,8 @@ class Model:
             wrong.append(f"commit {found.hard_state.commit} for {self.hard_state.commit}")
         if found.peer_disks != self.peers:
             wrong.append(f"peers {found.peer_disks}")
-        if found.admitted != self.admitted:
-            wrong.append("admission")
+        if found.vote_eligible != self.vote_eligible:
+            wrong.append("vote eligibility")
         return ", ".join(wrong)
 
 
@@ -66,7 +66,7 @@ class Step:
     work: AppendWork | None = None
     peer: tuple[int, int] | None = None
     """Another member's disk to record."""
-    admit: bool = False
+    vote_eligible_step: bool = False
     compact: SnapshotMeta | None = None
 
     @property
@@ -77,7 +77,7 @@ class Step:
     @property
     def quiet(self) -> bool:
         """Nobody is told when it is durable; what follows is durable after it."""
-        return self.admit or self.compact is not None
+        return self.vote_eligible_step or self.compact is not None
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Life:
     """Steps on the log; and how the state file follows."""
 
     steps: tuple[Step, ...]
-    commits: dict[int, tuple[StateMark, tuple[Row, ...]]] = field(default_factory=dict)
+    commits: dict[int, tuple[Checkpoint, tuple[Row, ...]]] = field(default_factory=dict)
     """After step number (from 1): a commit of the state file."""
 
     def models(self) -> list[tuple[Model, ...]]:
@@ -105,7 +105,7 @@ class Life:
                 found.append((model,))
         return found
 
-    def images(self) -> dict[int, dict[bytes, bytes]]:
+    def snapshot_store(self) -> dict[int, dict[bytes, bytes]]:
         """The state file's rows by the index it stands at."""
         rows: dict[bytes, bytes] = {}
         found = {0: dict(rows), INSTALLED.index: dict(INSTALLED_ROWS)}
@@ -147,7 +147,7 @@ def make_life() -> Life:
         replace(model, hard_state=vote),
         work=AppendWork(AppendToken(1, 0, 0, 0), hard_state=vote, must_sync=True),
     )
-    add(replace(model, admitted=True), admit=True)
+    add(replace(model, vote_eligible=True), vote_eligible_step=True)
     append(1, 40, 1)
     append(2, 700, 1)
     add(replace(model, peers=((2, 22),)), peer=(2, 22))
@@ -181,7 +181,7 @@ def make_life() -> Life:
         term = at.base.term if index == at.base.index else at.entries[index - at.base.index - 1].term
         rows: list[Row] = [(b"row%02d" % i, b"%d" % number * 120) for i in range(number % 3, 40, 3)]
         if index > max([mark.index for mark, _ in commits.values()], default=0):
-            commits[number] = (StateMark(index, term, CONF), (*rows, (b"row%02d" % number, None)))
+            commits[number] = (Checkpoint(index, term, CONF), (*rows, (b"row%02d" % number, None)))
     assert max(mark.index for number, (mark, _) in commits.items() if number <= 10) >= base.index, (
         "the log is compacted up to what the state file holds"
     )

@@ -17,20 +17,20 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from raft.storage import (
+    Backend,
+    BackendFull,
     Bootstrap,
     FileSystem,
     InlineBackground,
     InlineLogWriter,
     MemberDirectory,
+    MemoryBackendOpener,
     MemoryFiles,
-    MemoryStateOpener,
     RealFiles,
-    StateFile,
-    StateFileFull,
     StorageError,
     ThreadedLogWriter,
+    backend,
     open_member,
-    statefile,
 )
 from tests.storage.faults.life import (
     BLOB,
@@ -64,7 +64,7 @@ class Fatal(Exception):
 async def open_directory(path: str, files: FileSystem | None = None) -> MemberDirectory:
     options: dict[str, Any] = {}
     if isinstance(files, MemoryFiles):
-        options = {"open_state": MemoryStateOpener(files), "background": InlineBackground()}
+        options = {"open_state": MemoryBackendOpener(files), "background": InlineBackground()}
     return await open_member(
         files or RealFiles(),
         path,
@@ -77,25 +77,25 @@ async def open_directory(path: str, files: FileSystem | None = None) -> MemberDi
     )
 
 
-async def make_image(path: str, files: FileSystem | None = None) -> tuple[bytes, bytes]:
+async def make_snapshot(path: str, files: FileSystem | None = None) -> tuple[bytes, bytes]:
     """The bytes and the sum of the image that the life installs, made by another member at `path`."""
     member = await open_directory(path, files)
     await member.state.commit(INSTALLED, INSTALLED_ROWS)
-    image = await member.images.build(member.state)
-    data = await member.images.read(image, 0, image.size_bytes)
-    await member.images.discard(image)
+    snapshot = await member.snapshot_store.build(member.state)
+    data = await member.snapshot_store.read(snapshot, 0, snapshot.size_bytes)
+    await member.snapshot_store.discard(snapshot)
     member.log.close()
     await member.state.close()
     member.release()
-    return data, image.sha256
+    return data, snapshot.sha256
 
 
 async def live(
-    path: str, life: Life, image: tuple[bytes, bytes], say: Say, files: FileSystem | None = None
+    path: str, life: Life, snapshot: tuple[bytes, bytes], say: Say, files: FileSystem | None = None
 ) -> None:
     """Live on real files, or on the twin; says `refused` or `fatal` and returns when told to stop."""
     try:
-        await _live(path, life, image, say, files)
+        await _live(path, life, snapshot, say, files)
     except (StorageError, OSError) as error:
         say(f"refused {type(error).__name__}: {error}")
     except Fatal as error:
@@ -103,7 +103,7 @@ async def live(
 
 
 async def _live(
-    path: str, life: Life, image: tuple[bytes, bytes], say: Say, files: FileSystem | None
+    path: str, life: Life, snapshot: tuple[bytes, bytes], say: Say, files: FileSystem | None
 ) -> None:
     loop = asyncio.get_running_loop()
     member = await open_directory(path, files)
@@ -124,8 +124,8 @@ async def _live(
     for number, step in enumerate(life.steps, 1):
         say(f"begun {number}")
         if step.quiet:
-            if step.admit:
-                writer.record_admitted()
+            if step.vote_eligible_step:
+                writer.record_vote_eligible()
             elif step.compact is not None and (await member.state.mark()).index >= step.compact.index:
                 writer.compact(step.compact)
             continue
@@ -134,7 +134,7 @@ async def _live(
         def done(*_: object, acked: asyncio.Future[None] = acked) -> None:
             acked.set_result(None)
 
-        received = await _receive(member, image) if step.installs else None
+        received = await _receive(member, snapshot) if step.installs else None
         if step.work is not None:
             writer.submit(step.work, done)
         elif step.peer is not None:
@@ -145,7 +145,7 @@ async def _live(
             say(f"state {INSTALLED.index}")
             await member.state.close()
             member.state = received
-            await member.images.use(INSTALLED.index)
+            await member.snapshot_store.use(INSTALLED.index)
             late = None
         if number in life.commits:
             late = number
@@ -159,16 +159,16 @@ async def _live(
     say("done")
 
 
-async def _receive(member: MemberDirectory, image: tuple[bytes, bytes]) -> StateFile:
-    data, sha256 = image
-    incoming = await member.images.receive(INSTALLED.index)
+async def _receive(member: MemberDirectory, snapshot: tuple[bytes, bytes]) -> Backend:
+    data, sha256 = snapshot
+    incoming = await member.snapshot_store.receive(INSTALLED.index)
     try:
         while incoming.offset < len(data):
             await incoming.write(data[incoming.offset : incoming.offset + CHUNK_BYTES])
         await incoming.finish(sha256)
     finally:
         incoming.close()
-    return await member.images.open_received(INSTALLED.index)
+    return await member.snapshot_store.open_received(INSTALLED.index)
 
 
 async def _first(wanted: Awaitable[None], stopped: asyncio.Future[None]) -> None:
@@ -186,7 +186,7 @@ async def _commit(member: MemberDirectory, life: Life, number: int, say: Say) ->
     due = [commit for at, commit in sorted(life.commits.items()) if at <= number and commit[0].index > before]
     try:
         await member.state.commit(due[-1][0], [row for _, rows in due for row in rows])
-    except StateFileFull:
+    except BackendFull:
         say("state-full")
         return number
     say(f"state {due[-1][0].index}")
@@ -203,10 +203,10 @@ def main() -> None:
 
     async def run() -> None:
         with tempfile.TemporaryDirectory() as donor:
-            image = await make_image(f"{donor}/member")
-        await live(sys.argv[1], make_life(), image, say)
+            snapshot = await make_snapshot(f"{donor}/member")
+        await live(sys.argv[1], make_life(), snapshot, say)
 
-    statefile.CHECKPOINT_BYTES = FOLD_BYTES
+    backend.CHECKPOINT_BYTES = FOLD_BYTES
     try:
         asyncio.run(run())
     except BaseException:  # noqa: BLE001  # whatever it was, the process must end

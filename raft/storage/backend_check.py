@@ -1,0 +1,153 @@
+"""Whether a state file says what was written: sums of rows and mark, and a look at it before it is used.
+
+SQLite checks its journal but not the file itself, and applies any journal to any file. So each row and
+the mark carry a sum, the structure is checked as a whole at start, and file and journal must be of one
+history: the mark says at which index the journal was last folded in, and the file without its journal
+must stand there or later, but not after the two together. All of it is read without writing.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import urllib.parse
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from crc32c import crc32c
+
+from raft.core.types import ConfState
+from raft.storage.records import FORMAT_VERSION, decode_conf, encode_conf
+from raft.storage.storage_errors import Damaged, FormatUnknown
+from raft.storage.storage_protocol import Checkpoint
+
+APPLICATION_ID = 0x52414654
+"""SQLite's application_id of a state file: "RAFT"."""
+
+SQLITE_HEADER_BYTES = 100
+
+READ_MARK = "SELECT log_index, log_term, conf, identity, folded, sum FROM mark"
+
+
+class StoredMark(NamedTuple):
+    """The one row of the table `mark`."""
+
+    mark: Checkpoint
+    identity: bytes
+    folded: int
+    """Index at which the journal was last folded into the file, all of it."""
+
+
+def row_sum(key: bytes, value: bytes) -> int:
+    """Sum stored with each row."""
+    return crc32c(value, crc32c(key))
+
+
+def mark_values(stored: StoredMark) -> tuple[int, int, bytes, bytes, int, int]:
+    """What the row of the mark holds, in the order of READ_MARK."""
+    mark = stored.mark
+    fields = (mark.index, mark.term, encode_conf(mark.conf), stored.identity, stored.folded)
+    return *fields, _mark_sum(*fields)
+
+
+def _mark_sum(index: int, term: int, conf: bytes, identity: bytes, folded: int) -> int:
+    return crc32c(b"%d %d %d " % (index, term, folded) + conf + identity)
+
+
+def decode_mark(path: str, row: Sequence[Any] | None) -> StoredMark:
+    """The mark in a row; raises Damaged when it is not what was written."""
+    if row is None:
+        raise Damaged("the mark is missing", path)
+    *fields, total = row
+    types = (int, int, bytes, bytes, int)
+    if tuple(map(type, fields)) != types or _mark_sum(*fields) != total:
+        raise Damaged("the mark was changed", path)
+    index, term, conf, identity, folded = fields
+    return StoredMark(Checkpoint(index, term, decode_conf(conf)[0]), identity, folded)
+
+
+def check_rows(path: str, chunk: Iterable[Sequence[Any]]) -> list[tuple[bytes, bytes]]:
+    """The rows without their sums; raises Damaged."""
+    rows = []
+    for key, value, total in chunk:
+        if type(key) is not bytes or type(value) is not bytes or row_sum(key, value) != total:
+            raise Damaged(f"row {key!r} was changed", path)
+        rows.append((key, value))
+    return rows
+
+
+def check_version(path: str, version: int) -> None:
+    """Raise FormatUnknown for any version but ours."""
+    if version != FORMAT_VERSION:
+        raise FormatUnknown(
+            f"{path}: format version {version} is not known to this program "
+            f"(it knows {FORMAT_VERSION}); nothing was changed"
+        )
+
+
+def inspect(path: str) -> None:
+    """Refuse a file that is foreign, newer or damaged, before SQLite may write to it.
+
+    Raises FormatUnknown, Damaged, OSError or sqlite3.Error. A file that does not exist, or that was
+    just born and says nothing yet, is let through.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = file.read(SQLITE_HEADER_BYTES)
+    except FileNotFoundError:
+        return
+    if not header:
+        return
+    if len(header) < SQLITE_HEADER_BYTES or not header.startswith(b"SQLite format 3\0"):
+        raise Damaged("not a state file", path)
+    # The fields' places are part of SQLite's own file format; in a new file they may still be in the journal.
+    version = int.from_bytes(header[60:64], "big")
+    if version:
+        check_version(path, version)
+    try:
+        together = _look(path, "mode=ro")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK:
+            return  # cut off while it was born, before it had a journal of our kind: will be undone
+        raise
+    if together is None:
+        return
+    try:
+        alone = _look(path, "immutable=1")
+    except (Damaged, sqlite3.Error):
+        # Without its journal, a file into which that was being folded at a crash says anything.
+        return
+    if alone is None:
+        alone = StoredMark(Checkpoint(0, 0, ConfState()), together.identity, 0)
+    if alone.mark.index < together.folded:
+        raise Damaged(
+            f"the file stands at index {alone.mark.index}, its journal begins after {together.folded}", path
+        )
+    if alone.mark.index > together.mark.index:
+        raise Damaged(
+            f"the file stands at index {alone.mark.index}, its journal ends at {together.mark.index}", path
+        )
+
+
+def _look(path: str, how: str) -> StoredMark | None:
+    """The mark, after a check of the file's structure; None in a file that was just born.
+
+    `mode=ro` reads file and journal, `immutable=1` the file alone; neither folds the journal in.
+    """
+    uri = f"file:{urllib.parse.quote(os.path.abspath(path))}?{how}"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+    try:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        if not version and not application:
+            return None
+        if application != APPLICATION_ID:
+            raise Damaged("not a state file", path)
+        check_version(path, version)
+        if how == "mode=ro":
+            wrong = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if wrong != "ok":
+                raise Damaged(f"state file is damaged ({' '.join(wrong.split())})", path)
+        return decode_mark(path, connection.execute(READ_MARK).fetchone())
+    finally:
+        connection.close()

@@ -1,0 +1,171 @@
+"""What both twins of the transport share: lanes and their bounds, timings, back-off, boot ids.
+
+Rules of this file: plain values and arithmetic. No socket, no loop, no clock of its own, so that
+the in-memory twin and the gRPC one cannot drift apart in what they promise.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import NamedTuple
+
+from raft.core.messages import Message, MessageType
+from raft.transport.transport_protocol import (
+    ForwardedBatch,
+    Handshake,
+    HandshakeReply,
+    LeaderReply,
+    LeaderRequest,
+    Liveness,
+    PeerMessage,
+)
+
+HANDSHAKE_FORMAT_VERSION = 1
+"""Format of the peer conversation that this code speaks; the receiver refuses any other."""
+
+
+class LaneBounds(NamedTuple):
+    """How much may wait in one lane of one link before further messages are dropped."""
+
+    messages_max: int
+    bytes_max: int
+
+
+URGENT_BOUNDS = LaneBounds(4096, 4 << 20)
+"""Heartbeats, votes, answers and read rounds are tens of bytes each and several turns of a busy
+loop produce hundreds; 4096 is seconds of them, so a full lane means a peer that does not read."""
+
+BULK_BOUNDS = LaneBounds(1024, 64 << 20)
+"""Appends in flight are already limited by the core (count and bytes per follower); this lane
+holds that window and the forwarded batches twice over, and caps what one dead peer can pin."""
+
+FRAME_BYTES_MAX = 1 << 20
+"""Everything queued in one turn leaves as one gRPC message up to about this size: large enough to
+pay the per-message cost once, small enough that a heartbeat waits behind one such frame only."""
+
+MESSAGE_BYTES_MAX = 32 << 20
+"""Largest single message a peer accepts. A client request is limited to 1.5 MiB by default and a
+batch to little more; a message beyond this is dropped at the sender, not left to kill the stream."""
+
+HANDSHAKE_TIMEOUT_S = 2.0
+"""A dialled connection that has not answered the hello by then is given up and dialled anew."""
+
+PROBE_TIMEOUT_S = 0.5
+"""Silence for this long makes a probe UNREACHABLE. Far above a round trip and a busy loop's turn,
+below the default election timeout, which decides in that case anyway."""
+
+SILENCE_TIMEOUT_S = 4.0
+"""A stream on which nothing at all comes back for about this long (a transport-level ping
+included) is ended, so that after a partition a fresh connection is dialled instead of waiting for
+the kernel's retransmission timer, which by then backs off by many seconds."""
+
+BACKOFF_FIRST_S = 0.02
+"""First wait before dialling again: a restarted process is back in the game within a moment."""
+
+BACKOFF_MAX_S = 1.0
+"""Longest wait: a returning peer that cannot dial us is found within about an election timeout."""
+
+ROUND_TRIP_BOUNDS_S = tuple(0.0001 * 2**step for step in range(16))
+"""Upper ends of the round-trip buckets: etcd's, so that dashboards made for it fit."""
+
+ROUND_TRIP_STALE_S = 2.0
+"""A heartbeat unanswered for this long no longer measures a round trip; a later one does."""
+
+
+def is_bulk(message: PeerMessage) -> bool:
+    """Tell the lane of a message.
+
+    All appends are bulk, empty ones too: an empty append that overtook one with entries would be
+    refused for a gap that is only in flight.
+    """
+    if isinstance(message, Message):
+        return message.type is MessageType.APPEND or message.type is MessageType.PROPOSE
+    return isinstance(message, ForwardedBatch)
+
+
+def message_bytes(message: PeerMessage) -> int:
+    """Approximate encoded size in bytes: payload plus a flat cost for the rest."""
+    if isinstance(message, Message):
+        nbytes = 64
+        for entry in message.entries:
+            nbytes += len(entry.data) + 24
+        return nbytes
+    if isinstance(message, (ForwardedBatch, LeaderRequest, LeaderReply)):
+        return 64 + len(message.data)
+    return 64
+
+
+class Backoff:
+    """Waits between attempts to dial one peer: doubling, jittered, reset by success or by its call."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._next_s = BACKOFF_FIRST_S
+        """Upper end of the next wait. Invariant: BACKOFF_FIRST_S <= _next_s <= BACKOFF_MAX_S."""
+
+    def reset(self) -> None:
+        self._next_s = BACKOFF_FIRST_S
+
+    def next_s(self) -> float:
+        """Return the next wait in seconds, between half and all of the current step."""
+        wait_s = self._next_s * self._rng.uniform(0.5, 1.0)
+        self._next_s = min(self._next_s * 2, BACKOFF_MAX_S)
+        return wait_s
+
+
+class Incarnations:
+    """Which process a member was when last spoken to, and when a stream to or from it last ended."""
+
+    def __init__(self) -> None:
+        self._latest: dict[int, int] = {}
+        """Boot id of the latest hello of each member."""
+        self._before: dict[int, int] = {}
+        """Boot id of the latest hello before that by another process."""
+        self._ended: dict[int, int] = {}
+        """Boot id at the far end of the stream that ended last, which is the one a probe asks about."""
+
+    def seen(self, member_id: int, incarnation: int) -> None:
+        latest = self._latest.get(member_id, incarnation)
+        if latest != incarnation:
+            self._before[member_id] = latest
+        self._latest[member_id] = incarnation
+
+    def ended(self, member_id: int, incarnation: int) -> None:
+        self._ended[member_id] = incarnation
+
+    def forget(self, member_id: int) -> None:
+        self._latest.pop(member_id, None)
+        self._before.pop(member_id, None)
+        self._ended.pop(member_id, None)
+
+    def alive_as(self, member_id: int) -> frozenset[int]:
+        """Return what a probe begun now may find of a living process, empty when none was ever met.
+
+        The process whose stream ended last. If it also said the latest hello, then the one met before
+        it too: where that one still answers, the latest hello was a late one, and nobody died.
+        """
+        latest = self._latest.get(member_id)
+        ended = self._ended.get(member_id, latest)
+        known = {ended, self._before.get(member_id) if ended == latest else None}
+        return frozenset(incarnation for incarnation in known if incarnation is not None)
+
+
+def judge_incarnation(alive_as: frozenset[int], found: int) -> Liveness:
+    """One of those (or the first one ever met) is alive; another process means that they are gone."""
+    return Liveness.ALIVE if not alive_as or found in alive_as else Liveness.DEAD
+
+
+def judge_answer(own: Handshake, member_id: int, answer: HandshakeReply) -> HandshakeReply:
+    """The dialler's look at an answer: turn one from the wrong process into a refusal."""
+    found = answer.handshake
+    refusal = ""
+    if answer.refusal:
+        return answer
+    if found.format_version != own.format_version:
+        refusal = f"speaks peer format {found.format_version}, this member {own.format_version}"
+    elif found.cluster_id != own.cluster_id:
+        refusal = f"belongs to cluster {found.cluster_id:x}, not {own.cluster_id:x}"
+    elif found.member_id != member_id:
+        refusal = f"is member {found.member_id:x}, not {member_id:x}"
+    return replace(answer, refusal=refusal) if refusal else answer
