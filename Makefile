@@ -1,4 +1,4 @@
-# One door for everything a developer runs; `make help` lists it.
+# The entry point to everything a developer runs; `make help` lists it.
 # Needs only Python >= 3.11 with venv: no root, no system package. Every target makes its environment first.
 
 PYTHON ?= python3
@@ -24,7 +24,7 @@ SEEDS ?= 0-
 MINUTES ?= 1
 DIR ?=
 JEPSEN_MINUTES ?= 10
-# What cuts links between members: auto takes network namespaces where they can be had, relays elsewhere.
+# How links between members are partitioned: auto takes network namespaces where they can be had, relays elsewhere.
 NETWORK ?= auto
 NODES ?= 3
 
@@ -49,7 +49,7 @@ cluster: $(STAMP) ## a three-node cluster in the foreground on ports 2379, 22379
 demo: $(STAMP) ## a tour that ends by itself: cluster up, writes, leader killed, everything read back
 	$(BIN)/python cluster.py demo
 
-test: $(STAMP) ## the whole test suite; STRICT=1 turns every skip into a failure
+test: $(STAMP) ## the whole test suite; with STRICT=1 a skip is a failure
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 check: $(STAMP) ## the gate that never writes: lint, format, types, house rules, generated code, lock
@@ -89,7 +89,7 @@ watch-torture: $(STAMP) ## watchers across killed leaders and restarts miss noth
 bench-watch: $(STAMP) ## what ten thousand watchers of other keys cost a put; writes bench/results/watch.json
 	$(BIN)/python -m bench.watch
 
-bench-locks: $(STAMP) ## a contended lock with foreign clients, beside etcd; writes bench/results/locks.json
+bench-locks: $(STAMP) ## a contended lock with third-party clients, beside etcd; writes bench/results/locks.json
 	$(BIN)/python -m bench.locks --rounds $(ROUNDS) --seconds $(SECONDS)
 
 bench-leases: $(STAMP) ## a hundred thousand leases that end together: how long it takes, how late the loop gets; writes bench/results/leases.json
@@ -101,7 +101,7 @@ scale: $(STAMP) ## a million keys in three members: memory, restart, stalls, rol
 simulate: $(STAMP) ## seeded clusters under faults, on all cores; LEVEL=core|node|both SEEDS=0-99|fresh MINUTES=10; writes bench/results/simulation.json
 	$(BIN)/python -m kvstore.testing --level $(LEVEL) --seeds $(SEEDS) --minutes $(MINUTES) --output bench/results/simulation.json
 
-mutants: $(STAMP) ## hunt every planted bug with seeded runs until it is caught; writes tests/simulation/mutants.json
+mutants: $(STAMP) ## hunt every mutant with seeded runs until it is caught; writes tests/simulation/mutants.json
 	$(BIN)/python -m tests.simulation.mutants
 
 transcripts: $(STAMP) ## etcd-io/raft's interaction scripts of DIR=<folder> against this core; default KVSTORE_TESTDATA
@@ -122,7 +122,7 @@ jepsen: $(STAMP) ## real members, real clients, faults, histories judged; JEPSEN
 jepsen-long: ## the same with seven members, for an hour
 	$(MAKE) jepsen JEPSEN_MINUTES=60 NODES=7
 
-jepsen-mutants: $(STAMP) ## hunt bugs planted in real members; writes tests/jepsen/mutants.json; SEED=
+jepsen-mutants: $(STAMP) ## hunt mutants in real members; writes tests/jepsen/mutants.json; SEED=
 	$(BIN)/python -m tests.jepsen.mutants $(if $(SEED),--seed $(SEED))
 
 bench-verify: $(STAMP) ## how long the checkers take over 100,000 operations; writes bench/results/verify.json

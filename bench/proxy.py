@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from bench.clusters import Cluster
-from kvstore.devcluster.dialers import owner_of
+from kvstore.devcluster.dialers import process_of
 from kvstore.devcluster.plan import free_ports
 from kvstore.devcluster.proxy import Partition, PeerProxy
 
@@ -63,7 +63,7 @@ class Proxies:
 
     def _who_dials(self, port: int, our_port: int) -> int | None:
         members = {member.pid: index for index, member in enumerate(self.cluster.members) if member.process}
-        pid = owner_of(port, our_port, members)
+        pid = process_of(port, our_port, members)
         return None if pid is None else members[pid]
 
     # --- faults ---

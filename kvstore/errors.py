@@ -200,7 +200,7 @@ class ServerStopped(Unavailable):
 
 
 class NotAppliedInTime(Unavailable):
-    """A write that found nobody to take it in time."""
+    """A write that found no leader in time."""
 
     text = "etcdserver: request timed out"
 

@@ -1,4 +1,4 @@
-"""The one place that says which version this is, and which etcd it claims to be."""
+"""The version of this package, and the etcd version that it announces."""
 
 from __future__ import annotations
 

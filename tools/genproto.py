@@ -1,4 +1,4 @@
-"""Turn proto/**/*.proto into Python modules beside the code that uses them.
+"""Generate Python modules from proto/**/*.proto beside the code that uses them.
 
     python tools/genproto.py            write the modules
     python tools/genproto.py --check    write nothing; fail if sources and modules disagree
@@ -126,7 +126,7 @@ def write(root: Path) -> None:
 
 
 def check(root: Path) -> None:
-    """Raise Stale when any module differs from what its source says, as far as can be told here."""
+    """Raise Stale when any module differs from what its source says, as far as can be checked here."""
     for package, sources in packages(root).items():
         on_disk = generated_files(root, package)
         stamp = root / package / STAMP_NAME

@@ -128,7 +128,7 @@ async def _check(found: Settings, one: str) -> EndpointHealth:
         try:
             await connection.call(RANGE, rpc_pb2.RangeRequest(key=_HEALTH_KEY))
         except KVError as failure:
-            if failure.code is not Code.PERMISSION_DENIED:  # whoever refuses so has read its users
+            if failure.code is not Code.PERMISSION_DENIED:  # a member that refuses so has read its users
                 error = failure.text
         if not error:
             try:

@@ -98,7 +98,7 @@ def _wrapped(what: str, work: Callable[[], Any]) -> Any:
 @global_options
 @click.pass_context
 def lease(ctx: click.Context) -> None:
-    """Keys that live as long as somebody renews them."""
+    """Keys that live as long as their lease is kept alive."""
     ctx.obj = ctx.find_root().obj
 
 
@@ -106,7 +106,7 @@ def lease(ctx: click.Context) -> None:
 @_ARGS
 @global_options
 def grant(args: tuple[str, ...]) -> None:
-    """Create a lease that lives for <ttl> seconds unless it is renewed."""
+    """Create a lease that expires after <ttl> seconds without a keep-alive."""
     if len(args) != 1:
         raise bad_arguments("lease grant command needs TTL argument")
     try:
@@ -205,10 +205,10 @@ def list_(args: tuple[str, ...]) -> None:
 
 @lease.command("keep-alive", cls=Command, options_metavar="<lease id>")
 @_ARGS
-@click.option("--once", is_flag=True, help="Renew once and end.")
+@click.option("--once", is_flag=True, help="Send one keep-alive and end.")
 @global_options
 def keep_alive(args: tuple[str, ...], once: bool) -> None:
-    """Renew a lease until it is gone, or once."""
+    """Keep a lease alive until it expires, or send one keep-alive."""
     if len(args) != 1:
         raise bad_arguments("lease keep-alive command needs lease ID as argument")
     lease_id = _lease_id(args[0])

@@ -27,7 +27,7 @@ _Result = TypeVar("_Result")
 
 LOCK_TTL_SECONDS = 10
 ELECTION_TTL_SECONDS = 60
-"""etcdctl's: how long a lock, or a leadership, outlives whoever holds it."""
+"""etcdctl's: how long a lock, or a leadership, outlives its holder."""
 
 OBSERVE_PATH = "/v3electionpb.Election/Observe"
 

@@ -1,4 +1,4 @@
-"""The root of the command line, and the one place where errors become lines and exit codes."""
+"""The root of the command line, which alone maps errors to lines and exit codes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core writes its own lines otherwise
     try:
         code = run(arguments)
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output has seen enough
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = ExitCode.IO

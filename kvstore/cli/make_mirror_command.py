@@ -29,13 +29,13 @@ PAGE_KEYS = 1000
 TXN_BYTES = 512 * 1024
 """Of keys and values in one transaction: a third of what a server takes by default."""
 REPORT_SECONDS = 30.0
-"""How often the count is printed where nobody watches, as etcdctl does."""
+"""How often the count is printed without a terminal, as etcdctl does."""
 PROGRESS_SECONDS = 0.5
-"""How often a terminal is told."""
+"""How often a terminal's line is updated."""
 
 
 class _Progress:
-    """How many changes were copied: a line that renews itself on a terminal, else a number now and then."""
+    """How many changes were copied: a line updated on a terminal, else a number now and then."""
 
     def __init__(self) -> None:
         self.copied = 0
@@ -123,7 +123,7 @@ def _by_revision(events: Iterable[kv_pb2.Event]) -> Iterator[list[kv_pb2.Event]]
 
 
 def _parts(operations: Sequence[rpc_pb2.RequestOp], count_max: int) -> Iterator[list[rpc_pb2.RequestOp]]:
-    """Cut into transactions that a server takes."""
+    """Split into transactions that a server accepts."""
     held: list[rpc_pb2.RequestOp] = []
     held_bytes = 0
     for operation in operations:

@@ -195,7 +195,7 @@ class Command(click.Command):
 
 
 def resolve_switches(args: list[str], switches: set[str]) -> list[str]:
-    """Turn `--switch=true` into `--switch`, and let `--switch=false` take it back."""
+    """Rewrite `--switch=true` as `--switch`, and let `--switch=false` undo it."""
     found: list[str] = []
     for position, arg in enumerate(args):
         if arg == "--":

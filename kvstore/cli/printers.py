@@ -79,7 +79,7 @@ class Printer:
         raise NotImplementedError
 
     def watch(self, reply: rpc_pb2.WatchResponse) -> None:
-        """Print what a watch is told, at once."""
+        """Print what a watch receives, at once."""
         raise NotImplementedError
 
     def alarms(self, reply: rpc_pb2.AlarmResponse) -> None:

@@ -1,8 +1,8 @@
 """`kvstore server`: one member, with etcd's flags.
 
 Exit codes: 0 stopped by SIGINT or SIGTERM; 1 it cannot start (configuration, data directory, port);
-2 the flags cannot be read; 3 it failed while it ran (a disk), and promised nothing from then on;
-4 stopping took too long and was cut short; 74 the log's disk hung (`kvstore.app`). A second signal
+2 the flags cannot be read; 3 it failed while it ran (a disk), and acknowledged nothing from then on;
+4 stopping took too long and was aborted; 74 the log's disk hung (`kvstore.app`). A second signal
 ends the process at once, by that signal.
 """
 
@@ -34,10 +34,10 @@ EXIT_STOPPED = 0
 EXIT_CANNOT_START = 1
 EXIT_USAGE = 2
 EXIT_FAILED = 3
-EXIT_STOP_CUT_SHORT = 4
+EXIT_STOP_ABORTED = 4
 
 STOP_PATIENCE_S = 2.5
-"""A stop is promised within 3 s. Nothing is lost when it is cut short: what was promised is on disk."""
+"""A stop takes at most 3 s. Nothing is lost when it is aborted: what was acknowledged is on disk."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -172,7 +172,7 @@ def _end_soon(code: int) -> None:
 
 
 class _Stop:
-    """Turns the first signal into a stop of `task`, and lets the second end the process.
+    """The first signal stops `task`, the second ends the process.
 
     A thread waits for the signals, which are blocked in every other: neither a busy loop nor a call
     that hangs in the kernel can hold it up. To be made before any other thread, which inherits the block.
@@ -191,7 +191,7 @@ class _Stop:
     def _wait(self) -> None:
         first = signal.sigwait(_SIGNALS)
         self.asked = True
-        _end_soon(EXIT_STOP_CUT_SHORT)
+        _end_soon(EXIT_STOP_ABORTED)
         self._loop.call_soon_threadsafe(self._cancel, first)
         second = signal.sigwait(_SIGNALS)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -151,7 +151,7 @@ def _restore_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--initial-cluster", default="", help="Members of the new cluster: name=URL,..."),
         click.option("--initial-cluster-token", default="etcd-cluster", show_default=True),
         click.option("--initial-advertise-peer-urls", default="http://localhost:2380", show_default=True),
-        click.option("--skip-hash-check", is_flag=True, help="Take a copied state file as well."),
+        click.option("--skip-hash-check", is_flag=True, help="Accept a copied backend file as well."),
         click.option(
             "--bump-revision",
             type=INT,

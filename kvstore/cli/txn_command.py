@@ -36,7 +36,7 @@ _COMPARE = re.compile(rf"\s*(?P<key>{_STRING})?(?:\)(?:\s+(?P<result>\S+))?\s*(?
 _ARGUMENT = re.compile(r""""(?:[^"\\]|\\.)*"|'[^']*'|[^'"\s]\S*[^'"\s]?""")
 
 ReadRequest = Callable[[str, list[str]], rpc_pb2.RequestOp]
-"""Turns a verb and its arguments into a request; raises click's errors when it cannot."""
+"""Builds a request from a verb and its arguments; raises click's errors when it cannot."""
 
 
 def parse_compare(line: str) -> rpc_pb2.Compare:
@@ -115,7 +115,7 @@ def _parse_request(line: str, read_request: ReadRequest) -> rpc_pb2.RequestOp:
 def read_transaction(
     source: BinaryIO, read_request: ReadRequest, prompt: Callable[[str], None]
 ) -> rpc_pb2.TxnRequest:
-    """Read the three blocks; `prompt` is told what is asked for next."""
+    """Read the three blocks; `prompt` receives what is read next."""
     prompt("compares:")
     compares = [parse_compare(line) for line in _block(source)]
     prompt("success requests (get, put, del):")

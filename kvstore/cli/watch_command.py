@@ -107,7 +107,7 @@ def _wanted(
 
 
 async def _show(connection: Connection, wanted: Wanted, chosen: Printer, watchings: list[Watching]) -> None:
-    """Print what the watch is told until it is cancelled."""
+    """Print what the watch receives until it is cancelled."""
     async with Watching(connection, wanted.request) as watching:
         watchings.append(watching)
         async for response in watching:
@@ -189,8 +189,8 @@ def _read_line(words: Sequence[str]) -> Wanted:
 async def _next_line() -> bytes:
     """One line of standard input, empty at its end.
 
-    It is read by a thread that ends with the process. Nobody can call a read off, and whoever waited for it,
-    as the loop does for its own threads, would end only when something is typed.
+    A thread that ends with the process reads it. A read cannot be cancelled, and a thread awaited by the loop
+    would end only when something is typed.
     """
     loop = asyncio.get_running_loop()
     arrived: asyncio.Future[bytes] = loop.create_future()

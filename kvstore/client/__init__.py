@@ -1,7 +1,7 @@
 """Calls to a cluster over the etcd v3 API: endpoints, failover, typed errors.
 
 A tower of its own: it knows the wire messages and the errors, neither Raft nor the server, and works
-against etcd as well. What it promises:
+against etcd as well. What it guarantees:
 
 * A call ends in its reply or in one error of `kvstore.errors`, within its timeout.
 * An error is `OutcomeUnknown` unless it is certain that nothing was applied: the server said so, or

@@ -72,7 +72,7 @@ class Connection:
     ) -> None:
         """`timeout_s` bounds every call, connecting included. A connection whose member is silent for
         `keepalive_time_s`, and then for `keepalive_timeout_s` after it was asked, is given up with the
-        calls on it; so a stream ends whose member stands still. Raises ValueError without endpoints.
+        calls on it; so a stream to a paused member ends. Raises ValueError without endpoints.
         """
         if not endpoints:
             raise ValueError("at least one endpoint is needed")
@@ -108,7 +108,7 @@ class Connection:
             await channel.close(None)
 
     async def call(self, method: Method[Request, Reply], request: Request) -> Reply:
-        """Make one call. Raises `kvstore.errors.KVError`: see the package's promises."""
+        """Make one call. Raises `kvstore.errors.KVError`: see the package's guarantees."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
         last_error: Unavailable = TimedOut()

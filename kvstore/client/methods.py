@@ -27,8 +27,10 @@ class Method(Generic[Request, Reply]):
 
 
 class Caller(Protocol):
-    """Whatever makes calls: a `Connection`, or its twin to a simulated cluster. What code that uses the
-    store asks for, so that it can be tested against either."""
+    """Makes calls: a `Connection`, or its counterpart for a simulated cluster.
+
+    Code written against this protocol can be tested against either.
+    """
 
     async def call(self, method: Method[Request, Reply], request: Request) -> Reply:
         """Make one call. Raises `kvstore.errors.KVError`."""

@@ -1,4 +1,4 @@
-"""From a gRPC status to a typed error, and what is known of the request's fate."""
+"""From a gRPC status to a typed error, and what is known of the request's outcome."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from kvstore.wire import rpc_pb2
 KEEP_ALIVE_PATH = "/etcdserverpb.Lease/LeaseKeepAlive"
 
 KEEP_ALIVES_PER_TTL = 3
-"""A lease is renewed after a third of its time, as etcd's client does: two renewals may be lost."""
+"""A keep-alive is sent after a third of the TTL, as etcd's client does: two may be lost."""
 
 # How a call ends when its member goes.
 _LOST = frozenset({Code.UNAVAILABLE, Code.CANCELLED, Code.INTERNAL})
@@ -34,9 +34,9 @@ def _code_of(error: grpc.aio.AioRpcError) -> Code:
 async def keep_alives(
     connection: Connection, lease: int, *, once: bool = False
 ) -> AsyncIterator[rpc_pb2.LeaseKeepAliveResponse]:
-    """Renew a lease for as long as it lives; every reply, at last one with a TTL of 0.
+    """Keep a lease alive; yields every reply, the last with a TTL of 0.
 
-    Ends without that when no renewal was answered for the whole time of the lease: then nobody can know
+    Ends without that when no keep-alive was answered for a whole TTL: then the client cannot know
     whether it lives. `once`: ends after the first reply. Raises KVError when it is refused.
     """
     loop = asyncio.get_running_loop()
@@ -74,7 +74,7 @@ async def keep_alives(
 
 async def wait_for(connection: Connection, method: Method[Request, Reply], request: Request) -> Reply:
     """A call that the server answers when the time has come. When its member goes, another is asked, which
-    is right for what may be asked twice: places in queues are known by their lease.
+    is right for what may be asked twice: queue entries are identified by their lease.
 
     Raises KVError when it is refused. A cancellation reaches the server.
     """
@@ -106,7 +106,7 @@ class Session:
         self.lease = 0
         """Known once entered."""
         self.lost = asyncio.Event()
-        """The lease is gone, or nobody can know any more."""
+        """The lease has expired, or its state cannot be known any more."""
         self._keeping: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -122,14 +122,14 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         assert self._keeping is not None
-        lost = self.lost.is_set()  # it is set when the renewing ends, for whatever reason
+        lost = self.lost.is_set()  # it is set when keep-alives end, for any reason
         self._keeping.cancel()
         await asyncio.wait([self._keeping])
         if not lost:
             with contextlib.suppress(KVError):  # then it ends by itself
                 await self._connection.call(LEASE_REVOKE, rpc_pb2.LeaseRevokeRequest(ID=self.lease))
         if not self._keeping.cancelled():
-            self._keeping.result()  # a fault in the renewing must not pass for a lease that ended
+            self._keeping.result()  # an error in the keep-alives must not pass for an expired lease
 
     async def _keep(self) -> None:
         try:

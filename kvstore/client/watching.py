@@ -19,7 +19,7 @@ from kvstore.wire import rpc_pb2
 WATCH_PATH = "/etcdserverpb.Watch/Watch"
 
 _REQUIRE_LEADER = (("hasleader", "true"),)
-"""A member that is cut off ends the stream, instead of being silent for as long as it lasts."""
+"""A partitioned member ends the stream instead of staying silent during the partition."""
 
 # How a stream ends when a member goes; a watch changes nothing, so it is simply begun again.
 _LOST = frozenset({Code.UNAVAILABLE, Code.CANCELLED, Code.UNKNOWN, Code.INTERNAL})
@@ -83,7 +83,7 @@ class Watching:
         raise StopAsyncIteration
 
     async def request_progress(self) -> None:
-        """Ask for a response without events that says up to where everything was told.
+        """Request a response without events whose revision covers every event sent so far.
 
         Nothing comes when the stream is lost meanwhile.
         """
@@ -91,7 +91,7 @@ class Watching:
             try:
                 await self._call.write(rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest()))
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                return  # whoever reads notices, and begins anew
+                return  # the reader meets the error, and starts again
 
     async def _begin(self) -> _Stream:
         stub: Any = (await self._connection.channel(math.inf)).stream_stream(
@@ -100,7 +100,9 @@ class Watching:
             response_deserializer=rpc_pb2.WatchResponse.FromString,
         )
         call: _Stream = stub(metadata=_REQUIRE_LEADER)
-        with contextlib.suppress(asyncio.InvalidStateError):  # it has ended already; reading tells how
+        with contextlib.suppress(
+            asyncio.InvalidStateError
+        ):  # it has ended already; the read raises its error
             await call.write(rpc_pb2.WatchRequest(create_request=self._request))
         return call
 

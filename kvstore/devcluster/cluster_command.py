@@ -148,7 +148,7 @@ def partition(groups: str, directory: Path) -> None:
 @_who
 @_directory
 def isolate(node: str, directory: Path) -> None:
-    """Cut one node off from all others."""
+    """Partition one node from all others."""
     click.echo(session.ask(directory, "isolate", node))
 
 
@@ -164,7 +164,7 @@ def heal(directory: Path) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on printing what is logged.")
 @_directory
 def logs(node: str | None, follow: bool, directory: Path) -> None:
-    """Print the log of one node, or of all with their names in front."""
+    """Print the log of one node, or of all each line prefixed by its name."""
     recorded = load(directory)
     if recorded is None:
         raise ClusterError(f"there is no cluster in {directory}")

@@ -33,7 +33,7 @@ class NodeStatus:
     """running, paused, killed, stopped, or exited (with its code)."""
     pid: int
     unreachable_from: tuple[int, ...]
-    """Members cut off from this one by a partition."""
+    """Members that a partition separates from this one."""
     answered: bool = False
     member_id: int = 0
     leader_id: int = 0
@@ -56,7 +56,7 @@ class NodeStatus:
 
 
 class StatusProbe:
-    """A channel to one member's client port, kept open between questions."""
+    """A channel to one member's client port, kept open between requests."""
 
     def __init__(self, address: str) -> None:
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)

@@ -1,7 +1,7 @@
 """Steering a running supervisor from another process: one JSON line each way on a loopback port.
 
 A request is `{"secret": ..., "verb": ..., "arguments": [...]}`; the answer `{"value": ...}` or
-`{"error": "one line"}`. The secret is in the state file, which only its owner can read.
+`{"error": "one line"}`. The secret is in the plan file, which only its user can read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ANSWER_TIMEOUT_S = 30.0
 
 
 REFUSAL = "wrong secret"
-"""What a supervisor tells those who look for another one."""
+"""What a supervisor answers to a request meant for another one."""
 
 
 class ControlServer:
@@ -115,7 +115,7 @@ class ControlServer:
     async def _isolate(self, who: str) -> str:
         number = await self._supervisor.resolve(who)
         self._supervisor.isolate(number)
-        return f"node{number} is cut off from all others"
+        return f"node{number} is partitioned from all others"
 
     async def _partition(self, text: str) -> str:
         groups = []
@@ -137,7 +137,7 @@ class ControlServer:
 async def ask(running: Running, verb: str, *arguments: str) -> Any:
     """Send one request; raises ClusterError with the supervisor's words, ConnectionError when none runs.
 
-    Whoever took over the port of a supervisor that was killed is none, not even another supervisor.
+    A process that took over the port of a killed supervisor is none, not even another supervisor.
     """
     reader, writer = await asyncio.open_connection(HOST, running.control_port, limit=1 << 20)
     try:

@@ -36,7 +36,7 @@ CATCH_UP_TIMEOUT_S = 30.0
 
 @dataclass(slots=True)
 class Bookings:
-    """What the instances were told."""
+    """What was acknowledged to the instances."""
 
     holders: dict[int, list[str]] = field(default_factory=dict)
     """Seat -> every instance whose booking was acknowledged; more than one is a double booking."""
@@ -100,7 +100,7 @@ async def _race(cluster: Supervisor, bookings: Bookings) -> tuple[int, float]:
 
 
 async def _instance(name: str, endpoints: str, first: int, bookings: Bookings) -> None:
-    """One instance of the service: ask for every seat in turn, and believe only what is answered."""
+    """One instance of the service: try every seat one after the other, and believe only acknowledgements."""
     addresses = list(parse_endpoints(endpoints))
     async with Connection(addresses[first % 3 :] + addresses[: first % 3], timeout_s=CALL_TIMEOUT_S) as kv:
         for seat in range(SEATS):
@@ -123,7 +123,7 @@ def _key(seat: int) -> bytes:
 
 
 def _booking(seat: int, name: str) -> rpc_pb2.TxnRequest:
-    """Create the seat's key if nobody has."""
+    """Create the seat's key if it does not exist."""
     key = _key(seat)
     absent = rpc_pb2.Compare(
         result=rpc_pb2.Compare.EQUAL, target=rpc_pb2.Compare.CREATE, key=key, create_revision=0

@@ -1,6 +1,6 @@
-"""Which process is at the other end of a loopback connection, as the kernel tells.
+"""Which process is at the other end of a loopback connection, according to the kernel.
 
-Reads /proc, so only on Linux; elsewhere nobody is recognised, and a partition then holds back
+Reads /proc, so only on Linux; elsewhere no dialler is recognised, and a partition then holds back
 everything that comes in instead of picking by dialler.
 """
 
@@ -14,7 +14,7 @@ _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _ESTABLISHED = "01"
 
 
-def owner_of(local_port: int, remote_port: int, pids: Iterable[int]) -> int | None:
+def process_of(local_port: int, remote_port: int, pids: Iterable[int]) -> int | None:
     """Return which of `pids` holds the connection from `local_port` to `remote_port`, if any does."""
     inodes = _inodes(local_port, remote_port)
     if not inodes:

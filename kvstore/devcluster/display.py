@@ -16,7 +16,18 @@ from kvstore.devcluster.supervisor import Supervisor
 REFRESH_INTERVAL_S = 0.5
 """Often enough to watch an election, seldom enough to cost next to nothing."""
 
-COLUMNS = ("node", "process", "pid", "clients", "role", "term", "index", "applied", "data", "cut off")
+COLUMNS = (
+    "node",
+    "process",
+    "pid",
+    "clients",
+    "role",
+    "term",
+    "index",
+    "applied",
+    "data",
+    "partitioned from",
+)
 
 
 def cells(status: NodeStatus) -> tuple[str, ...]:
@@ -60,7 +71,7 @@ def banner(plan: ClusterPlan) -> str:
     """Return what a newcomer needs to use the cluster that has just come up."""
     return (
         f"cluster of {len(plan.nodes)} nodes is up: {plan.endpoints}\n"
-        f"data and logs in {plan.directory}; try: kvstore put greeting hello"
+        f"data and logs in {plan.directory}; try: kvstore put greeting hi"
     )
 
 
@@ -113,12 +124,14 @@ class PlainLines:
         elif status.process == "running":
             words.append("no answer")
         if status.unreachable_from:
-            words.append("cut off from " + ",".join(f"node{number}" for number in status.unreachable_from))
+            words.append(
+                "partitioned from " + ",".join(f"node{number}" for number in status.unreachable_from)
+            )
         return ", ".join(words)
 
 
 class LiveTable:
-    """A table that redraws itself in place. Raises ImportError when rich is not installed."""
+    """A table that redraws itself on the same lines. Raises ImportError when rich is not installed."""
 
     def __init__(self) -> None:
         from rich.live import Live  # an extra: only who looks at a terminal needs it

@@ -65,7 +65,7 @@ class ClusterPlan:
     server_arguments: tuple[str, ...] = ()
     """Further flags for every member."""
     python_arguments: tuple[str, ...] = field(default=("-m", "kvstore", "server"))
-    """What the interpreter is told to run."""
+    """The interpreter's arguments: what it runs."""
 
     @property
     def endpoints(self) -> str:
@@ -167,7 +167,7 @@ FREE_PORT_TRIES_MAX = 1000
 
 
 def free_ports(count: int) -> list[int]:
-    """Return distinct ports that nobody listens on at this moment; raises ClusterError without any."""
+    """Return distinct ports without a listener at this moment; raises ClusterError without any."""
     ports: list[int] = []
     with contextlib.ExitStack() as held:
         for _ in range(count * FREE_PORT_TRIES_MAX):
@@ -225,13 +225,13 @@ class Running:
     supervisor_pid: int = 0
     control_port: int = 0
     control_secret: str = ""
-    """Whoever can read the state file may steer the cluster."""
+    """A user who can read the plan file may steer the cluster."""
     pids: dict[int, int] = field(default_factory=dict)
     """Process id of each member started, by number; 0 once it has ended."""
 
 
 def save(plan: ClusterPlan, running: Running) -> None:
-    """Write the state file, whole or not at all, readable by its owner only."""
+    """Write the plan file, whole or not at all, readable by its user only."""
     plan.directory.mkdir(parents=True, exist_ok=True)
     state = {
         "format": STATE_FORMAT,
@@ -248,7 +248,7 @@ def save(plan: ClusterPlan, running: Running) -> None:
 
 
 def load(directory: Path) -> tuple[ClusterPlan, Running] | None:
-    """Read the state file; None when there is none. Raises ClusterError when it cannot be used."""
+    """Read the plan file; None when there is none. Raises ClusterError when it cannot be used."""
     path = directory / STATE_FILE
     try:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -1,11 +1,11 @@
-"""A TCP proxy in front of one member's peer port, which can fall silent between two members.
+"""A TCP proxy before one member's peer port, which can fall silent between two members.
 
 Theory of operation. `Partition` says which pairs of members hear one another; every proxy of a
 cluster shares it. A connection belongs to the pair (who dialled, whose port this is). While its
-pair is cut off, a connection is held: nothing is read from either side, so that bytes and ends
-alike stay in the kernel, nobody is told anything, and the senders' buffers fill as they do when a
+pair is partitioned, a connection is held: nothing is read from either side, so that bytes and ends
+alike stay in the kernel, neither side is notified, and the senders' buffers fill as they do when a
 cable is pulled. A new connection is accepted and then held, before anything is dialled. Healing
-lets everything flow again, ends included. A pair may also be cut in one direction only: then what the
+lets everything flow again, ends included. A pair may also be partitioned in one direction only: then what the
 one says is held back and what the other says still arrives, on whichever connection it is said.
 
 A slow link delivers every byte, in order, a fixed time later; one too far behind is no longer read.
@@ -48,7 +48,7 @@ class Partition:
     """Which members cannot hear one another, and who wants to know when that changes."""
 
     def __init__(self) -> None:
-        self._cut: frozenset[tuple[int, int]] = frozenset()
+        self._blocked: frozenset[tuple[int, int]] = frozenset()
         """Ordered pairs: what the first says does not reach the second."""
         self._delays_s: dict[tuple[int, int], float] = {}
         """Ordered pairs whose words take this much longer."""
@@ -56,24 +56,24 @@ class Partition:
 
     @property
     def active(self) -> bool:
-        return bool(self._cut)
+        return bool(self._blocked)
 
     @property
-    def cut(self) -> frozenset[tuple[int, int]]:
+    def blocked_links(self) -> frozenset[tuple[int, int]]:
         """Ordered pairs: what the first says does not reach the second."""
-        return self._cut
+        return self._blocked
 
     def blocked(self, one: int | None, other: int) -> bool:
-        """Whether this pair is cut off in any direction; an unrecognised dialler is, during any partition."""
+        """Whether this pair is partitioned in any direction; an unrecognised dialler is, in any partition."""
         if one is None:
             return self.active
-        return (one, other) in self._cut or (other, one) in self._cut
+        return (one, other) in self._blocked or (other, one) in self._blocked
 
     def silenced(self, speaker: int | None, hearer: int | None) -> bool:
         """Whether what the speaker says is held back from the hearer."""
         if speaker is None or hearer is None:
             return self.active
-        return (speaker, hearer) in self._cut
+        return (speaker, hearer) in self._blocked
 
     def delay_s(self, speaker: int | None, hearer: int | None) -> float:
         """How much longer the speaker's words take to the hearer, in seconds."""
@@ -82,7 +82,7 @@ class Partition:
         return self._delays_s.get((speaker, hearer), 0.0)
 
     def set_groups(self, groups: Iterable[Iterable[int]]) -> None:
-        """Cut every pair of members of different groups, and no other."""
+        """Partition every pair of members of different groups, and no other."""
         sides = [tuple(group) for group in groups]
         self.set_links(
             pair
@@ -93,9 +93,9 @@ class Partition:
             for pair in ((one, other), (other, one))
         )
 
-    def set_links(self, cut: Iterable[tuple[int, int]]) -> None:
+    def set_links(self, blocked: Iterable[tuple[int, int]]) -> None:
         """Hold back what the first says to the second, for these ordered pairs and no other."""
-        self._cut = frozenset(cut)
+        self._blocked = frozenset(blocked)
         self._changed()
 
     def set_delays(self, delays_s: Mapping[tuple[int, int], float]) -> None:
@@ -104,13 +104,15 @@ class Partition:
         self._changed()
 
     def heal(self) -> None:
-        """End cuts and delays alike."""
+        """End partitions and delays alike."""
         self._delays_s = {}
         self.set_links(())
 
     def unreachable_from(self, number: int) -> list[int]:
         """Return the members with which this one cannot talk both ways, sorted."""
-        return sorted({other for pair in self._cut if number in pair for other in pair if other != number})
+        return sorted(
+            {other for pair in self._blocked if number in pair for other in pair if other != number}
+        )
 
     def _changed(self) -> None:
         for one in self._affected:
@@ -223,19 +225,19 @@ class _Connection:
 
     @property
     def held(self) -> bool:
-        """Whether the pair is cut off in a direction, so that no connection can be made."""
+        """Whether the pair is partitioned in a direction, so that no connection can be made."""
         return self.dialler.silenced or self.target.silenced
 
     @property
     def held_bytes(self) -> bool:
-        """Whether a side has said something that the other was not told because of a cut."""
+        """Whether a partition holds back bytes that one side has sent."""
         return any(side.silenced and side.has_unread() for side in (self.dialler, self.target))
 
     def opposite(self, side: _Side) -> _Side:
         return self.target if side is self.dialler else self.dialler
 
     def pass_ends_on(self) -> None:
-        """Where one side is gone, end the other likewise, unless nobody may be told now."""
+        """Where one side is gone, end the other likewise, unless a partition forbids it now."""
         for side in (self.dialler, self.target):
             if side.gone and not side.silenced and not side.is_late:
                 other = self.opposite(side)
@@ -279,7 +281,7 @@ class _Side(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        # One turn later, when the transport has begun to read: early 3.11 forgets a pause asked for in here.
+        # One iteration later, when the transport has begun to read: early 3.11 forgets a pause set in here.
         asyncio.get_running_loop().call_soon(self._begin)
 
     def _begin(self) -> None:
@@ -365,7 +367,7 @@ class _Side(asyncio.Protocol):
             self.transport.close()
 
     def reset(self) -> None:
-        """End at once; the kernel tells the far end that it was no orderly end."""
+        """End at once; the kernel resets the connection, so that the far end sees no orderly end."""
         if self.transport is None or self.gone:
             return
         raw: socket.socket | None = self.transport.get_extra_info("socket")

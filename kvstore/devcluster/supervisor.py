@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from kvstore.devcluster.cluster_status import NodeStatus, StatusProbe
-from kvstore.devcluster.dialers import owner_of
+from kvstore.devcluster.dialers import process_of
 from kvstore.devcluster.plan import ClusterError, ClusterPlan, NodePlan, child_environment, free_ports
 from kvstore.devcluster.proxy import Partition, PeerProxy
 
 STOP_TIMEOUT_S = 5.0
-"""Members promise to stop within 3 s of SIGTERM; after this they are killed."""
+"""Members stop within 3 s of SIGTERM; after this they are killed."""
 
 READY_TIMEOUT_S = 60.0
 """A fresh cluster elects in about a second; replaying a large log on a busy machine takes longer."""
@@ -164,7 +164,7 @@ class Supervisor:
         self.partition_state.set_groups([*sides, rest])
 
     def isolate(self, number: int) -> None:
-        """Cut one member off from all others."""
+        """Partition one member from all others."""
         self.partition([[number]])
 
     def heal(self) -> None:
@@ -248,7 +248,7 @@ class Supervisor:
 
     def _who_dials(self, port: int, listen_port: int) -> int | None:
         numbers = {child.process.pid: number for number, child in self._children.items() if child.alive}
-        pid = owner_of(port, listen_port, numbers)
+        pid = process_of(port, listen_port, numbers)
         return None if pid is None else numbers[pid]
 
     async def _status(self, node: NodePlan) -> NodeStatus:

@@ -1,7 +1,7 @@
 """The replicated state machine: a multi-version key-value store with etcd's semantics.
 
 Contract
-* Pure and deterministic: no clock, no chance, no input but commands. Two engines that applied the
+* Pure and deterministic: no clock, no randomness, no input but commands. Two engines that applied the
   same batches from the same log answer alike, byte for byte, and hold the same rows.
 * `check_*` before proposing, `encode` to propose, `Engine.apply` when committed, `Engine.range` and
   `Engine.read_txn` to read. Reads see what is applied; that they may be served is the caller's
@@ -13,11 +13,11 @@ Contract
   least one key. History stays readable until a `Compact`.
 * While `observing`, `take_changes` yields what was changed, by whole revisions; `history` replays the
   same from any retained revision, in bounded slices. `to_event` makes of a change what a watch shows.
-* `drain_changes` yields the rows that bring the durable image to the applied state; `load` and
+* `drain_changes` yields the rows that bring the backend to the applied state; `load` and
   `load_done` rebuild a fresh engine from those rows, ordered by row key.
 * Leases are state without a clock: which exist, for how long, on which keys. That the time of one
-  is over is a command of whoever measures it, and does nothing when it comes too late.
-* Memory is bounded by the quota: whoever proposes compares `logical_bytes + quota_cost_bytes(...)`
+  is over is a command of the leader that measures it, a no-op when it comes too late.
+* Memory is bounded by the quota: the proposer compares `logical_bytes + quota_cost_bytes(...)`
   with it, and raises the NOSPACE alarm; while that stands, the engine refuses what would add.
 """
 

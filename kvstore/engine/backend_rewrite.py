@@ -1,4 +1,4 @@
-"""Making the state of another cluster out of an image: what a restore does to the rows.
+"""Rewrites a backend as that of another cluster: what a restore does to the rows.
 
 Offline and pure. The new cluster has its own members; leases, alarms and lock queues stay. All history
 becomes compacted, and the revision is raised by so much that nothing the old cluster may have given out
@@ -29,7 +29,7 @@ def recovered_rows(
 ) -> dict[bytes, bytes]:
     """The rows a new cluster of `members` begins with.
 
-    `engine` holds the state, `rows` the image it was loaded from; whatever it has applied since is
+    `engine` holds the state, `rows` the backend it was loaded from; whatever it has applied since is
     taken over. Both are used up.
     """
     if mark_compacted:

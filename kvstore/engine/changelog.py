@@ -1,8 +1,8 @@
 """Which keys changed at which revision: what a watch needs to start in the past.
 
-Two parallel columns in revision order, 16 bytes a change: cheap enough to keep always. What an image
-brought is not in them; its part is built only when somebody asks for it, in slices, because sorting
-a million revisions at once would stall whoever waits behind it.
+Two parallel columns in revision order, 16 bytes a change: cheap enough to keep always. What was
+loaded from a backend is not in them; that part is built only on demand, in slices, because sorting
+a million revisions at once would stall every request behind it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class ChangeLog:
         del self._keys[:count]
 
     def build(self, keys: Callable[[], list[bytes]], revisions_of: Revisions, budget: int) -> int:
-        """Take a step towards a floor of 0, visiting about `budget` keys or one bucket; keys visited.
+        """Take a step towards a lower bound of 0, visiting about `budget` keys or one bucket; keys visited.
 
-        `keys` are all that have a record now: no other can have one from before the floor.
+        `keys` are all that have a record now: no other can have one below the lower bound.
         """
         builder = self._builder
         if builder is None:
@@ -67,7 +67,7 @@ class ChangeLog:
         low = bisect_left(revisions, start)
         high = bisect_left(revisions, stop, low)
         if high - low > budget:
-            # Whole revisions: end before the one that the budget would cut, or behind the first.
+            # Whole revisions: end before the one that exceeds the budget, or behind the first.
             high = bisect_left(revisions, revisions[low + budget], low, high)
             if high == low:
                 high = bisect_left(revisions, revisions[low] + 1, low)
@@ -76,7 +76,7 @@ class ChangeLog:
 
 
 class _Builder:
-    """Collects the changes up to a floor from the records themselves, and sorts them by bucket."""
+    """Collects the changes up to a lower bound from the records themselves, and sorts them by bucket."""
 
     def __init__(self, pending: list[bytes], lower_bound: int) -> None:
         self._pending = pending

@@ -132,7 +132,7 @@ def _decode_put(data: bytes, offset: int, end: int) -> Put:
     offset += _PUT_BODY.size
     middle = offset + length
     if middle > end:
-        raise CommandError("put cut short")
+        raise CommandError("put truncated")
     key, value = data[offset:middle], data[middle:end]
     if not flags:
         return Put(key, value, lease)
@@ -146,7 +146,7 @@ def _decode_delete(data: bytes, offset: int, end: int) -> DeleteRange:
     offset += _DELETE_BODY.size
     middle = offset + length
     if middle > end:
-        raise CommandError("deletion cut short")
+        raise CommandError("deletion truncated")
     return DeleteRange(data[offset:middle], data[middle:end], flags != 0)
 
 
@@ -183,7 +183,7 @@ def _decode_range(data: bytes, offset: int, end: int) -> Range:
         offset += _RANGE_OPTIONS.size
     middle = offset + length
     if middle > end:
-        raise CommandError("range cut short")
+        raise CommandError("range truncated")
     key, range_end = data[offset:middle], data[middle:end]
     if not flags:
         return Range(key, range_end)
@@ -226,7 +226,7 @@ def _decode_txn(data: bytes, offset: int, end: int, depth: int = 0) -> Txn:
         offset += _ITEM.size
         stop = offset + length
         if stop > end:
-            raise CommandError("operation cut short")
+            raise CommandError("operation truncated")
         if kind == KIND_PUT:
             operations.append(_decode_put(data, offset, stop))
         elif kind == KIND_RANGE:
@@ -289,7 +289,7 @@ def _decode_alarm(data: bytes, offset: int, end: int) -> Alarm:
 
 def _bounded(stop: int, end: int) -> int:
     if stop > end:
-        raise CommandError("command cut short")
+        raise CommandError("command truncated")
     return stop
 
 

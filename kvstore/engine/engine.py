@@ -1,4 +1,4 @@
-"""The machine the log drives: decodes commands, applies them, and keeps the image up to date."""
+"""The replicated state machine: decodes commands, applies them, and yields the rows for the backend."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from kvstore.errors import Corrupt, KVError, LeaseNotFound, MemberNotFound, NoSp
 
 SWEEP_PER_BATCH = 256
 """Compacted records dropped after each applied batch, at the least: about 1 ms of work, so that a
-single put waiting behind it does not notice."""
+single put waiting behind it is not delayed."""
 SWEEP_PER_STEP = 50_000
 """Dropped at once for those who ask for the space: about 60 ms, well within an election timeout, since all
 members are busy with it at the same time. More is asked for step by step."""
@@ -56,7 +56,7 @@ the writers whatever they do."""
 
 BACKEND_VERSION = 1
 STATE_ROW = b"s"
-"""The one row of numbers: image version u8, revision i64, compact revision i64."""
+"""The one row of numbers: backend version u8, revision i64, compact revision i64."""
 _STATE = Struct(">Bqq")
 
 _PUT_HEAD_BYTES = PUT_HEAD.size
@@ -70,7 +70,7 @@ def unpack_state(value: bytes) -> tuple[int, int]:
 
 
 class BackendError(ValueError):
-    """The durable image was written by a version this one does not know."""
+    """The backend was written by a version this one does not know."""
 
 
 def pack_state(revision: int, compact_revision: int) -> bytes:
@@ -83,7 +83,7 @@ class Engine:
 
     def __init__(self, *, members: Iterable[Member] = ()) -> None:
         """`members` is the bootstrap membership, identical on all of them. It is stored like any
-        other state; an image that is loaded replaces it."""
+        other state; a loaded backend replaces it."""
         self._store = Store()
         self._tables = Tables(members)
         self._entry = (0, 0)
@@ -113,7 +113,7 @@ class Engine:
                 if not lease:
                     middle = _PUT_HEAD_BYTES + length
                     if middle > len(data):
-                        raise CommandError("put cut short")
+                        raise CommandError("put truncated")
                     store.put(data[_PUT_HEAD_BYTES:middle], data[middle:], 0)
                     self._commit()
                     if wanted:
@@ -233,7 +233,7 @@ class Engine:
 
     @property
     def leases(self) -> Leases:
-        """To be read only; also what tells a lessor which leases changed."""
+        """Read-only; also reports to a lessor which leases changed."""
         return self._store.leases
 
     def members(self) -> tuple[Member, ...]:
@@ -275,7 +275,7 @@ class Engine:
 
     @property
     def observing(self) -> bool:
-        """Whether `apply` keeps changes for `take_changes`. Whoever sets it must take them."""
+        """Whether `apply` keeps changes for `take_changes`. A caller that sets it must take them."""
         return self._store.observing
 
     @observing.setter
@@ -296,7 +296,7 @@ class Engine:
         """
         return read_history(self._store, key, range_end, start)
 
-    # -- the durable image -----------------------------------------------------------------------
+    # -- the backend -------------------------------------------------------------------------------
 
     def drain_changes(self) -> list[tuple[bytes, bytes | None]]:
         """Rows changed since the last drain, one per row key; None deletes."""
@@ -314,16 +314,16 @@ class Engine:
         return self._store.pending_change_bytes() + self._store.leases.pending_change_bytes
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        """Take rows of an image, in row key order, in any number of calls.
+        """Load rows of a backend, in row key order, in any number of calls.
 
-        Only on a fresh engine. Raises BackendError for an image of another version.
+        Only on a fresh engine. Raises BackendError for a backend of another version.
         """
         assert self._store.revision == FIRST_REVISION, "only a fresh engine can load"
         data_rows = (row for row in rows if row[0][:1] == DATA_PREFIX or self._load_other(*row))
         self._store.load_rows(data_rows)
 
     def load_done(self) -> None:
-        """The image is complete. Harmless after no rows at all."""
+        """The backend is loaded. Harmless after no rows at all."""
         if not self._saved_state:
             self._store.load_done(FIRST_REVISION, NEVER_COMPACTED)
             return
@@ -331,7 +331,7 @@ class Engine:
         self._store.load_done(revision, compact_revision)
 
     def fresh(self) -> Engine:
-        """An empty engine, to load an image into."""
+        """An empty engine, to load a backend into."""
         return Engine()
 
     def replace(self, loaded: Engine) -> None:
@@ -345,14 +345,14 @@ class Engine:
         """Take a row that is not a key's; always False, so that it can stand in a filter."""
         if row == STATE_ROW:
             if value[:1] != bytes((BACKEND_VERSION,)):
-                raise BackendError(f"state image of version {value[:1].hex()}, known is {BACKEND_VERSION}")
+                raise BackendError(f"backend of version {value[:1].hex()}, known is {BACKEND_VERSION}")
             self._saved_state = value
         elif row[:1] == LEASE_PREFIX:
             self._store.leases.load_row(row, value)
         elif row[:1] in (MEMBER_PREFIX, REMOVED_PREFIX, ALARM_PREFIX):
             self._tables.load_row(row, value)
         else:
-            raise BackendError(f"unknown row {row[:16]!r} in the state image")
+            raise BackendError(f"unknown row {row[:16]!r} in the backend")
         return False
 
     def _state_row(self) -> bytes:

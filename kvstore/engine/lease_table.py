@@ -32,7 +32,7 @@ class Lease(NamedTuple):
 
     id: int
     granted_at: int
-    """Log index of its grant: tells it from an earlier one of the same id."""
+    """Log index of its grant: distinguishes it from an earlier one of the same id."""
     ttl_seconds: int
     remaining_seconds: int
     """What a new leader starts it with; 0 means the full time."""
@@ -43,16 +43,16 @@ class Leases:
 
     def __init__(self) -> None:
         self._rows: dict[int, bytes] = {}
-        """Packed as in the image."""
+        """Packed as in the backend."""
         self._keys: dict[int, bytes | dict[bytes, None]] = {}
         """Keys by lease, only for those that have any: one as it stands, several as a dict in the
         order of attaching. Exactly the current records that name the lease."""
         self._unsaved: dict[int, None] = {}
-        """Leases whose row the image lacks, or still has."""
+        """Leases whose row the backend lacks, or still has."""
         self._changed: dict[int, None] = {}
         """Leases granted, ended or checkpointed since the last `take_changed`, while `observing`."""
         self.observing = False
-        """Whoever sets it takes the changes."""
+        """A caller that sets it takes the changes."""
         self.granted = 0
         self.revoked = 0
         """Since start, the expired ones too."""
@@ -155,7 +155,7 @@ class Leases:
         if self.observing:
             self._changed[lease_id] = None
 
-    # -- the durable image -----------------------------------------------------------------------
+    # -- the backend -------------------------------------------------------------------------------
 
     @property
     def pending_change_bytes(self) -> int:

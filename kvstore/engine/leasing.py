@@ -19,7 +19,7 @@ def run_lease_command(
     if isinstance(command, LeaseRevoke):
         _end(store, command.id)
         return LeaseResult(store.visible_revision, True)
-    # From here on a lessor's: in an entry of another term it is late, whoever passed it on.
+    # From here on a lessor's: in an entry of another term it is late, whichever member forwarded it.
     acted = False
     if isinstance(command, LeaseExpire):
         if command.term == term and leases.is_from(command.id, command.granted_at):

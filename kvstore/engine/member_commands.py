@@ -97,7 +97,7 @@ def decode_member_command(data: bytes) -> MemberCommand:
         if kind == KIND_MEMBER_UPDATE:
             return MemberUpdate(member_id, _decode_urls(data, _HEAD.size))
     except struct_error as error:
-        raise ValueError("membership command cut short") from error
+        raise ValueError("membership command truncated") from error
     if kind == KIND_MEMBER_REMOVE:
         return MemberRemove(member_id)
     if kind == KIND_MEMBER_PROMOTE:
@@ -113,7 +113,7 @@ def _decode_urls(data: bytes, offset: int) -> tuple[str, ...]:
         urls.append(data[offset : offset + length].decode())
         offset += length
     if offset != len(data):
-        raise ValueError("membership command cut short")
+        raise ValueError("membership command truncated")
     return tuple(urls)
 
 
@@ -123,7 +123,7 @@ def apply_member_command(
     """Judge and make the change: whether it was accepted, and its outcome."""
     try:
         _check(tables, command)
-        if not fits:  # nobody would be left to vote
+        if not fits:  # no member would be left to vote
             raise NotEnoughStartedMembers
     except KVError as refusal:
         return False, refusal

@@ -1,4 +1,4 @@
-"""Answering a Range: pick, filter, sort, cut, in etcd's order (3.5 `applierV3backend.Range`)."""
+"""Answering a Range: pick, filter, sort, limit, in etcd's order (3.5 `applierV3backend.Range`)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_range(store: Store, request: Range) -> RangeResult:
         or request.min_create_revision
         or request.max_create_revision
     )
-    # One more than asked for tells whether there are more. A sort target without an order does
+    # One more than the limit shows whether there are more. A sort target without an order does
     # not widen the selection: etcd sorts only what the limit let through, and so do we.
     fetch = limit + 1 if plain and limit > 0 else 0
     found, count = store.select(request.key, request.range_end, revision, fetch)

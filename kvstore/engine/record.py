@@ -1,8 +1,8 @@
-"""The packed form of one revision of a key, and its place in the durable image.
+"""The packed form of one revision of a key, and its row in the backend.
 
 In memory a revision is one `bytes` object: a fixed header, then the value. Nothing per key is
 an object the garbage collector would have to visit. The same bytes are the row's value in the
-image, so loading copies nothing.
+backend, so loading copies nothing.
 
     record   create i64 | mod i64 | version i64 | lease i64 | sub u32 | value ...
     row key  "k" | escaped user key | 00 01 | mod i64 | sub u64

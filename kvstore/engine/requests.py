@@ -112,7 +112,7 @@ class Compare(NamedTuple):
 
     `operand` is the member of the request's union that belongs to `target`: bytes for VALUE, an
     int for the others. A union that is empty, or holds another target's member, compares as
-    0 or b"": whoever builds the request puts that in.
+    0 or b"": the builder of the request fills that in.
     """
 
     key: bytes

@@ -26,8 +26,8 @@ class RangeResult(NamedTuple):
     revision: int
     kvs: Sequence[KeyValue]
     more: bool
-    """The limit cut something off."""
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody calls
+    """The limit left something out."""
+    count: int  # type: ignore[assignment]  # hides tuple.count, which has no caller
     """Keys in the interval, whatever limit and filters left of them."""
 
 

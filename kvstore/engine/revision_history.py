@@ -81,7 +81,7 @@ def _of_keys(store: Store, keys: list[bytes], start: int, stop: int) -> tuple[li
     for key in keys:
         records = store.records_of(key, start, share + 1)
         if len(records) > share:
-            # Cut before the revision that is not whole; a revision of many changes stays whole.
+            # End before the revision that is not whole; a revision of many changes stays whole.
             stop = min(stop, max(mod_revision_of(records[-1]), mod_revision_of(records[0]) + 1))
             if mod_revision_of(records[-1]) < stop:
                 records = store.records_of(key, start, 0, stop)

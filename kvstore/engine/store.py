@@ -12,9 +12,9 @@ A command changes the store through `put` and `delete_range` and then calls `com
 the revision by one if anything changed. Whatever may refuse the command is checked before.
 
 Compaction only moves `compact_revision`: from then on older revisions cannot be read. The records
-nobody can reach are dropped by `sweep`, a bounded number after each applied batch, in an order
+out of reach are dropped by `sweep`, a bounded number after each applied batch, in an order
 that depends on the stored records alone. So the stored records, and with them `logical_bytes`, are
-the same on every member at the same log index, also on one that was loaded from an image.
+the same on every member at the same log index, also on one that was loaded from a backend.
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ class Store:
         self._drained_bytes = 0
         """`_written_bytes` at the last drain."""
         self._unsaved_keys: list[bytes] = []
-        """Keys of `_unsaved_records`, the rows the image lacks, in the order they were made."""
+        """Keys of `_unsaved_records`, the rows the backend lacks, in the order they were made."""
         self._unsaved_records: list[bytes] = []
         self._unsaved_drops: list[bytes] = []
-        """Row keys the image may still hold and the store does not."""
+        """Row keys the backend may still hold and the store does not."""
 
         self._loading_key: bytes | None = None
         """While loading: the key of the last row, whose record is not placed yet because the next
@@ -298,7 +298,7 @@ class Store:
         return records
 
     def build_log(self, budget: int) -> int:
-        """Take a step at building what the change log lacks of a loaded image; the visits it took."""
+        """Take a step at building what the change log lacks of a loaded backend; the visits it took."""
         return self.log.build(
             lambda: [*self.current, *self.dead],
             lambda key: map(mod_revision_of, self.records_of(key, 0, 0)),
@@ -383,7 +383,7 @@ class Store:
             else:
                 del records[:position]
 
-    # -- the durable image -----------------------------------------------------------------------
+    # -- the backend -------------------------------------------------------------------------------
 
     def pending_change_bytes(self) -> int:
         unsaved_drops_bytes = len(self._unsaved_drops) * ROW_OVERHEAD_BYTES
@@ -406,7 +406,7 @@ class Store:
         return list(rows.items())
 
     def load_rows(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        """Take data rows of an image in row key order, in any number of calls."""
+        """Load data rows of a backend in row key order, in any number of calls."""
         last_key, last_record = self._loading_key, self._loading_record
         last_prefix = row_key(last_key, last_record)[:-16] if last_key is not None else None
         current = self.current

@@ -1,4 +1,4 @@
-"""The small replicated tables beside the keys: members and alarms, with their rows in the image.
+"""The small replicated tables beside the keys: members and alarms, with their rows in the backend.
 
 member row  "m" | id u64   ->  is_learner u8 | count u32 of strings | each: length u32, bytes
                                (name, number of peer URLs as text, peer URLs, client URLs)
@@ -34,9 +34,9 @@ class Tables:
         """Ids of members that were removed. Disjoint from `_members`; only grows."""
         self._alarms: set[AlarmMember] = set()
         self._unsaved: dict[bytes, bytes | None] = {}
-        """Rows the image lacks."""
+        """Rows the backend lacks."""
         self._loaded = False
-        """Rows of an image came in: they replace the bootstrap membership."""
+        """Rows of a backend were loaded: they replace the bootstrap membership."""
         self.no_space = False
         """Some NOSPACE alarm stands."""
         self.corrupt = False

@@ -1,4 +1,4 @@
-"""Our verbs and the real etcdctl, step by step on twin clusters: same output, errors and exit codes.
+"""Our verbs and the real etcdctl, step by step on two clusters alike: same output, errors and exit codes.
 
 Both walk the same steps from an empty store, each on a fresh etcd with the same addresses, so that
 ids, revisions and log positions are the same too. Left out are steps where we differ on purpose: a

@@ -87,7 +87,7 @@ class TestRefusals:
         assert only_line(done).startswith(f"{path}: not valid TOML: Unterminated string (at ")
 
     def test_a_locked_data_directory(self, home, make_member, tmp_path):
-        # its twin holds the lock; on other ports, so that only the lock is in the way
+        # another process holds the lock; on other ports, so that only the lock is in the way
         other = make_member(home.data_dir)
         with open(home.data_dir / "lock", "rb+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -162,7 +162,7 @@ def test_a_state_of_a_newer_version(make_member, tmp_path):
         pass
     newer_snapshot(tmp_path / "data")
     before = digest(tmp_path / "data")
-    assert only_line(member.refuse()) == f"{tmp_path / 'data'}: state image of version 63, known is 1"
+    assert only_line(member.refuse()) == f"{tmp_path / 'data'}: backend of version 63, known is 1"
     assert digest(tmp_path / "data") == before
 
 

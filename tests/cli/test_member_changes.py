@@ -1,4 +1,4 @@
-"""member add, update, promote, remove and move-leader, beside the real etcdctl on twin etcds.
+"""member add, update, promote, remove and move-leader, beside the real etcdctl on two etcds alike.
 
 Ids are drawn anew by each server, so they are compared by their order of appearance. Left out is what
 we do otherwise on purpose: forms that cannot show a reply are refused before anything is changed, and
@@ -12,7 +12,7 @@ import pytest
 
 from kvstore.wire import rpc_pb2
 
-# {new}: id of the member that has not started; {peers}: two URLs nobody ever had; {own}: those of the first
+# {new}: id of the member that has not started; {peers}: two URLs never used; {own}: those of the first
 STEPS = [
     "member add",
     "member add a b",
@@ -103,7 +103,7 @@ def plain(outcome, form, verb):
     text = re.sub(
         rb'(?<=CLUSTER=")(.*?)(?=")', lambda match: b",".join(sorted(match[0].split(b","))), outcome.out
     )
-    an_id = re.compile(rb" *\b([0-9a-f]{13,16})\b *")  # padded in front when its first digit is a zero
+    an_id = re.compile(rb" *\b([0-9a-f]{13,16})\b *")  # left-padded when its first digit is a zero
     lines = sorted(text.splitlines(), key=lambda line: an_id.sub(b"", line))  # they stand by their random ids
     return outcome.code, an_id.sub(name, b"\n".join(lines)), outcome.err
 
@@ -129,5 +129,5 @@ def test_a_form_that_cannot_show_the_reply_changes_nothing(ours):
     for form in ("fields", "table"):
         outcome = ours(
             ["member", "remove", "12", "-w", form, "--endpoints=127.0.0.1:1"]
-        )  # nobody is there: it must not even ask
+        )  # no member is there: it must not even ask
         assert (outcome.code, outcome.err) == (4, f"Error: {form} not supported as output format\n".encode())

@@ -1,4 +1,4 @@
-"""make-mirror without a cluster: how changes are cut into transactions, what is refused, what is told."""
+"""make-mirror without a cluster: how changes are split into transactions, refusals, output."""
 
 import asyncio
 import sys
@@ -13,7 +13,7 @@ def put(size=0):
     return rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=b"k", value=b"v" * size))
 
 
-def test_transactions_are_cut_by_count_and_by_size():
+def test_transactions_are_split_by_count_and_by_size():
     parts = make_mirror_command._parts([put()] * 7, 3)
     assert [len(part) for part in parts] == [3, 3, 1]
     large = make_mirror_command.TXN_BYTES * 2 // 5

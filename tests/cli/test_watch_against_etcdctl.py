@@ -55,7 +55,7 @@ STEPS = [
     (["watch", "--rev", "4", "--", "echo", "hi"], "", {"ETCDCTL_WATCH_KEY": "a"}),
     (["watch", "b", "--rev", "4", "--", "echo", "hi"], "", {"ETCDCTL_WATCH_KEY": "a"}),
     (["watch", "-i"], "watch a --rev 4\n", {}),
-    (["watch", "-i"], "watch a --rev 5 -- echo hello\nfoo\n\nwatch\nwatch a b --prefix\n", {}),
+    (["watch", "-i"], "watch a --rev 5 -- echo again\nfoo\n\nwatch\nwatch a b --prefix\n", {}),
     (["watch", "-i"], "watch --rev 6 --prefix c\n", {}),
     (["watch", "-i"], "watch c --\n", {}),
     (["watch", "-i"], "watch c --nonsense\n", {}),

@@ -1,4 +1,4 @@
-"""The client's promises: where it sends, what it sends again, and what its errors mean."""
+"""The client's guarantees: where it sends, what it retries, and what its errors mean."""
 
 import asyncio
 import contextlib
@@ -78,7 +78,7 @@ async def cluster(*scripts, timeout_s=5.0, before=()):
 
 @pytest.fixture
 def dead_target():
-    """An address at which nobody listens."""
+    """An address at which nothing listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{taken.getsockname()[1]}"
@@ -110,12 +110,12 @@ async def test_a_write_that_was_not_applied_moves_on():
     async with cluster((NO_LEADER,), ()) as (connection, (first, second)):
         await connection.call(PUT, PUT_A)
         assert first.calls + second.calls >= 1
-        assert not first.script or second.calls  # whoever refused was left
+        assert not first.script or second.calls  # the endpoint that refused was left
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("step", [TIMED_OUT, ETCD_NO_LEADER, (grpc.StatusCode.UNKNOWN, "oops", None)])
-async def test_a_write_whose_fate_is_unknown_is_never_sent_again(step):
+async def test_a_write_of_unknown_outcome_is_never_retried(step):
     async with cluster((step,)) as (connection, (member,)):
         with pytest.raises(OutcomeUnknown) as caught:
             await connection.call(PUT, PUT_A)
@@ -150,7 +150,7 @@ async def test_a_write_without_an_answer_is_unknown_and_a_read_is_not():
 
 
 @pytest.mark.asyncio
-async def test_nobody_there_is_certain_and_in_time(dead_target):
+async def test_a_refused_connection_is_certain_and_in_time(dead_target):
     loop = asyncio.get_running_loop()
     begun = loop.time()
     async with Connection(parse_endpoints(dead_target), timeout_s=0.3) as connection:
@@ -168,7 +168,7 @@ async def test_the_last_reason_is_told_when_time_is_up():
 
 
 @pytest.mark.asyncio
-async def test_a_connection_cut_under_a_request_leaves_it_unknown():
+async def test_a_connection_lost_under_a_request_leaves_it_unknown():
     async with FakeMember(("hang",)).run() as member:
         host, _, port = member.target.partition(":")
         writers = []

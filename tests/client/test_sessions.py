@@ -1,4 +1,4 @@
-"""A session renews its lease while the block lasts, with whichever member answers, then revokes it."""
+"""A session keeps its lease alive during the block, through any member that answers, then revokes it."""
 
 from __future__ import annotations
 
@@ -126,11 +126,11 @@ async def test_a_lease_that_is_gone_is_told_and_not_revoked() -> None:
 @pytest.mark.asyncio
 async def test_a_fault_in_the_keeping_alive_is_raised_at_the_end(monkeypatch) -> None:
     async def broken(*_):
-        raise LookupError("planted")
+        raise LookupError("injected")
         yield
 
     monkeypatch.setattr(sessions, "keep_alives", broken)
     async with connected(FakeLessor()) as connection:
-        with pytest.raises(LookupError, match="planted"):
+        with pytest.raises(LookupError, match="injected"):
             async with Session(connection, TTL_S) as session:
                 await session.lost.wait()

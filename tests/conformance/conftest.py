@@ -1,4 +1,4 @@
-"""One three-node cluster for all foreign clients; the same calls run against a real etcd as the control."""
+"""One three-node cluster for all third-party clients; the same calls run against a real etcd as control."""
 
 from __future__ import annotations
 

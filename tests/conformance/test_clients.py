@@ -1,4 +1,4 @@
-"""Foreign clients, as published, work through every member and through the death of a leader.
+"""Third-party clients, as published, work through every member and through the death of a leader.
 
 Each runs in an environment of its own. Its script asserts, and prints one line per group of calls that
 passed; in the end it prints "all passed".
@@ -23,7 +23,7 @@ SECONDS_MAX = 90
 
 
 class Client(NamedTuple):
-    """One foreign client."""
+    """One third-party client."""
 
     variable: str
     """Names where it is installed."""

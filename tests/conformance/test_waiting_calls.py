@@ -1,6 +1,6 @@
-"""A call that waits for a lock or an election renews nobody's lease, neither etcd's nor ours.
+"""A call that waits for a lock or an election keeps no lease alive, neither etcd's nor ours.
 
-etcd makes a session for each such call and gives its renewals up before it queues (`Session.Orphan`).
+etcd makes a session for each such call and stops its keep-alives before it queues (`Session.Orphan`).
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def test_a_waiting_call_does_not_keep_alive_its_lease(caller: Caller) -> None:
     began_s = time.monotonic()
     alive = set(left.values())
     while alive or time.monotonic() < began_s + 3 * TTL_S:
-        assert time.monotonic() < began_s + PATIENCE_S / 2, "the calls that wait renew their leases"
-        assert caller.keep_alive(kept) == TTL_S, "the caller's own renewals count"
+        assert time.monotonic() < began_s + PATIENCE_S / 2, "the calls that wait keep their leases alive"
+        assert caller.keep_alive(kept) == TTL_S, "the caller's own keep-alives count"
         alive = {lease for lease in alive if not caller.is_gone(lease)}
         pause(TTL_S / 10)
     assert not any(call.done() for call in (*waiting.values(), *kept_alive.values())), "they wait on"

@@ -1,4 +1,4 @@
-"""Stands in for a member: takes its flags, answers Status, and keeps saying hello to its peers.
+"""Stands in for a member: takes its flags, answers Status, and keeps dialling its peers.
 
 Every peer line heard is logged as `heard <name>`. With `--fail=<text>` it says so and exits with 1;
 with `--stubborn` it ignores SIGTERM.

@@ -302,7 +302,7 @@ def test_plain_lines_tell_changes_once() -> None:
         term=3,
         database_bytes=1_500_000,
     )
-    assert lines.news([leads]) == ["node1 running, pid 7, leader, term 3, cut off from node2"]
+    assert lines.news([leads]) == ["node1 running, pid 7, leader, term 3, partitioned from node2"]
     header, row = display.plain_table([leads]).splitlines()
     assert header.split()[:3] == ["node", "process", "pid"]
     assert row.split() == ["node1", "running", "7", "a:1", "leader", "3", "0", "0", "1.5", "MB", "2"]

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from kvstore.devcluster.dialers import owner_of
+from kvstore.devcluster.dialers import process_of
 from kvstore.devcluster.plan import HOST, free_ports
 from kvstore.devcluster.proxy import Partition, PeerProxy
 
@@ -81,7 +81,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def assert_handshake_arrives(target: Target) -> None:
     far_reader, far_writer = await target.next()
-    assert await asyncio.wait_for(far_reader.readexactly(5), 5) == b"hello"
+    assert await asyncio.wait_for(far_reader.readexactly(5), 5) == b"greet"
     far_writer.close()
 
 
@@ -93,9 +93,9 @@ async def assert_silent(reader: asyncio.StreamReader) -> None:
 async def test_bytes_pass_both_ways() -> None:
     async with proxied() as (proxy, target, _):
         reader, writer = await dial(proxy)
-        writer.write(b"question")
+        writer.write(b"requests")
         far_reader, far_writer = await target.next()
-        assert await asyncio.wait_for(far_reader.readexactly(8), 5) == b"question"
+        assert await asyncio.wait_for(far_reader.readexactly(8), 5) == b"requests"
         far_writer.write(b"answer")
         assert await asyncio.wait_for(reader.readexactly(6), 5) == b"answer"
         writer.close()
@@ -139,7 +139,7 @@ async def test_a_reset_passes_as_a_reset(dialler_resets: bool) -> None:
         other.close()
 
 
-async def test_a_dead_target_resets_whoever_dials() -> None:
+async def test_a_dead_target_resets_the_dialler() -> None:
     async with proxied() as (proxy, target, _):
         assert target.server is not None
         target.server.close()
@@ -167,7 +167,7 @@ async def test_a_partition_holds_an_open_connection_in_silence_until_healed() ->
 
 
 @pytest.mark.parametrize("speaker", [DIALLER, TARGET])
-async def test_a_pair_cut_one_way_still_hears_the_other_way(speaker: int) -> None:
+async def test_a_pair_partitioned_one_way_still_hears_the_other_way(speaker: int) -> None:
     async with proxied() as (proxy, target, partition):
         near = await dial(proxy)
         far = await target.next()
@@ -219,7 +219,7 @@ async def test_an_end_during_a_partition_is_heard_only_after_it(abrupt: bool) ->
         writer.close()
 
 
-async def test_a_write_that_fails_during_a_partition_tells_nobody() -> None:
+async def test_a_write_that_fails_during_a_partition_notifies_neither_side() -> None:
     async with proxied() as (proxy, target, partition):
         reader, writer = await dial(proxy)
         _, far_writer = await target.next()
@@ -240,7 +240,7 @@ async def test_a_new_connection_during_a_partition_is_accepted_and_held() -> Non
     async with proxied() as (proxy, target, partition):
         partition.set_groups([[DIALLER], [TARGET]])
         reader, writer = await dial(proxy)
-        writer.write(b"hello")
+        writer.write(b"greet")
         await assert_silent(reader)
         assert target.accepted.empty()
         partition.heal()
@@ -253,8 +253,8 @@ async def test_pairs_on_the_same_side_are_not_disturbed() -> None:
         _, writer = await dial(proxy)
         far_reader, far_writer = await target.next()
         partition.set_groups([[DIALLER, TARGET], [3]])
-        writer.write(b"hello")
-        assert await asyncio.wait_for(far_reader.readexactly(5), 5) == b"hello"
+        writer.write(b"greet")
+        assert await asyncio.wait_for(far_reader.readexactly(5), 5) == b"greet"
         writer.close()
         far_writer.close()
 
@@ -263,7 +263,7 @@ async def test_an_unrecognised_dialler_is_held_during_any_partition() -> None:
     async with proxied(source=None) as (proxy, target, partition):
         partition.set_groups([[1], [3]])
         _, writer = await dial(proxy)
-        writer.write(b"hello")
+        writer.write(b"greet")
         await asyncio.sleep(SILENCE_S)
         assert target.accepted.empty()
         partition.heal()
@@ -299,14 +299,14 @@ async def test_partition_names_pairs() -> None:
     assert partition.unreachable_from(3) == []
 
 
-async def test_the_owner_of_a_connection_is_recognised() -> None:
+async def test_the_process_of_a_connection_is_recognised() -> None:
     with socket.create_server((HOST, 0)) as server, socket.create_connection(server.getsockname()) as ours:
         port, listen_port = ours.getsockname()[1], server.getsockname()[1]
         child = await asyncio.create_subprocess_exec("sleep", "60")
         try:
-            assert owner_of(port, listen_port, [child.pid, os.getpid()]) == os.getpid()
-            assert owner_of(port, listen_port, [child.pid]) is None
-            assert owner_of(port, free_ports(1)[0], [os.getpid()]) is None
+            assert process_of(port, listen_port, [child.pid, os.getpid()]) == os.getpid()
+            assert process_of(port, listen_port, [child.pid]) is None
+            assert process_of(port, free_ports(1)[0], [os.getpid()]) is None
         finally:
             child.kill()
             await child.wait()

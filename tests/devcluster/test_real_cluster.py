@@ -59,12 +59,12 @@ class Commands:
         leaders = [name for name, cells in self.rows().items() if cells[3] == "leader"]
         return leaders[0] if len(leaders) == 1 else None
 
-    def key_value(self, *arguments: str, cut_off: str = "") -> subprocess.CompletedProcess[str]:
+    def key_value(self, *arguments: str, partitioned: str = "") -> subprocess.CompletedProcess[str]:
         state = json.loads((self.home / ".cluster" / "cluster.json").read_text())
         endpoints = ",".join(
             f"127.0.0.1:{node['client_port']}"
             for node in state["nodes"]
-            if f"node{node['number']}" != cut_off
+            if f"node{node['number']}" != partitioned
         )
         return subprocess.run(
             [sys.executable, "-m", "kvstore", f"--endpoints={endpoints}", *arguments],
@@ -95,17 +95,17 @@ def commands(tmp_path: Path) -> Iterator[Commands]:
 
 def test_the_first_five_minutes(commands: Commands) -> None:
     assert "cluster of 3 nodes is up" in commands.succeed("up", "--free-ports")
-    assert commands.key_value("put", "greeting", "hello").stdout == "OK\n"
+    assert commands.key_value("put", "greeting", "hi").stdout == "OK\n"
     first = until(commands.leader)
     assert commands.succeed("kill", "leader") == f"{first} killed\n"
     second = until(commands.leader)
     assert second != first
-    assert commands.key_value("get", "greeting").stdout == "greeting\nhello\n"
+    assert commands.key_value("get", "greeting").stdout == "greeting\nhi\n"
     commands.succeed("restart", first.removeprefix("node"))
     until(lambda: commands.rows()[first][3] == "follower")
-    assert commands.succeed("isolate", "leader") == f"{second} is cut off from all others\n"
+    assert commands.succeed("isolate", "leader") == f"{second} is partitioned from all others\n"
     until(lambda: any(cells[3] == "leader" for name, cells in commands.rows().items() if name != second))
-    assert commands.key_value("put", "greeting", "again", cut_off=second).stdout == "OK\n"
+    assert commands.key_value("put", "greeting", "again", partitioned=second).stdout == "OK\n"
     commands.succeed("heal")
     until(lambda: [cells[3] for cells in commands.rows().values()].count("follower") == 2)
     assert "ready to serve client requests" in commands.succeed("logs", "1")

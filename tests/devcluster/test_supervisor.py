@@ -111,7 +111,7 @@ async def test_a_partition_between_processes_is_silence_and_heals(tmp_path: Path
         await until(lambda: len(heard(plan, 3)) > len(before[1]))
 
 
-async def test_isolating_cuts_off_one_member_and_partitions_replace_one_another(tmp_path: Path) -> None:
+async def test_isolating_partitions_one_member_and_partitions_replace_one_another(tmp_path: Path) -> None:
     async with running(plan_in(tmp_path)) as supervisor:
         supervisor.isolate(1)
         assert [status.unreachable_from for status in await supervisor.statuses()] == [(2, 3), (1,), (1,)]

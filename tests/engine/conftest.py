@@ -29,7 +29,7 @@ class Shell:
     def __init__(self) -> None:
         self.engine = Engine()
         self.backend: dict[bytes, bytes] = {}
-        """What a state file would hold: fed by `drain`."""
+        """What a backend would hold: fed by `drain`."""
 
     def run(self, request):
         """One request, on its own; returns its result or raises its KVError."""
@@ -72,7 +72,7 @@ class Shell:
                 self.backend[row] = value
 
     def reload(self) -> None:
-        """Throw the engine away and rebuild it from the image."""
+        """Throw the engine away and rebuild it from the backend."""
         self.drain()
         self.engine = Engine()
         rows = sorted(self.backend.items())

@@ -75,11 +75,11 @@ def test_a_command_survives_the_envelope(command) -> None:
 
 
 @given(txns | others, st.data())
-def test_a_command_cut_short_is_noticed(command, draw) -> None:
+def test_a_truncated_command_is_refused(command, draw) -> None:
     encoded = encode(command)
-    cut = draw.draw(st.integers(0, len(encoded) - 1))
+    end = draw.draw(st.integers(0, len(encoded) - 1))
     with pytest.raises(CommandError):
-        decode(encoded[:cut])
+        decode(encoded[:end])
 
 
 @given(st.binary(max_size=60))

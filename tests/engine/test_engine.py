@@ -1,4 +1,4 @@
-"""The machine as the log drives it: batches, refusals, the image, events, alarms, members."""
+"""The engine as the log drives it: batches, refusals, the backend, events, alarms, members."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def apply(engine: Engine, *commands: Command) -> Sequence[Outcome]:
 
 
 def backend_of(engine: Engine) -> dict[bytes, bytes]:
-    """The whole image of an engine that was never drained before."""
+    """The whole backend of an engine that was never drained before."""
     return {row: value for row, value in engine.drain_changes() if value is not None}
 
 

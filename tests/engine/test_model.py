@@ -2,7 +2,7 @@
 
 The model keeps, per key, a list of everything that ever happened, and answers by looking through
 all of it. It shares no code with the engine but the request and result tuples. Beside the engine
-under test runs a twin that gets the same batches but is never drained nor reloaded: the two must
+under test runs a replica that gets the same batches but is never drained nor reloaded: the two must
 stay equal, record for record.
 """
 
@@ -115,7 +115,7 @@ class Model:
             if bound:
                 found = [pair for pair in found if compare(getattr(pair, field), bound)]
         if request.limit > 0 and not filtered and request.sort_order == 0:
-            found = found[: request.limit + 1]  # etcd sorts by a target alone only after this cut
+            found = found[: request.limit + 1]  # etcd sorts by a target alone only after this limit
         field = ("key", "version", "create_revision", "mod_revision", "value")[request.sort_target]
         if request.sort_order != 0 or request.sort_target != 0:
             found.sort(key=operator.attrgetter(field), reverse=request.sort_order == 2)
@@ -454,6 +454,6 @@ def test_the_same_commands_give_the_same_state_in_any_process() -> None:
             check=True,
         )
         prints.append(done.stdout.split())
-    assert prints[0][0] != prints[1][0], "the hash seeds had no effect: the test proves nothing"
+    assert prints[0][0] != prints[1][0], "the hash seeds had no effect: the test shows nothing"
     assert prints[0][1:] == prints[1][1:]
     assert len(prints[0]) == 4

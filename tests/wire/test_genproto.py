@@ -41,7 +41,7 @@ def test_checked_in_modules_are_fresh() -> None:
 
 
 @pytest.mark.parametrize("victim", ["proto/kvstore/wire/kv.proto", "kvstore/wire/kv_pb2.py"])
-def test_a_changed_source_or_module_is_noticed(tmp_path: Path, victim: str) -> None:
+def test_a_changed_source_or_module_is_detected(tmp_path: Path, victim: str) -> None:
     shutil.copytree(ROOT / "proto", tmp_path / "proto")
     for package in ("kvstore/wire", "raft/transport/wire"):
         if (ROOT / package).exists():

@@ -250,7 +250,7 @@ class NamespacedCluster(ClusterUnderTest):
     def partition_changed(self) -> None:
         """Called by the partition's state, which every cut and every healing goes through."""
         self._lost_before = self._fabric.lost()
-        self._fabric.set_cut(self.partition_state.cut)
+        self._fabric.set_cut(self.partition_state.blocked_links)
 
     def held_links(self) -> int:
         return self._fabric.lost() - self._lost_before if self.partition_state.active else 0

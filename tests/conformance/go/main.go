@@ -176,7 +176,7 @@ func watches(ctx context.Context, c *clientv3.Client, p string) {
 		clientv3.WithRev(before.Header.Revision)), 1)
 	check(deletes[0].Type == clientv3.EventTypeDelete, "filtered %v", deletes)
 	must(c.RequestProgress(ctx))
-	// each watch of the connection is told; this one has nothing else to come
+	// each watch of the connection receives it; this one has nothing else to come
 	told := <-live
 	check(told.IsProgressNotify() && told.Header.Revision >= events[3].Kv.ModRevision, "progress %v", told)
 	stop, cancel := context.WithCancel(ctx)
@@ -198,8 +198,8 @@ func leases(ctx context.Context, c *clientv3.Client, p string) {
 	check(left.GrantedTTL == 60 && left.TTL > 50 && len(left.Keys) == 2, "left %v", left)
 	alive, err := c.KeepAlive(ctx, grant.ID)
 	must(err)
-	renewed := <-alive
-	check(renewed.TTL == 60, "renewed %v", renewed)
+	kept := <-alive
+	check(kept.TTL == 60, "kept alive %v", kept)
 	all, err := c.Leases(ctx)
 	must(err)
 	known := false
@@ -241,7 +241,7 @@ func locks(ctx context.Context, c *clientv3.Client, p string) {
 	check(errors.Is(second.TryLock(ctx), concurrency.ErrLocked), "a held lock was taken")
 	guarded, err := c.Txn(ctx).If(first.IsOwner()).Then(clientv3.OpPut(p+"guarded", "1")).Commit()
 	must(err)
-	check(guarded.Succeeded, "the owner is not the owner")
+	check(guarded.Succeeded, "the holder does not hold the lock")
 	waited := make(chan error, 1)
 	go func() { waited <- second.Lock(ctx) }()
 	queue := c.Watch(ctx, p+"m/", clientv3.WithPrefix(), clientv3.WithRev(guarded.Header.Revision))
@@ -250,7 +250,7 @@ func locks(ctx context.Context, c *clientv3.Client, p string) {
 	must(<-waited)
 	guarded, err = c.Txn(ctx).If(first.IsOwner()).Then(clientv3.OpPut(p+"guarded", "2")).Commit()
 	must(err)
-	check(!guarded.Succeeded, "who unlocked is still the owner")
+	check(!guarded.Succeeded, "the lock is held after its unlock")
 	check(errors.Is(first.TryLock(ctx), concurrency.ErrLocked), "a lock was taken that another holds")
 	must(second.Unlock(ctx))
 	// the end of a session frees its lock
@@ -298,7 +298,7 @@ func elections(ctx context.Context, c *clientv3.Client, p string) {
 	defer two.Close()
 	first, second := concurrency.NewElection(one, p+"e"), concurrency.NewElection(two, p+"e")
 	_, err := first.Leader(ctx)
-	check(errors.Is(err, concurrency.ErrElectionNoLeader), "nobody leads: %v", err)
+	check(errors.Is(err, concurrency.ErrElectionNoLeader), "no leader: %v", err)
 	seen := second.Observe(ctx)
 	must(first.Campaign(ctx, "one"))
 	check(string((<-seen).Kvs[0].Value) == "one", "observed another")
@@ -391,7 +391,7 @@ func failover(ctx context.Context, c *clientv3.Client, p string) {
 			must(err)
 		}
 		key := fmt.Sprintf("%sk%03d", p, i)
-		for { // a put whose fate is unknown may be repeated: the key is its own
+		for { // a put of unknown outcome may be repeated: the key is its own
 			_, err := c.Put(ctx, key, "1")
 			if err == nil {
 				break

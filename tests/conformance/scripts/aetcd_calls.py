@@ -151,7 +151,7 @@ async def failover(client: aetcd.Client, prefix: bytes) -> None:
             print("KILL", flush=True)
             await asyncio.to_thread(sys.stdin.readline)
         deadline = time.monotonic() + PATIENCE_S
-        while True:  # a put whose fate is unknown may be repeated: the key is its own
+        while True:  # a put of unknown outcome may be repeated: the key is its own
             try:
                 await client.put(name, b"1")
                 break

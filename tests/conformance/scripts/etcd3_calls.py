@@ -150,7 +150,7 @@ def failover(client: etcd3.Etcd3Client, prefix: str) -> None:
             print("KILL", flush=True)
             sys.stdin.readline()
         deadline = time.monotonic() + PATIENCE_S
-        while True:  # a put whose fate is unknown may be repeated: the key is its own
+        while True:  # a put of unknown outcome may be repeated: the key is its own
             try:
                 client.put(name, "1")
                 break

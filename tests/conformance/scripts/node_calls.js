@@ -153,7 +153,7 @@ async function failover(client, p) {
   for (let i = 0; i < writes; i++) {
     if (i === writes / 2) await kill();
     names.push(`${p}k${String(i).padStart(3, "0")}`);
-    // a put whose fate is unknown may be repeated: the key is its own
+    // a put of unknown outcome may be repeated: the key is its own
     const deadline = Date.now() + PATIENCE_MS;
     for (;;) {
       try {
