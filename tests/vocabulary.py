@@ -82,6 +82,7 @@ EXEMPTIONS: tuple[Exemption, ...] = (
         "a wire path of earlier versions",
     ),
     Exemption("cuts", ".*", r"[Pp]ower[ _-]?cuts", "the field's word for losing power"),
+    Exemption("image", r"raft/storage/snapshot_store\.py|docs/format\.md", r"\bimage-", "on-disk file prefix"),
 )
 
 WORDS: dict[str, str] = {word: better for words, better in REFUSED.items() for word in words.split()}

@@ -10,7 +10,7 @@ from kvstore.server.membership import InitialCluster, found
 from kvstore.server.recovery import bootstrap_of, close_directory, force_new_cluster, read_bootstrap
 from raft.storage import FileSystem, MemberDirectory, holds_member, open_member
 from raft.storage.backup import finish_replacement
-from raft.storage.directory import check_owner
+from raft.storage.directory import check_member
 
 
 class Opened(NamedTuple):
@@ -53,7 +53,7 @@ async def open_data_directory(config: Config, files: FileSystem, ask: Ask) -> Op
     try:
         kept = read_bootstrap(directory.bootstrap)
         if expected is not None and not kept.recovered:
-            check_owner(
+            check_member(
                 path,
                 directory.recovered.identity,
                 expected.initial_cluster.cluster_id,

@@ -74,7 +74,7 @@ class SlowLogWriter(InlineLogWriter):
         if duration_s <= 0.0:
             if self._write(group):
                 self._loop.call_soon(self._deliver, group)
-                self._finish_files()
+                self._maintain_files()
             return
         self._syncing, self._began_s = group, self._loop.time()
         self._written = self._draw() < 0.5
@@ -87,7 +87,7 @@ class SlowLogWriter(InlineLogWriter):
             return
         if self._written or self._write(group):
             self._deliver(group)
-            self._finish_files()
+            self._maintain_files()
             if self._queue and self._syncing is None:
                 self._begin()
 

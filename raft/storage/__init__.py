@@ -1,27 +1,27 @@
-"""Durability: the write-ahead log, the state file, and the directory that holds both.
+"""Durability: the write-ahead log, the backend, and the data directory that holds both.
 
 Contract, in the order of use:
 
 1. `open_member` locks the data directory, checks identity, formats and every byte of the log, and
-   returns what was recovered. Damage is refused with one line; a torn tail is cut and reported
-   (`Recovered.tail_truncated`): such a member neither votes nor acknowledges until a leader has confirmed its
-   log, and then says so with `LogWriter.record_vote_eligible`.
-2. A writer takes over the open log. Work goes in by `submit`; `done` comes back on the loop, in
-   order, never from inside `submit`, and only after the work is durable. Everything that queues
-   while one sync runs shares the next. An error ends it all: `fatal` is called, nothing completes.
-3. The state file follows behind. Its mark never passes what the log holds durably, and
-   `LogWriter.compact` never passes its mark.
-4. An image of the state goes to others as a copy of the state file; one that is received becomes the
-   state file when the log names it (`snapshots`).
-5. Close the writer, then the state file, then `release` the directory.
+   returns what it recovered. It refuses damage with one line. It truncates a torn tail and reports that
+   (`Recovered.tail_truncated`): the member neither votes nor acknowledges until a leader has confirmed its
+   log, which `LogWriter.record_vote_eligible` then records.
+2. A writer takes over the open log. `submit` queues work; `done` runs on the loop, in order, never from
+   inside `submit`, and only after the work is durable. All work that queues while one sync runs shares
+   the next (group commit). After an error the writer calls `fatal` and completes nothing more.
+3. The backend lags behind the log. Its checkpoint never passes the durable log, and `LogWriter.compact`
+   never passes its checkpoint.
+4. A snapshot is a copy of the backend. A received one becomes the backend once the log names it
+   (`snapshot_store`).
+5. Close the writer, then the backend, then `release` the directory.
 
-Order of what is on disk: log base <= state mark <= last log index. Anything else is damage.
-A full disk is met only where nothing is at stake: preparing the log's next segment
-(`on_space(False)`; what is left of the current one is the reserve), or committing to the state
-file (BackendFull; nothing changed).
+On disk: base of the log <= checkpoint of the backend <= last index of the log. Anything else is damage.
+Two operations meet a full disk, and neither loses anything: preparing the log's next segment
+(`on_space(False)`; the rest of the current one is the reserve), and a commit of the backend
+(BackendFull; the file is unchanged).
 
-The same code runs on `RealFiles` and on `MemoryFiles`, which loses at a crash whatever was not
-synced. See docs/format.md for the bytes.
+The same code runs on `RealFiles` and on `MemoryFiles`, whose crash loses whatever was not synced.
+docs/format.md describes the bytes.
 """
 
 from raft.storage.directory import Bootstrap, MemberDirectory, holds_member, open_member

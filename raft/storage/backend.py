@@ -1,8 +1,8 @@
-"""The state file of a real node: SQLite through aiosqlite, off the request path.
+"""The backend of a real node: SQLite through aiosqlite, off the request path.
 
-One commit is one large transaction, durable when it returns (WAL journal, synchronous=FULL, read
-back). Checkpoints are taken deliberately, after a commit and never inside one. Every call is a
-hop to the connection's thread, so calls are few and rows many.
+One commit is one large transaction, durable when it returns (WAL journal, synchronous=FULL, both read
+back). The journal is folded into the file after a commit, never inside one. Every call is a hop to the
+connection's thread, so calls are few and rows many.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from raft.storage.backend_check import (
     decode_mark,
     inspect,
     mark_values,
-    row_sum,
+    row_checksum,
 )
 from raft.storage.files import RealFiles
 from raft.storage.records import FORMAT_VERSION
@@ -40,10 +40,10 @@ SCAN_ROWS = 2048
 """Rows per chunk of a scan: a hop to the thread costs as much as reading some hundred rows."""
 
 COPY_LOOK_STEPS = 10_000
-"""Steps of SQLite's machine between two looks at whether a copy is still wanted: some milliseconds of it."""
+"""Steps of SQLite's virtual machine between two checks for cancellation of a copy: some milliseconds."""
 
 BUSY_TIMEOUT_MS = 5000
-"""Only our own connections share the file; a writer meets a reader at checkpoints only."""
+"""Only our own connections share the file; a writer meets a reader only when it folds the journal."""
 
 _SCHEMA = (
     "CREATE TABLE rows (key BLOB PRIMARY KEY, value BLOB NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID",
@@ -66,17 +66,17 @@ def encode_identity(identity: Identity) -> bytes:
 
 
 def check_identity(path: str, stored: bytes, identity: Identity) -> None:
-    """Raise DirectoryUnrecognized when a state file belongs to another member or disk than the log beside it."""
+    """Raise DirectoryUnrecognized when the backend belongs to another member or disk than its log."""
     if stored != encode_identity(identity):
         raise DirectoryUnrecognized(
-            f"{path}: the state file belongs to another member or disk than the log beside it"
+            f"{path}: the backend belongs to another member or disk than the log beside it"
         )
 
 
 def check_cluster(path: str, stored: bytes, identity: Identity) -> None:
-    """Raise DirectoryUnrecognized when an image comes from another cluster."""
+    """Raise DirectoryUnrecognized when a snapshot comes from another cluster."""
     if stored[:8] != encode_identity(identity)[:8]:
-        raise DirectoryUnrecognized(f"{path}: the image belongs to another cluster")
+        raise DirectoryUnrecognized(f"{path}: the snapshot belongs to another cluster")
 
 
 class SqliteBackend:
@@ -92,7 +92,7 @@ class SqliteBackend:
         self._folded = 0
         """Index at which the journal was last folded into the file, all of it."""
         self._copying = False
-        """A copy is being made: its view of the journal stands in the way of folding that."""
+        """A copy is being made: its read transaction keeps the journal from being folded."""
         self._closed = False
 
     async def mark(self) -> Checkpoint:
@@ -123,7 +123,7 @@ class SqliteBackend:
         await self._checkpoint()
 
     async def _recover(self, wanted: Checkpoint, error: sqlite3.Error) -> None:
-        """After a failed commit only the file itself knows what is durable: discard the connection, look."""
+        """After a failed commit the outcome is unknown: discard the connection and read the mark back."""
         await self._disconnect()
         await self._connect()
         if self._mark != wanted:
@@ -136,14 +136,14 @@ class SqliteBackend:
         try:
             async with self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)") as cursor:
                 row = await cursor.fetchone()
-            if row is not None and not row[0]:  # else a reader stood in the way of a part
+            if row is not None and not row[0]:  # else a reader kept part of it from being folded
                 self._folded = self._mark.index
         except sqlite3.Error as error:
             translated = _translate(self._path, error)
             await self._disconnect()
             if not isinstance(translated, BackendFull):
                 raise translated from error
-            # No room to fold: the journal keeps growing until there is, and a commit says so.
+            # Disk full: the journal grows until there is space again, or a commit raises BackendFull.
 
     def copy_to(self, path: str, wanted: Callable[[], bool]) -> Checkpoint:
         """See Backend. Runs beside the writer, on a connection of its own."""
@@ -165,9 +165,9 @@ class SqliteBackend:
         return mark
 
     async def scan(self, low: bytes, high: bytes | None) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
-        """See Backend. Sees the image as of its first chunk, whatever is committed meanwhile.
+        """See Backend. Reads the state as of its first chunk, whatever is committed meanwhile.
 
-        Raises Damaged when a row is not what was written.
+        Raises Damaged when a row fails its checksum.
         """
         query, bounds = "SELECT key, value, sum FROM rows WHERE key >= ?", [low]
         if high is not None:
@@ -188,13 +188,13 @@ class SqliteBackend:
         return _size(self._path) + _size(self._path + "-wal")
 
     async def close(self) -> None:
-        """Close the connection; the journal is folded in when there is room."""
+        """Close the connection; SQLite folds the journal unless the disk is full."""
         self._closed = True
         await self._disconnect()
 
     async def _connect(self) -> aiosqlite.Connection:
         if self._closed:
-            raise BackendFailed(f"{self._path}: the state file is closed")
+            raise BackendFailed(f"{self._path}: the backend is closed")
         if self._connection is None:
             try:
                 # Nothing in the journal: all of it is in the file.
@@ -218,14 +218,14 @@ class SqliteBackend:
             try:
                 await connection.close()
             except sqlite3.Error as error:
-                # Closing may try to fold the journal; on a full or failing disk the next open tells.
+                # Closing may fold the journal. A full disk loses nothing: the next open finds the journal.
                 if not isinstance(_translate(self._path, error), BackendFull):
                     raise BackendFailed(f"{self._path}: {error}") from error
 
 
 def _puts(final: dict[bytes, bytes | None]) -> Iterator[tuple[bytes, bytes, int]]:
     """Consumed on the connection's thread."""
-    return ((key, value, row_sum(key, value)) for key, value in final.items() if value is not None)
+    return ((key, value, row_checksum(key, value)) for key, value in final.items() if value is not None)
 
 
 def _deletes(final: dict[bytes, bytes | None]) -> Iterator[tuple[bytes]]:
@@ -244,7 +244,7 @@ def _translate(path: str, error: sqlite3.Error | OSError) -> BackendFull | Backe
     if code == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
         return BackendFull(f"{path}: disk full")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return Damaged(f"state file is damaged ({error})", path)
+        return Damaged(f"backend is damaged ({error})", path)
     return BackendFailed(f"{path}: {error}")
 
 
@@ -259,8 +259,8 @@ def _inspect(path: str) -> None:
         inspect(path)
     except (sqlite3.Error, OSError) as error:
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:
-            # A file of ours can be asked what is asked here.
-            raise Damaged(f"state file is damaged ({error})", path) from error
+            # Our own schema supports every statement of `inspect`.
+            raise Damaged(f"backend is damaged ({error})", path) from error
         raise _translate(path, error) from error
 
 
@@ -270,9 +270,9 @@ async def _open(path: str) -> aiosqlite.Connection:
     try:
         version = await _pragma(connection, "user_version")
         application = await _pragma(connection, "application_id")
-        if version or application:  # a fresh file has neither, and gets its settings below
+        if version or application:  # a new file has neither, and gets its settings below
             if application != APPLICATION_ID:
-                raise Damaged("not a state file", path)
+                raise Damaged("not a backend file", path)
             assert isinstance(version, int)
             check_version(path, version)
         await _pragma(connection, f"busy_timeout = {BUSY_TIMEOUT_MS}")
@@ -297,7 +297,7 @@ async def _read_mark(connection: aiosqlite.Connection, path: str, identity: Iden
 
 
 def _read_copy(path: str) -> Checkpoint:
-    """The mark of a closed image."""
+    """The mark of a closed file."""
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         return decode_mark(path, connection.execute(READ_MARK).fetchone()).mark
@@ -319,10 +319,10 @@ def _adopt(path: str, identity: Identity) -> Checkpoint:
         connection = sqlite3.connect(path, isolation_level=None)
         try:
             if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                raise Damaged("not a state file", path)
+                raise Damaged("not a backend file", path)
             stored = decode_mark(path, connection.execute(READ_MARK).fetchone())
             check_cluster(path, stored.identity, identity)
-            # No journal: a crash leaves a file that the log does not name.
+            # No journal needed: after a crash the log does not name this file, and it is deleted.
             connection.execute("PRAGMA journal_mode = OFF")
             own = StoredMark(stored.mark, encode_identity(identity), stored.mark.index)
             connection.execute(_MARK, mark_values(own))
@@ -333,15 +333,15 @@ def _adopt(path: str, identity: Identity) -> Checkpoint:
         raise _translate(path, error) from error
 
 
-class SqliteStateFormat:
-    """State files in SQLite. Implements `StateFormat`."""
+class SqliteBackendOpener:
+    """Implements `BackendOpener`."""
 
     async def __call__(self, path: str, identity: Identity) -> SqliteBackend:
-        """Open the state file at `path`, creating an empty one in one transaction if there is none.
+        """Open the backend at `path`, creating an empty one in one transaction if there is none.
 
         Raises FormatUnknown, DirectoryUnrecognized, Damaged, BackendFull or BackendFailed.
         """
-        # Reads the whole file, which in a running member (an image received) must not hold up the loop.
+        # Reads the whole file: a running member that opens a received snapshot must not block the loop.
         await asyncio.to_thread(_inspect, path)
         state = SqliteBackend(path, identity)
         try:
@@ -364,8 +364,8 @@ class SqliteStateFormat:
         return state
 
     def adopt(self, path: str, identity: Identity) -> Checkpoint:
-        """See StateFormat."""
+        """See BackendOpener."""
         return _adopt(path, identity)
 
 
-open_sqlite_backend = SqliteStateFormat()
+open_sqlite_backend = SqliteBackendOpener()

@@ -1,9 +1,9 @@
-"""Whether a state file says what was written: sums of rows and mark, and a look at it before it is used.
+"""Verification of a backend: checksums of rows and mark, and an inspection before it is used.
 
 SQLite checks its journal but not the file itself, and applies any journal to any file. So each row and
-the mark carry a sum, the structure is checked as a whole at start, and file and journal must be of one
-history: the mark says at which index the journal was last folded in, and the file without its journal
-must stand there or later, but not after the two together. All of it is read without writing.
+the mark carry a checksum, `inspect` verifies the structure at start, and file and journal must be of one
+history: the mark records the index at which the journal was last folded, and the index of the file without
+its journal must lie between that and the index of the two together. The inspection writes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raft.storage.storage_errors import Damaged, FormatUnknown
 from raft.storage.storage_protocol import Checkpoint
 
 APPLICATION_ID = 0x52414654
-"""SQLite's application_id of a state file: "RAFT"."""
+"""SQLite's application_id of a backend: "RAFT"."""
 
 SQLITE_HEADER_BYTES = 100
 
@@ -38,8 +38,8 @@ class StoredMark(NamedTuple):
     """Index at which the journal was last folded into the file, all of it."""
 
 
-def row_sum(key: bytes, value: bytes) -> int:
-    """Sum stored with each row."""
+def row_checksum(key: bytes, value: bytes) -> int:
+    """CRC32C stored with each row."""
     return crc32c(value, crc32c(key))
 
 
@@ -47,30 +47,30 @@ def mark_values(stored: StoredMark) -> tuple[int, int, bytes, bytes, int, int]:
     """What the row of the mark holds, in the order of READ_MARK."""
     mark = stored.mark
     fields = (mark.index, mark.term, encode_conf(mark.conf), stored.identity, stored.folded)
-    return *fields, _mark_sum(*fields)
+    return *fields, _mark_checksum(*fields)
 
 
-def _mark_sum(index: int, term: int, conf: bytes, identity: bytes, folded: int) -> int:
+def _mark_checksum(index: int, term: int, conf: bytes, identity: bytes, folded: int) -> int:
     return crc32c(b"%d %d %d " % (index, term, folded) + conf + identity)
 
 
 def decode_mark(path: str, row: Sequence[Any] | None) -> StoredMark:
-    """The mark in a row; raises Damaged when it is not what was written."""
+    """The mark in a row; raises Damaged when it fails its checksum."""
     if row is None:
         raise Damaged("the mark is missing", path)
-    *fields, total = row
+    *fields, checksum = row
     types = (int, int, bytes, bytes, int)
-    if tuple(map(type, fields)) != types or _mark_sum(*fields) != total:
+    if tuple(map(type, fields)) != types or _mark_checksum(*fields) != checksum:
         raise Damaged("the mark was changed", path)
     index, term, conf, identity, folded = fields
     return StoredMark(Checkpoint(index, term, decode_conf(conf)[0]), identity, folded)
 
 
 def check_rows(path: str, chunk: Iterable[Sequence[Any]]) -> list[tuple[bytes, bytes]]:
-    """The rows without their sums; raises Damaged."""
+    """The rows without their checksums; raises Damaged when one does not match."""
     rows = []
-    for key, value, total in chunk:
-        if type(key) is not bytes or type(value) is not bytes or row_sum(key, value) != total:
+    for key, value, checksum in chunk:
+        if type(key) is not bytes or type(value) is not bytes or row_checksum(key, value) != checksum:
             raise Damaged(f"row {key!r} was changed", path)
         rows.append((key, value))
     return rows
@@ -86,10 +86,10 @@ def check_version(path: str, version: int) -> None:
 
 
 def inspect(path: str) -> None:
-    """Refuse a file that is foreign, newer or damaged, before SQLite may write to it.
+    """Refuse a file of another program, of a newer version, or damaged, before SQLite may write to it.
 
-    Raises FormatUnknown, Damaged, OSError or sqlite3.Error. A file that does not exist, or that was
-    just born and says nothing yet, is let through.
+    Raises FormatUnknown, Damaged, OSError or sqlite3.Error. A missing file passes, and so does one whose
+    creation was interrupted before it had a schema.
     """
     try:
         with open(path, "rb") as file:
@@ -99,38 +99,38 @@ def inspect(path: str) -> None:
     if not header:
         return
     if len(header) < SQLITE_HEADER_BYTES or not header.startswith(b"SQLite format 3\0"):
-        raise Damaged("not a state file", path)
-    # The fields' places are part of SQLite's own file format; in a new file they may still be in the journal.
+        raise Damaged("not a backend file", path)
+    # SQLite's own file format fixes the field's offset; in a new file the value may still be in the journal.
     version = int.from_bytes(header[60:64], "big")
     if version:
         check_version(path, version)
     try:
-        together = _look(path, "mode=ro")
+        together = _read_mark(path, "mode=ro")
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK:
-            return  # cut off while it was born, before it had a journal of our kind: will be undone
+            return  # a crash interrupted its creation; SQLite's rollback journal undoes that at the next open
         raise
     if together is None:
         return
     try:
-        alone = _look(path, "immutable=1")
+        alone = _read_mark(path, "immutable=1")
     except (Damaged, sqlite3.Error):
-        # Without its journal, a file into which that was being folded at a crash says anything.
+        # A crash while the journal was being folded leaves any mix of pages in the file alone.
         return
     if alone is None:
         alone = StoredMark(Checkpoint(0, 0, ConfState()), together.identity, 0)
     if alone.mark.index < together.folded:
         raise Damaged(
-            f"the file stands at index {alone.mark.index}, its journal begins after {together.folded}", path
+            f"the file is at index {alone.mark.index}, its journal begins after {together.folded}", path
         )
     if alone.mark.index > together.mark.index:
         raise Damaged(
-            f"the file stands at index {alone.mark.index}, its journal ends at {together.mark.index}", path
+            f"the file is at index {alone.mark.index}, its journal ends at {together.mark.index}", path
         )
 
 
-def _look(path: str, how: str) -> StoredMark | None:
-    """The mark, after a check of the file's structure; None in a file that was just born.
+def _read_mark(path: str, how: str) -> StoredMark | None:
+    """The mark, after a check of the file's structure; None in a file without a schema.
 
     `mode=ro` reads file and journal, `immutable=1` the file alone; neither folds the journal in.
     """
@@ -142,12 +142,12 @@ def _look(path: str, how: str) -> StoredMark | None:
         if not version and not application:
             return None
         if application != APPLICATION_ID:
-            raise Damaged("not a state file", path)
+            raise Damaged("not a backend file", path)
         check_version(path, version)
         if how == "mode=ro":
             wrong = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if wrong != "ok":
-                raise Damaged(f"state file is damaged ({' '.join(wrong.split())})", path)
+                raise Damaged(f"backend is damaged ({' '.join(wrong.split())})", path)
         return decode_mark(path, connection.execute(READ_MARK).fetchone())
     finally:
         connection.close()

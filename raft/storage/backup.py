@@ -1,12 +1,11 @@
-"""Backups: a whole state in one file, and members that begin with one.
+"""Backups: reading one, and creating a member from its rows.
 
-A backup is an image of a state file, sums of its rows and its mark included, followed by the SHA-256
-of all that. SQLite's pages make it a multiple of 512 bytes plus 32, which is what etcd's tools demand
-of a snapshot.
+A backup is a copy of a backend, checksums included, followed by the SHA-256 of the copy. SQLite's pages
+make its size a multiple of 512 bytes plus 32, as etcd's tools require of a snapshot.
 
-A member that begins with a state has a log whose base is not at 0: the state *is* that prefix, so
-whoever joins later cannot be given it as entries and is brought an image. Everything is durable before
-the first segment of the log gets its name, which is the moment the member exists.
+A restored member's log has a base above 0: the state replaces that prefix, so a member that joins later
+cannot receive it as entries and receives a snapshot. Everything is durable before the first segment of the
+log gets its name, which is the moment the member exists.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ DIGEST_BYTES = 32
 """SHA-256, at the end of a backup."""
 
 COPY_BYTES = 1 << 20
-"""Read at once."""
+"""Bytes per read."""
 
 FIRST_TERM = 1
-"""Of the base of a log that begins with a state: that of no entry."""
+"""Term of a restored log's base; no entry has it."""
 
 _NEW_LOG_NAME = "wal.new"
 _OLD_LOG_NAME = "wal.old"
@@ -53,8 +52,8 @@ class Backup(NamedTuple):
 def read_backup(path: str, scratch: str, *, check_digest: bool = True) -> Backup:
     """Read and verify a backup. `scratch` names a file to be made and deleted beside it.
 
-    Without `check_digest` a bare image, such as a copied state file, will do; its rows are verified all
-    the same. Raises Damaged, FormatUnknown or OSError.
+    `check_digest=False` also accepts a bare copy of a backend; rows are verified all the same.
+    Raises Damaged, FormatUnknown or OSError.
     """
     size = os.path.getsize(path)
     digest_bytes = DIGEST_BYTES if size % 512 == DIGEST_BYTES else 0
@@ -113,9 +112,9 @@ async def create_member_with_state(
     *,
     segment_bytes: int = SEGMENT_BYTES_DEFAULT,
 ) -> None:
-    """Make a member at `path` whose state is `rows`. Blocks on the disk.
+    """Create a member at `path` whose state is `rows`. Blocks on the disk.
 
-    Raises DirectoryUnrecognized when anything lies there already, DirectoryLocked, BackendFull,
+    Raises DirectoryUnrecognized when the directory is not empty, DirectoryLocked, BackendFull,
     BackendFailed or OSError.
     """
     files.make_directory(path)
@@ -143,9 +142,9 @@ async def replace_member(
 ) -> None:
     """Give the member at `path`, whose lock the caller holds, another identity and `rows` as its state.
 
-    `backend` is the index in the name of the present state file (`SnapshotStore.in_use`).
-    After a crash the directory holds either the old member or the new one, or `finish_replacement`
-    completes it. Raises BackendFull, BackendFailed or OSError.
+    `backend` is the index in the name of the current backend (`SnapshotStore.in_use`). After a crash the
+    directory holds the old member or the new one, or `finish_replacement` completes the new one.
+    Raises BackendFull, BackendFailed or OSError.
     """
     _discard(files, f"{path}/{_NEW_LOG_NAME}")
     base = SnapshotMeta(backend + 1, FIRST_TERM, bootstrap.conf)
@@ -157,9 +156,9 @@ async def replace_member(
 
 
 def finish_replacement(files: FileSystem, path: str) -> None:
-    """Complete a replacement that a crash cut short; harmless where there was none.
+    """Complete a replacement that a crash interrupted; otherwise do nothing.
 
-    Raises DirectoryLocked when one is under way, whose logs must not be touched.
+    Raises DirectoryLocked while another process runs one.
     """
     if any(files.exists(f"{path}/{name}") for name in (_OLD_LOG_NAME, _NEW_LOG_NAME)):
         lock = files.lock(f"{path}/{LOCK_NAME}")

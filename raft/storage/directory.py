@@ -1,9 +1,9 @@
-"""A member's data directory: who may open it, what is checked, and in which order.
+"""A member's data directory: how it is opened or created, and what is checked in which order.
 
 <data-dir>/lock         exclusive lock, taken before anything else is opened
 <data-dir>/wal/         the log; the member exists from the moment its first segment has its name
-<data-dir>/state.db     the state file, which the log can always bring up to date; or the one of another name
-                        that the log names, and images on their way (`images.py`)
+<data-dir>/state.db     the backend, which the log can always bring up to date; `snapshot_store` describes
+                        its other names, and the snapshots beside it
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from raft.storage.log_recovery import LogContents, read_log
 from raft.storage.records import BootstrapItem
 from raft.storage.snapshot_store import (
     STATE_NAME,
+    BackendOpener,
     Background,
     SnapshotStore,
-    StateFormat,
     ThreadBackground,
     is_state_name,
     state_name,
@@ -40,18 +40,18 @@ from raft.storage.wal import SEGMENT_BYTES_DEFAULT, Log, create_log
 LOCK_NAME = "lock"
 LOG_NAME = "wal"
 
-# What may lie where a member is created: its own files, and what file systems put at their roots.
+# Names allowed where a member is created: its own files, and what file systems put at their roots.
 _HARMLESS_NAMES = frozenset({LOCK_NAME, LOG_NAME, STATE_NAME, "lost+found"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bootstrap:
-    """What a new member starts from; stored for ever and given back at every start."""
+    """What a new member starts from; stored in the log and returned at every start."""
 
     conf: ConfState
     """Configuration at index 0: the cluster's first voters, the same on every member."""
     blob: bytes = b""
-    """Whatever the owner wants kept with it (names and addresses of the initial members)."""
+    """Opaque bytes of the layer above (names and addresses of the initial members)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class MemberDirectory:
     """Created by this call."""
     log: Log
     state: Backend
-    """The state file as found; the owner exchanges it when an image is installed."""
+    """The backend as found; the node replaces it when it installs a snapshot."""
     snapshot_store: SnapshotStore
     lock: Lock
 
@@ -75,7 +75,7 @@ class MemberDirectory:
 
 
 def holds_member(files: FileSystem, path: str) -> bool:
-    """Whether a member was ever created in the data directory. Takes no lock, changes nothing."""
+    """Whether a member was ever created in the data directory. Takes no lock and changes nothing."""
     log = f"{path}/{LOG_NAME}"
     return files.exists(log) and any(name.endswith(".wal") for name in files.list(log))
 
@@ -87,7 +87,7 @@ async def open_member(
     cluster_id: int | None = None,
     member_id: int | None = None,
     bootstrap: Bootstrap | None = None,
-    open_state: StateFormat = open_sqlite_backend,
+    open_state: BackendOpener = open_sqlite_backend,
     background: Background | None = None,
     segment_bytes: int = SEGMENT_BYTES_DEFAULT,
     new_disk_id: Callable[[], int] = lambda: secrets.randbits(64),
@@ -95,8 +95,8 @@ async def open_member(
     """Open the member at `path`, or create it from `bootstrap` when there is none.
 
     `cluster_id` and `member_id`, when given, must match what is stored; creation needs both.
-    `segment_bytes` counts for creation only. `background` is where images are copied: threads of its own,
-    unless told otherwise. Blocks on the disk: call it before serving.
+    `segment_bytes` matters at creation only. `background` copies snapshots, on threads of its own by
+    default. Blocks on the disk: call it before serving.
 
     Raises DirectoryLocked, DirectoryUnusable, DirectoryUnrecognized, DirectoryEmpty, FormatUnknown, Damaged,
     LogFailed, BackendFull or BackendFailed.
@@ -136,7 +136,7 @@ async def _open_locked(
     cluster_id: int | None,
     member_id: int | None,
     bootstrap: Bootstrap | None,
-    open_state: StateFormat,
+    open_state: BackendOpener,
     background: Background,
     segment_bytes: int,
     new_disk_id: Callable[[], int],
@@ -153,10 +153,10 @@ async def _open_locked(
         _create(files, path, identity, bootstrap, segment_bytes)
         contents = read_log(files, log_path)
         assert contents is not None
-    check_owner(path, contents.identity, cluster_id, member_id)
+    check_member(path, contents.identity, cluster_id, member_id)
     state_path = f"{path}/{state_name(contents.backend)}"
     if not files.exists(state_path) and contents.snapshot.index > 0:
-        raise Damaged("the state file is missing and the log no longer begins at its first entry", state_path)
+        raise Damaged("the backend is missing and the log no longer begins at its first entry", state_path)
     state = await open_state(state_path, contents.identity)
     try:
         files.sync_directory(path)
@@ -165,7 +165,7 @@ async def _open_locked(
             files,
             path,
             contents.identity,
-            state_format=open_state,
+            open_backend=open_state,
             background=background,
             backend=contents.backend,
         )
@@ -208,15 +208,15 @@ def _create(
 
 
 def _check_empty(files: FileSystem, path: str) -> None:
-    """A member is not created among the files of something else: the path may be a mistake."""
+    """Refuse to create a member among files of another program: the path may be a mistake."""
     for name in files.list(path):
         if name not in _HARMLESS_NAMES and not name.startswith(".") and not is_state_name(name):
             raise DirectoryUnrecognized(
-                f"{path}: the directory holds {name!r}, which is no data of this program"
+                f"{path}: the directory holds {name!r}, which is not data of this program"
             )
 
 
-def check_owner(path: str, identity: Identity, cluster_id: int | None, member_id: int | None) -> None:
+def check_member(path: str, identity: Identity, cluster_id: int | None, member_id: int | None) -> None:
     """Raise DirectoryUnrecognized when the member at `path` is not the one expected; None expects nothing."""
     if cluster_id is not None and identity.cluster_id != cluster_id:
         raise DirectoryUnrecognized(
@@ -229,17 +229,13 @@ def check_owner(path: str, identity: Identity, cluster_id: int | None, member_id
 
 
 def _check_agreement(state_path: str, contents: LogContents, mark: Checkpoint) -> None:
-    """The state file must stand at an index that the log still holds, and at its term."""
+    """Refuse a backend whose index the log does not hold, or whose term differs from the log's there."""
     base = contents.snapshot
     last_index = base.index + len(contents.entries)
     if mark.index > last_index:
-        raise Damaged(f"state file is at index {mark.index} but the log ends at {last_index}", state_path)
+        raise Damaged(f"backend is at index {mark.index} but the log ends at {last_index}", state_path)
     if mark.index < base.index:
-        raise Damaged(
-            f"state file is at index {mark.index} but the log begins after {base.index}", state_path
-        )
+        raise Damaged(f"backend is at index {mark.index} but the log begins after {base.index}", state_path)
     term = base.term if mark.index == base.index else contents.entries[mark.index - base.index - 1].term
     if mark.term != term:
-        raise Damaged(
-            f"state file has term {mark.term} at index {mark.index}, the log has {term}", state_path
-        )
+        raise Damaged(f"backend has term {mark.term} at index {mark.index}, the log has {term}", state_path)

@@ -1,9 +1,9 @@
-"""The one door to the disk: few operations, each with its durability spelled out.
+"""The only access to the disk: few operations, each with its durability spelled out.
 
-Nothing is durable by itself. Bytes need `datasync` (or `sync`), names - new, renamed or
-removed - need `sync_directory` of their directory. The crash-true twin in `memory.py` loses
-everything else, so code that passes on the twin asks for exactly what it needs.
-Every method may raise OSError; callers decide what that means.
+Nothing is durable by itself. Bytes need `datasync` (or `sync`); names - new, renamed or removed - need
+`sync_directory` of their directory. The fake in `memory_files` loses everything else at a crash, so code
+that passes on it syncs everything it relies on. Every method may raise OSError; callers decide what that
+means.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class File(Protocol):
 
 
 class Lock(Protocol):
-    """An exclusive lock, held until released or until the process ends."""
+    """An exclusive lock, held until it is released or the process exits."""
 
     def release(self) -> None: ...
 
@@ -100,7 +100,7 @@ class RealFile:
     def pwrite(self, data: bytes, offset: int) -> None:
         written = os.pwrite(self._fd, data, offset)
         if written != len(data):
-            # A regular file takes all or the device is in trouble; which part landed is unknown.
+            # A regular file takes all, or the device is failing; which part was written is unknown.
             raise OSError(errno.EIO, "short write", self._path)
 
     def allocate(self, size: int) -> None:
@@ -122,7 +122,7 @@ class RealFile:
 
 
 class RealLock:
-    """flock on an open descriptor: gone with the process, however it ends."""
+    """flock on an open descriptor: the kernel releases it however the process exits."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

@@ -1,8 +1,7 @@
-"""When the event loop may sync by itself instead of waking the writer thread.
+"""When the event loop may sync inline instead of waking the writer thread.
 
-A hand-over to the thread and back costs more than a fast sync, but a slow sync on the loop stops
-everything. So inline is allowed only on evidence that this disk is fast, and withdrawn for longer
-each time the evidence fails.
+A round trip to the thread costs more than a fast sync, but a slow sync on the loop stalls everything. So
+inline syncs need evidence that this disk is fast, and each violation suspends them for longer.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from collections import deque
 OPERATIONS_MAX = 4
 """A larger batch means load, and under load the thread overlaps the sync with other work."""
 
-WINDOW = 32
+SAMPLES = 32
 """Syncs remembered for the median."""
 
 MEDIAN_MAX_S = 0.0006
 """About two wake-ups' worth: above it the thread is the cheaper way."""
 
 SPIKE_S = 0.010
-"""A sync this long would have stopped the loop noticeably."""
+"""A sync this long would have stalled the loop for clients to see."""
 
 PENALTY_S = 30.0
 PENALTY_MAX_S = 600.0
@@ -30,7 +29,7 @@ class InlinePolicy:
     """Watches every sync, wherever it ran. Times are monotonic seconds given by the caller."""
 
     def __init__(self) -> None:
-        self._fast: deque[bool] = deque(maxlen=WINDOW)
+        self._fast: deque[bool] = deque(maxlen=SAMPLES)
         """For each of the last syncs: was it below the median bound?"""
         self._fast_count = 0
         """How many of `_fast` are true."""
@@ -40,28 +39,28 @@ class InlinePolicy:
         """Length of the next penalty."""
 
     def observe(self, now: float, duration_s: float) -> None:
-        """Note one finished sync."""
+        """Record one finished sync."""
         fast = duration_s < MEDIAN_MAX_S
-        window = self._fast
-        if len(window) == WINDOW:
-            self._fast_count -= window[0]
-        window.append(fast)
+        samples = self._fast
+        if len(samples) == SAMPLES:
+            self._fast_count -= samples[0]
+        samples.append(fast)
         self._fast_count += fast
         if duration_s > SPIKE_S:
             self._violation(now)
 
     def allows(self, now: float, operations: int) -> bool:
         """Whether a batch of `operations` may be synced on the loop now."""
-        if operations > OPERATIONS_MAX or now < self._off_until or len(self._fast) < WINDOW:
+        if operations > OPERATIONS_MAX or now < self._off_until or len(self._fast) < SAMPLES:
             return False
-        if self._fast_count <= WINDOW // 2:  # the median is not below the bound
+        if self._fast_count <= SAMPLES // 2:  # the median is not below the bound
             self._violation(now)
             return False
         return True
 
     def _violation(self, now: float) -> None:
         if now < self._off_until:
-            # Already off: 30 s without a spike must pass, but only evidence against a regained trust doubles.
+            # Already off: 30 s without a spike must pass, but only a violation while inline is on doubles.
             self._off_until = max(self._off_until, now + PENALTY_S)
             return
         if now >= self._off_until + PENALTY_MAX_S:

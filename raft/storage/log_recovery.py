@@ -1,9 +1,9 @@
 """Reading the log at start: every byte is checked, and nothing on disk is changed.
 
-A frame that does not check out is *torn* when the last write was cut short by a crash, and
-*damage* otherwise (see `records.is_torn`). Only the last frame can be torn: a frame is begun
-only after the one before it is durable. A torn frame was never acknowledged if the disk kept its
-word, yet whoever cut one stays silent until a leader has confirmed the log (`LogContents.tail_truncated`).
+A frame that fails its checks is *torn* when a crash interrupted the last write, and *damage* otherwise (see
+`records.is_torn`). Only the last frame can be torn: the writer begins a frame only after the one before it
+is durable. If syncs work, no torn frame was ever acknowledged; still, a member that truncated one neither
+votes nor acknowledges until a leader has confirmed its log (`LogContents.tail_truncated`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import itertools
 import struct
 from dataclasses import dataclass, field
 
+import raft.storage.records as records
 from raft.core.types import (
     EMPTY_HARD_STATE,
     EMPTY_SNAPSHOT,
@@ -21,7 +22,6 @@ from raft.core.types import (
     HardState,
     SnapshotMeta,
 )
-from raft.storage import records
 from raft.storage.files import FileSystem
 from raft.storage.records import SECTOR_BYTES, Malformed, SegmentHeader, SegmentStart
 from raft.storage.storage_errors import Damaged, FormatUnknown
@@ -44,12 +44,12 @@ class SegmentFound:
 
     sequence: int
     last_index: int
-    """Highest index of any entry in it, 0 for none: it may go once the base has reached this."""
+    """Highest index of any entry in it, 0 for none: it may be deleted once the base has reached this."""
 
 
 @dataclass(slots=True)
 class LogContents:
-    """What the log says, and where writing goes on."""
+    """The replayed log, and where writing continues."""
 
     identity: Identity
     segment_bytes: int
@@ -61,16 +61,16 @@ class LogContents:
     hard_state: HardState = EMPTY_HARD_STATE
     snapshot: SnapshotMeta = EMPTY_SNAPSHOT
     backend: int = 0
-    """Index at which the state file began as a received image, 0 for one that began empty."""
+    """Index of the received snapshot that the backend began as, 0 for one that began empty."""
     entries: list[Entry] = field(default_factory=list)
     """Gap-free; starts at snapshot.index + 1 once reading has finished."""
     peers: dict[int, int] = field(default_factory=dict)
     """Disk ids of peers, by member id."""
     vote_eligible: bool = False
     tail_truncated: bool = False
-    """A torn frame was cut, now or before, and no leader has confirmed the log since."""
+    """A torn frame was truncated, now or before, and no leader has confirmed the log since."""
     torn: bool = False
-    """The last segment holds a torn frame at `end`: the log goes on in another segment."""
+    """The last segment holds a torn frame at `end`: the log continues in another segment."""
     spare: bool = False
     """A prepared, empty segment follows the last one."""
 
@@ -141,7 +141,7 @@ def _load(files: FileSystem, path: str, sequence: int) -> _Segment:
     file = files.open(path)
     try:
         size = file.size()
-        # What a killed process wrote is in the page cache only: make durable before trusting it.
+        # What a killed process wrote may be in the page cache only: make it durable before using it.
         file.datasync()
         data = file.pread(size, 0)
     finally:
@@ -158,7 +158,7 @@ def _load(files: FileSystem, path: str, sequence: int) -> _Segment:
     if len(data) != header.segment_bytes:
         raise Damaged(f"segment has {len(data)} bytes instead of {header.segment_bytes}", path)
     if header.sequence != sequence:
-        raise Damaged(f"segment says it is number {header.sequence}", path)
+        raise Damaged(f"segment header has sequence number {header.sequence}", path)
     return _Segment(path, header, data, seed)
 
 
@@ -175,8 +175,9 @@ def _read_start(segment: _Segment, salt: int) -> SegmentStart | None:
 def _judge_unstarted(segment: _Segment, salt: int, contents: LogContents, *, expected: bool) -> None:
     """A segment without a good start frame is the prepared next one, or its start was torn.
 
-    The start frame is synced before anything follows it and promises nothing, so a torn one is
-    no cut; it will be replaced. The oldest segment was renamed into place whole, so there it is damage.
+    The start frame is synced before anything follows it and acknowledges nothing, so a torn one sets no
+    `tail_truncated`; the segment is replaced. The oldest segment was complete before its rename: there it is
+    damage.
     """
     blank = not any_byte(segment.data, SECTOR_BYTES)
     if not expected:
@@ -200,7 +201,7 @@ def _items(frame: records.FrameRead, segment: _Segment) -> list[records.Item]:
 
 
 def _replay_segment(segment: _Segment, contents: LogContents, following: SegmentStart | None) -> None:
-    """Replay one segment: to where the following one says it ends, or to where good frames end."""
+    """Replay one segment: up to the end recorded in the following one, or else up to the last good frame."""
     salt = records.frame_salt(contents.identity)
     chain = segment.seed
     offset = SECTOR_BYTES
@@ -275,7 +276,7 @@ def _forget(contents: LogContents) -> None:
 
 
 def _finish(contents: LogContents, directory: str) -> None:
-    """Check what holds of any log that was written by this program."""
+    """Check the invariants of every log that this program writes."""
     _forget(contents)
     log = contents.entries
     base = contents.snapshot
@@ -288,8 +289,8 @@ def _finish(contents: LogContents, directory: str) -> None:
             f"entries up to {state.commit} were committed but the log ends at {last_index}", directory
         )
     if state.term < last_term:
-        # Entries precede their hard state; a vote in the newer term cannot have left yet.
+        # Entries precede their hard state; no vote in the newer term was sent yet.
         contents.hard_state = HardState(last_term, NO_NODE, state.commit)
     if state.commit < base.index:
-        # The commit index needs no sync of its own, so the base may have overtaken it.
+        # The commit index needs no sync of its own, so the base may be ahead of it.
         contents.hard_state = contents.hard_state._replace(commit=base.index)

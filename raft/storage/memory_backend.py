@@ -1,8 +1,7 @@
-"""The synchronous twin of the state file, for simulation: same promises, kept on a `FileSystem`.
+"""The in-memory implementation of `Backend`, for simulation: the same guarantees, on a `FileSystem`.
 
-One file of checksummed frames, one per commit, the whole image in memory. No call ever waits, so
-it runs on a virtual-time loop; on the crash-true file system it survives or loses exactly what a
-state file may.
+One file of checksummed frames, one per commit, and all rows in memory. No call ever waits, so it runs on a
+virtual-time loop; on `MemoryFiles` a crash loses no more and no less than a real backend may lose.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ class MemoryBackend:
     def __init__(self, files: FileSystem, path: str, identity: Identity) -> None:
         self._files = files
         self._path = self.opened_as = path
-        """What it is called; and what its open file was, which is how faults of the disk name that."""
+        """Its path, and the path at which the file was opened: injected disk faults go by the latter."""
         self._rows: dict[bytes, bytes] = {}
-        """The image at `_mark`."""
+        """The state at `_mark`."""
         self._mark = Checkpoint(0, 0, ConfState())
         self._closed = False
         self._head = head = _HEADER.pack(FORMAT_VERSION, encode_identity(identity))
@@ -59,7 +58,7 @@ class MemoryBackend:
         except OSError as error:
             raise _translate(path, error) from error
         if len(data) < _HEADER.size:
-            raise Damaged("not a state file", path)
+            raise Damaged("not a backend file", path)
         version, stored = _HEADER.unpack_from(data)
         check_version(path, version)
         check_identity(path, stored, identity)
@@ -72,7 +71,7 @@ class MemoryBackend:
             length, crc = _FRAME.unpack_from(data, offset)
             body = data[offset + _FRAME.size : offset + _FRAME.size + length]
             if length == 0 or len(body) < length or crc32c(body) != crc:
-                break  # a commit cut short by a crash: it never was
+                break  # a crash interrupted this commit, so it never completed
             self._take(body)
             offset += _FRAME.size + length
         return offset
@@ -99,7 +98,7 @@ class MemoryBackend:
     async def commit(self, mark: Checkpoint, rows: Sequence[Row]) -> None:
         """See Backend."""
         if self._closed:
-            raise BackendFailed(f"{self._path}: the state file is closed")
+            raise BackendFailed(f"{self._path}: the backend is closed")
         if mark.index <= self._mark.index:
             raise BackendFailed(f"{self._path}: cannot go from index {self._mark.index} to {mark.index}")
         body = _encode(mark, rows)
@@ -134,13 +133,13 @@ class MemoryBackend:
             yield [(key, snapshot[key]) for key in keys[start : start + SCAN_ROWS]]
 
     def size_bytes(self) -> int:
-        """Of the frames, dead ones included."""
+        """Of all frames, superseded ones included."""
         return self._end
 
     async def close(self) -> None:
         """Close the file."""
         self._closed = True
-        with contextlib.suppress(OSError):  # nothing is promised by closing
+        with contextlib.suppress(OSError):  # closing guarantees nothing
             self._file.close()
 
 
@@ -162,7 +161,7 @@ def _translate(path: str, error: OSError) -> BackendFull | BackendFailed:
 
 
 class MemoryBackendOpener:
-    """Opens twins of the state file on one file system; passed to `open_member` as `open_state`."""
+    """Implements `BackendOpener` on one file system; passed to `open_member` as `open_state`."""
 
     def __init__(self, files: FileSystem) -> None:
         self._files = files
@@ -171,13 +170,13 @@ class MemoryBackendOpener:
         return MemoryBackend(self._files, path, identity)
 
     def adopt(self, path: str, identity: Identity) -> Checkpoint:
-        """See StateFormat."""
+        """See BackendOpener."""
         try:
             file = self._files.open(path)
             try:
                 head = file.pread(_HEADER.size, 0)
                 if len(head) < _HEADER.size:
-                    raise Damaged("not a state file", path)
+                    raise Damaged("not a backend file", path)
                 version, stored = _HEADER.unpack(head)
                 check_version(path, version)
                 check_cluster(path, stored, identity)
@@ -187,6 +186,6 @@ class MemoryBackendOpener:
                 file.close()
         except OSError as error:
             raise _translate(path, error) from error
-        snapshot = MemoryBackend(self._files, path, identity)
-        snapshot._file.close()
-        return snapshot._mark
+        backend = MemoryBackend(self._files, path, identity)
+        backend._file.close()
+        return backend._mark

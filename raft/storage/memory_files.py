@@ -1,10 +1,9 @@
-"""The crash-true twin of the file system: what was not synced may be lost, in any way a disk may lose it.
+"""An in-memory file system whose crash loses unsynced data in every way a disk may lose it.
 
-At a crash, of each file's un-synced writes any subset of 512 B sectors survives (of several
-writes to one sector, a prefix); of un-synced names in a directory, any subset of the changes (of
-several to one name, a prefix).
-Every choice is drawn from the given source, so a seed repeats a crash and an enumeration visits all.
-Faults can be planted at the nth call. Deterministic, single-threaded by intent.
+At a crash, of each file's unsynced writes any subset of 512 B sectors survives (of several writes to one
+sector, a prefix); of the unsynced changes of names in a directory, any subset (of several to one name, a
+prefix). The caller makes every choice, so a seed repeats a crash and an enumeration visits all. Faults can be
+injected at the nth call. Deterministic; single-threaded by intent.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ Choose = Callable[[int], int]
 """choose(n): a number from 0 to n - 1."""
 
 Fault = Callable[[int, str, str], BaseException | None]
-"""fault(call, operation, path): an exception to raise in place of the call, or None."""
+"""fault(call, operation, path): an exception to raise instead of running the call, or None."""
 
 
 class PowerCut(Exception):
-    """Planted by tests to stop a member between two operations; also raised by handles of an earlier life."""
+    """Injected by tests to stop a member between two operations; handles from before a crash raise it too."""
 
 
 def fail_at(call: int, code: int) -> Fault:
@@ -44,7 +43,7 @@ class _Inode:
     current: bytearray = field(default_factory=bytearray)
     """What a reader sees."""
     durable: bytearray = field(default_factory=bytearray)
-    """What surely survives a crash."""
+    """What every crash keeps."""
     pending: list[tuple[int, bytes]] = field(default_factory=list)
     """Writes since the last sync, oldest first, split at sector boundaries."""
 
@@ -101,7 +100,7 @@ class _Directory:
         for changes in self.pending:
             names = {name for name, _ in changes}
             if lost & names or not choose(2):
-                lost |= names  # what builds on a lost name is lost with it
+                lost |= names  # a change that builds on a lost name is lost with it
             else:
                 _apply(self.durable, changes)
         self.pending.clear()
@@ -123,11 +122,11 @@ class MemoryFiles:
         self.sync_works = sync_works
         """False makes every sync a no-op: the negative control of power-cut tests."""
         self.fault: Fault | None = None
-        """Asked before each call; see `fail_at`."""
+        """Consulted before each counted call; see `fail_at`."""
         self.calls = 0
-        """Operations so far (reads and questions do not count)."""
+        """Operations so far (reads, `exists` and `list` do not count)."""
         self.life = 0
-        """Number of crashes so far. Handles of an earlier life raise PowerCut."""
+        """Number of crashes and restarts so far. Handles of an earlier life raise PowerCut."""
         self._directories: dict[str, _Directory] = {}
         self._locks: dict[str, MemoryLock] = {}
 
@@ -189,7 +188,7 @@ class MemoryFiles:
     # ---- for tests and simulations
 
     def crash(self, choose: Choose) -> None:
-        """Cut the power and turn it on again: keep what `choose` lets survive; locks and handles are gone."""
+        """Lose power and restart: keep what `choose` lets survive; locks and handles are gone."""
         for path in sorted(self._directories):
             directory = self._directories[path]
             inodes = {
@@ -201,13 +200,13 @@ class MemoryFiles:
         self.restart()
 
     def restart(self) -> None:
-        """Kill and restart the process only: all written bytes and names stay, locks and handles are gone."""
+        """Kill and restart the process only: all written bytes and names stay; locks and handles are gone."""
         self.life += 1
         self.fault = None
         self._locks.clear()
 
     def damage(self, path: str, edit: Callable[[bytearray], None]) -> None:
-        """Change a file's bytes behind everyone's back, durably."""
+        """Corrupt a file's bytes durably, without a counted operation."""
         directory, name = self._locate(path)
         inode = directory.current[name]
         inode.sync()
@@ -215,7 +214,7 @@ class MemoryFiles:
         inode.durable = bytearray(inode.current)
 
     def count(self, operation: str, path: str) -> None:
-        """One operation: raise the planted fault, if any."""
+        """Count one operation; raise the fault injected at it, if any."""
         self.calls += 1
         if self.fault is not None:
             error = self.fault(self.calls, operation, path)
@@ -223,7 +222,7 @@ class MemoryFiles:
                 raise error
 
     def unlock(self, lock: MemoryLock) -> None:
-        """Forget a lock, unless it was taken in an earlier life."""
+        """Release a lock, unless an earlier life took it."""
         if self._locks.get(lock.path) is lock:
             del self._locks[lock.path]
 
@@ -295,5 +294,5 @@ class MemoryFile:
 
     def _count(self, operation: str) -> None:
         if self._life != self._files.life:
-            raise PowerCut(f"{self._path}: this handle belongs to a process that is gone")
+            raise PowerCut(f"{self._path}: this handle belongs to a previous incarnation")
         self._files.count(operation, self._path)

@@ -36,7 +36,7 @@ PEER_DISK = 6
 VOTE_ELIGIBLE = 7
 SYNCED_THROUGH = 8
 SEGMENT_START = 9
-STATE_FILE = 10
+BACKEND_FILE = 10
 
 _MAGIC = b"RAFTWAL\0"
 _SEGMENT_HEADER = Struct("<8sHxxIQQQQ")  # magic, version, segment bytes, sequence, cluster, member, disk
@@ -50,7 +50,7 @@ _HARD_STATE = Struct("<BQQQ")
 _TRUNCATION = Struct("<BQ")
 _MARK = Struct("<BQQ")
 _PEER_DISK = Struct("<BQQ")
-_STATE_FILE = Struct("<BQ")
+_BACKEND_FILE = Struct("<BQ")
 _SEGMENT_START = Struct("<BIIB")  # kind, previous chain, previous end, flags
 _CONF_HEAD = Struct("<BHHHH")
 _LENGTH = Struct("<I")
@@ -97,8 +97,8 @@ class SegmentHeader(NamedTuple):
 def decode_segment_header(sector: bytes) -> tuple[SegmentHeader, int]:
     """The header and the chain's seed. Raises Malformed when it is none or its CRC is wrong.
 
-    Magic, version and CRC keep their places in every version, so that a newer
-    file is told from a damaged one.
+    Magic, version and CRC keep their offsets in every version, so that a newer file differs from a damaged
+    one.
     """
     if len(sector) != SECTOR_BYTES or not sector.startswith(_MAGIC):
         raise Malformed("not a log segment")
@@ -124,8 +124,8 @@ def mask_body(body: bytes) -> bytes:
         masked = bytes((mask,)) + body[1:-1].translate(_xor_table(mask)) + TRAILER
         if _ZERO_SECTOR not in masked:
             return masked
-    # Holds a long run of every byte value (at least 128 KiB, made on purpose): left as it is, the
-    # only cost is that damage to this frame, while it is the newest, may pass for a torn write.
+    # The body holds a long run of every byte value (at least 128 KiB, made on purpose). Unmasked, its only
+    # cost is that damage to this frame, while it is the newest, may pass for a torn write.
     return body
 
 
@@ -145,7 +145,7 @@ def encode_frame(parts: list[bytes], salt: int, chain: int) -> tuple[bytes, int]
 
 
 def aligned(offset: int) -> int:
-    """The next place a frame may start, at or after `offset`."""
+    """The next offset at which a frame may start, at or after `offset`."""
     return (offset + ALIGNMENT_BYTES - 1) & -ALIGNMENT_BYTES
 
 
@@ -181,18 +181,18 @@ def read_frame(data: bytes, offset: int, salt: int, chain: int) -> FrameRead | N
 
 
 def is_torn(data: bytes, offset: int, salt: int, chain: int) -> bool:
-    """Whether what stands at `offset` (not a good frame, not all zero) is a write cut short.
+    """Whether the bytes at `offset` (no good frame, not all zero) are an interrupted write.
 
-    True only if it is the last frame and one of its sectors, or its share of one, is still all
-    zero. Otherwise it once was whole, and is damage.
+    True only if they are the last frame and one of its sectors, or its share of one, is still all zero.
+    Otherwise the frame was once complete, and is damaged.
     """
     found_salt, length, check, _ = (
         _FRAME_HEADER.unpack_from(data, offset) if offset + FRAME_HEADER_BYTES <= len(data) else (0, 0, 0, 0)
     )
     sector_end = min((offset // SECTOR_BYTES + 1) * SECTOR_BYTES, len(data))
     if not any(data[offset:sector_end]):
-        # The sector with the header never arrived, so the length is unknown; but a later frame
-        # was begun only after this one was durable, and would be seen by its salt.
+        # The sector with the header was never written, so the length is unknown. A later frame can only
+        # exist if this one was durable, and its salt would show it.
         return not _has_frame(data, sector_end, salt)
     body_end = offset + FRAME_HEADER_BYTES + length
     if found_salt != salt or crc32c(data[offset : offset + _FRAME_PREFIX.size], chain) != check:
@@ -239,7 +239,7 @@ def truncation_item(first_index: int) -> bytes:
 
 
 def snapshot_item(snapshot: SnapshotMeta) -> bytes:
-    """The log's base is now `snapshot`; entries up to it are forgotten."""
+    """The log's base is now `snapshot`; entries up to it are dropped."""
     return _MARK.pack(SNAPSHOT_MARK, snapshot.index, snapshot.term) + encode_conf(snapshot.conf)
 
 
@@ -252,8 +252,8 @@ def peer_disk_item(member_id: int, disk_id: int) -> bytes:
 
 
 def backend_item(index: int) -> bytes:
-    """The state file is the one that began as the image at `index`."""
-    return _STATE_FILE.pack(STATE_FILE, index)
+    """The backend is the file that began as the snapshot at `index`."""
+    return _BACKEND_FILE.pack(BACKEND_FILE, index)
 
 
 VOTE_ELIGIBLE_ITEM = bytes((VOTE_ELIGIBLE,))
@@ -277,7 +277,7 @@ def encode_conf(conf: ConfState) -> bytes:
 
 
 def decode_conf(data: bytes, offset: int = 0) -> tuple[ConfState, int]:
-    """The configuration at `offset` and where it ends. Raises struct.error when cut short."""
+    """The configuration at `offset` and where it ends. Raises struct.error when it is truncated."""
     auto_leave, *counts = _CONF_HEAD.unpack_from(data, offset)
     offset += _CONF_HEAD.size
     groups: list[tuple[int, ...]] = []
@@ -289,11 +289,11 @@ def decode_conf(data: bytes, offset: int = 0) -> tuple[ConfState, int]:
 
 
 class SegmentStart(NamedTuple):
-    """First item of a segment: where the previous one ends, and the flags as they stand."""
+    """First item of a segment: where the previous one ends, and the current flags."""
 
     previous_chain: int
     previous_end: int
-    """Offset after the previous segment's last good frame; what lies beyond it is no part of the log."""
+    """Offset after the previous segment's last good frame; bytes beyond it are not part of the log."""
     tail_truncated: bool
     vote_eligible: bool
 
@@ -317,7 +317,7 @@ class VoteEligible(NamedTuple):
 
 
 class BackendFileName(NamedTuple):
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # hides tuple.index, which has no caller
 
 
 Item = (
@@ -365,9 +365,9 @@ def decode_items(data: bytes) -> list[Item]:
         elif kind == VOTE_ELIGIBLE:
             items.append(VoteEligible())
             offset += 1
-        elif kind == STATE_FILE:
-            items.append(BackendFileName(_STATE_FILE.unpack_from(data, offset)[1]))
-            offset += _STATE_FILE.size
+        elif kind == BACKEND_FILE:
+            items.append(BackendFileName(_BACKEND_FILE.unpack_from(data, offset)[1]))
+            offset += _BACKEND_FILE.size
         elif kind == SYNCED_THROUGH:
             offset += 1
         elif kind == SEGMENT_START:

@@ -1,14 +1,13 @@
-"""Whole images of the state: copies made for others, and those received, each a file of its own.
+"""Snapshots: copies of the backend made for other members, and those received, each a file of its own.
 
-<data-dir>/state.db            the state file of a member that has built its state by itself
-<data-dir>/state-<index>.db    one that began as an image received at that log index (16 hex digits)
-<data-dir>/image-<number>.db   a copy on its way to somebody else; deleted after use, and at start
+<data-dir>/state.db            the backend of a member that built its state from the log alone
+<data-dir>/state-<index>.db    one that began as the snapshot received at that log index (16 hex digits)
+<data-dir>/image-<number>.db   a copy to be sent; deleted after use, and at start
 
-Which state file is the member's own is said by the log and by nothing else (`Recovered.backend`): an
-image is received under its final name, verified, synced with its directory, and only then named by the
-log, in the same frame as the snapshot mark. So no file is ever renamed over another or found beside a
-journal that is not its own, and after a crash at any point the log names a whole file; what it does not
-name is deleted.
+Only the log names the member's backend (`LogContents.backend`). A snapshot is received under its final name,
+verified and synced with its directory; only then does the log name it, in the same frame as the snapshot
+mark. So no file is ever renamed over another or opened with another file's journal, and after a crash at any
+point the log names a complete file. The next start deletes every other one.
 """
 
 from __future__ import annotations
@@ -33,47 +32,47 @@ STATE_PREFIX = "state-"
 SNAPSHOT_PREFIX = "image-"
 _SUFFIX = ".db"
 _COMPANIONS = ("-wal", "-shm", "-journal")
-"""What SQLite may put beside a file."""
+"""Suffixes of the files that SQLite may create beside a database."""
 
 SNAPSHOT_THREADS = 3
-"""One for a copy being made, which takes seconds if the state is large; one each for a stream out and in."""
+"""One makes a copy, which takes seconds if the state is large; one each serves a stream out and in."""
 
 READ_BYTES = 1 << 20
-"""Read at once while a copy is summed."""
+"""Bytes per read while a copy is hashed."""
 
 T = TypeVar("T")
 
 
-class StateFormat(Protocol):
-    """A kind of state file."""
+class BackendOpener(Protocol):
+    """Opens backends of one implementation."""
 
     async def __call__(self, path: str, identity: Identity) -> Backend:
-        """Open the state file at a path, or create an empty one, for the member of that identity."""
+        """Open the backend at `path`, or create an empty one, for the member of that identity."""
 
     def adopt(self, path: str, identity: Identity) -> Checkpoint:
-        """Make the image at `path`, a copy of another member's state file, this member's; its mark.
+        """Write this member's identity into the snapshot at `path`; return its checkpoint.
 
         Blocks, on any thread; the caller syncs the file. Raises Damaged, FormatUnknown, DirectoryUnrecognized
-        (an image of another cluster), BackendFull or BackendFailed.
+        (a snapshot of another cluster), BackendFull or BackendFailed.
         """
 
 
 class Background(Protocol):
-    """Where work that blocks on the disk for long is done."""
+    """Runs functions that block on the disk for long."""
 
     async def run(self, function: Callable[[], T], give_up: Callable[[], None] | None = None) -> T:
-        """Call the function. A cancelled caller calls `give_up`, and goes on when the function has ended: it
-        may be at work on a file."""
+        """Call the function. On cancellation call `give_up`, then wait for the function to return: it may be
+        using a file."""
 
     def close(self) -> None:
-        """Wait for what is being done."""
+        """Wait for the functions still running."""
 
 
 class ThreadBackground:
-    """Threads of its own, started when first needed."""
+    """A thread pool of its own, started when first needed."""
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(SNAPSHOT_THREADS, thread_name_prefix="raft-images")
+        self._executor = ThreadPoolExecutor(SNAPSHOT_THREADS, thread_name_prefix="raft-snapshots")
 
     async def run(self, function: Callable[[], T], give_up: Callable[[], None] | None = None) -> T:
         """See Background."""
@@ -91,18 +90,18 @@ class ThreadBackground:
 
 
 class InlineBackground:
-    """At once, in the caller: for simulation."""
+    """Calls each function at once, on the loop: for simulation."""
 
     async def run(self, function: Callable[[], T], give_up: Callable[[], None] | None = None) -> T:
         return function()
 
     def close(self) -> None:
-        """Nothing is being done."""
+        """Nothing runs in the background."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A copy of the state file, closed and durable but for its name. Discard it after use."""
+    """A copy of the backend: a closed file, durable except for its name. Discard it after use."""
 
     path: str
     mark: Checkpoint
@@ -111,17 +110,17 @@ class Snapshot:
 
 
 def state_name(index: int) -> str:
-    """Name of the state file that began at log index `index`, 0 for one that began empty."""
+    """Name of the backend that began as the snapshot at log index `index`, 0 for one that began empty."""
     return f"{STATE_PREFIX}{index:016x}{_SUFFIX}" if index else STATE_NAME
 
 
 def is_state_name(name: str) -> bool:
-    """Whether a name in the data directory is that of a state file, a copy, or a companion of one."""
+    """Whether a name in the data directory is that of a backend, a copy, or a companion of one."""
     return name.startswith((STATE_NAME, STATE_PREFIX, SNAPSHOT_PREFIX))
 
 
 class SnapshotStore:
-    """The images in one data directory. Belongs to the event loop; errors are OSError and StorageError."""
+    """The snapshots in one data directory. Used on the event loop only; raises OSError and StorageError."""
 
     def __init__(
         self,
@@ -129,17 +128,16 @@ class SnapshotStore:
         directory: str,
         identity: Identity,
         *,
-        state_format: StateFormat,
+        open_backend: BackendOpener,
         background: Background,
         backend: int,
     ) -> None:
         self._files = files
         self._directory = directory
         self._identity = identity
-        self._format = state_format
+        self._open_backend = open_backend
         self._background = background
         self._in_use = backend
-        """Index in the name of the state file that the log names."""
         self._numbers = 0
         """Copies begun so far."""
         self._building = asyncio.Lock()
@@ -147,14 +145,14 @@ class SnapshotStore:
 
     @property
     def in_use(self) -> int:
-        """Index in the name of the state file that the log names."""
+        """Index in the name of the backend that the log names."""
         return self._in_use
 
-    # -- copies for others
+    # -- copies to be sent
 
     async def build(self, state: Backend) -> Snapshot:
-        """Copy what `state` holds durably, without disturbing it. Takes seconds for a large state; cancelled,
-        it ends at once."""
+        """Copy what `state` holds durably, while its commits continue. Takes seconds for a large state; stops
+        within milliseconds when cancelled."""
         async with self._building:
             self._numbers += 1
             path = f"{self._directory}/{SNAPSHOT_PREFIX}{self._numbers}{_SUFFIX}"
@@ -175,7 +173,7 @@ class SnapshotStore:
             size = file.size()
             for offset in range(0, size, READ_BYTES):
                 if not wanted():
-                    raise BackendFailed(f"{path}: the copy was given up")
+                    raise BackendFailed(f"{path}: the copy was cancelled")
                 digest.update(file.pread(READ_BYTES, offset))
         finally:
             file.close()
@@ -197,14 +195,14 @@ class SnapshotStore:
         """Delete a copy."""
         await self._background.run(lambda: self._unlink(snapshot.path))
 
-    # -- images received
+    # -- received snapshots
 
     async def receive(self, index: int) -> IncomingSnapshot:
-        """Begin to receive the image at log index `index`, beyond that of the state file in use.
+        """Begin to receive the snapshot at log index `index`, above that of the backend in use.
 
-        Whatever lies under its name is of an earlier attempt and goes.
+        Deletes the file of an earlier attempt under the same name.
         """
-        assert index > self._in_use, "an image is received that would replace its own file"
+        assert index > self._in_use, "the snapshot would overwrite the backend in use"
         path = f"{self._directory}/{state_name(index)}"
 
         def begin() -> File:
@@ -214,21 +212,22 @@ class SnapshotStore:
         return IncomingSnapshot(self, path, await self._background.run(begin))
 
     async def open_received(self, index: int) -> Backend:
-        """Open the received image at `index`, which is not yet in use, as a state file."""
-        return await self._format(f"{self._directory}/{state_name(index)}", self._identity)
+        """Open the received snapshot at `index`, which is not yet in use, as a backend."""
+        return await self._open_backend(f"{self._directory}/{state_name(index)}", self._identity)
 
     async def use(self, index: int) -> None:
-        """The log names the image received at `index` durably, and its predecessor is closed: delete that."""
+        """Delete the previous backend. Called when the log durably names the snapshot at `index` and the
+        previous backend is closed."""
         before, self._in_use = self._in_use, index
         await self._background.run(lambda: self._unlink(f"{self._directory}/{state_name(before)}"))
 
     async def abandon(self, index: int) -> None:
-        """The image received at `index`, closed by now, is not wanted."""
-        assert index != self._in_use, "the state file in use would be deleted"
+        """Delete the snapshot received at `index`, which must be closed."""
+        assert index != self._in_use, "the backend in use would be deleted"
         await self._background.run(lambda: self._unlink(f"{self._directory}/{state_name(index)}"))
 
     def sweep(self) -> None:
-        """Delete what the log does not name: left over from an earlier process. Blocks."""
+        """Delete files that the log does not name, left over from a previous incarnation. Blocks."""
         own = state_name(self._in_use)
         kept = (own, *(own + each for each in _COMPANIONS))
         stale = [name for name in self._files.list(self._directory) if is_state_name(name)]
@@ -247,12 +246,12 @@ class SnapshotStore:
         for name in found:
             self._files.unlink(name)
         if found:
-            # Before anything is created under these names: a companion that came back would not be its own.
+            # Sync before these names are reused: a companion that reappeared would belong to another file.
             self._files.sync_directory(self._directory)
 
 
 class IncomingSnapshot:
-    """An image being received, in order, into its final place. One call at a time."""
+    """A snapshot being received, in order, under its final name. One call at a time."""
 
     def __init__(self, store: SnapshotStore, path: str, file: File) -> None:
         self._store = store
@@ -261,10 +260,10 @@ class IncomingSnapshot:
         self._digest = hashlib.sha256()
         """Of the first `offset` bytes."""
         self.offset = 0
-        """Bytes written; where the transfer goes on."""
+        """Bytes written; where the transfer continues."""
 
     async def write(self, data: bytes) -> None:
-        """Add the next bytes."""
+        """Append the next bytes."""
         await self._store._background.run(lambda: self._write(data))
 
     def _write(self, data: bytes) -> None:
@@ -273,18 +272,18 @@ class IncomingSnapshot:
         self.offset += len(data)
 
     async def finish(self, sha256: bytes) -> Checkpoint:
-        """Verify and adopt what was received; its mark. Durable, name included, when this returns.
+        """Verify and adopt what was received; return its checkpoint. Durable, name included, on return.
 
-        Raises Damaged when it is not what was sent, and what StateFormat.adopt raises.
+        Raises Damaged when the digest differs, and what BackendOpener.adopt raises.
         """
         return await self._store._background.run(lambda: self._finish(sha256))
 
     def _finish(self, sha256: bytes) -> Checkpoint:
         store = self._store
         if self._digest.digest() != sha256:
-            raise Damaged("the image received is not the one that was sent", self._path)
+            raise Damaged("the snapshot received is not the one that was sent", self._path)
         self._file.datasync()
-        mark = store._format.adopt(self._path, store._identity)
+        mark = store._open_backend.adopt(self._path, store._identity)
         self._file.sync()
         self.close()
         store._files.sync_directory(store._directory)

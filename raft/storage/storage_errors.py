@@ -1,24 +1,24 @@
-"""Everything this room can refuse or fail with. Each message is one clear line for an operator.
+"""The errors of this package. Each message is one clear line for an operator.
 
 StorageError
 +-- DirectoryLocked     another process (or node) holds the data directory
 +-- DirectoryUnusable   the operating system refuses access to the data directory
-+-- DirectoryUnrecognized    the data directory belongs to another cluster or member
++-- DirectoryUnrecognized   the data directory belongs to another cluster or member
 +-- DirectoryEmpty      there is no member here and nothing was given to make one from
 +-- FormatUnknown       written by another (newer) version; left untouched
 +-- Damaged             bytes that were once durable are gone or changed: rejoin as a new member
 +-- LogFailed           a write or sync of the log failed: its outcome is unknown, stop
-|   +-- LogFull         the log needs its next segment and the disk has no room for it
+|   +-- LogFull         the log needs its next segment and the disk has no space for it
 |   +-- EntryTooLarge   one entry does not fit into one segment
-+-- BackendFull       the disk is full; the state file's durable image is unchanged
-+-- BackendFailed     the state file cannot be read or written for another reason
++-- BackendFull         the disk is full; the backend's durable state is unchanged
++-- BackendFailed       the backend cannot be read or written for another reason
 """
 
 from __future__ import annotations
 
 
 class StorageError(Exception):
-    """Base of every error of the storage room."""
+    """Base of every error of this package."""
 
 
 class DirectoryLocked(StorageError):
@@ -58,16 +58,16 @@ class LogFailed(StorageError):
 
 
 class LogFull(LogFailed):
-    """The current segment is used up and there is no room on the disk for the next."""
+    """The current segment is used up and the disk has no space for the next."""
 
 
 class EntryTooLarge(LogFailed):
-    """One entry is larger than a whole segment; the bound on proposals is set wrongly."""
+    """One entry is larger than a whole segment: the bound on proposals is set wrongly."""
 
 
 class BackendFull(StorageError):
-    """The disk is full; nothing changed on it, the same commit may be tried again later."""
+    """The disk is full. The file is unchanged, and the same commit may be retried later."""
 
 
 class BackendFailed(StorageError):
-    """The state file cannot be read or written, for a reason other than a full disk."""
+    """The backend cannot be read or written, for a reason other than a full disk."""

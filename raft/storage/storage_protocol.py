@@ -1,9 +1,9 @@
-"""What durable means, as the driver sees it: the log's writer and the state file.
+"""The node's view of durability: the log's writer and the backend.
 
-Rules of this room: nothing here knows about keys. The log is the promise (a response leaves
-only after its work is durable); the state file is a written-behind image that the log can
-always bring up to date. A failed write or sync of the log is an unknown outcome: the process
-stops, it never retries and never answers from memory.
+Rules of this package: nothing here knows about keys. The log carries the guarantee (a response leaves only
+after its work is durable); the backend is a checkpoint that the log can always bring up to date. A failed
+write or sync of the log has an unknown outcome: the process stops; it never retries and never answers from
+memory.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from raft.core.types import ConfState, Entry, HardState, SnapshotMeta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Who this data directory belongs to; written once, checked at every start."""
+    """The member that this data directory belongs to; written once, checked at every start."""
 
     cluster_id: int
     member_id: int
     disk_id: int
-    """64 random bits made with the directory: tells a fresh disk from the old one."""
+    """64 random bits made with the directory: a replica that lost its data comes back with another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,16 +37,16 @@ class Recovered:
     entries: Sequence[Entry]
     """Gap-free from `snapshot.index + 1`."""
     tail_truncated: bool
-    """A torn tail was cut: vote and acknowledge nothing until a leader has confirmed the log
-    past `snapshot.index + len(entries)`."""
+    """A torn tail was truncated: the member must not vote or acknowledge until a leader has confirmed the
+    log past `snapshot.index + len(entries)`."""
     vote_eligible: bool
-    """The fresh-disk check was once passed and recorded; False on a disk never admitted."""
+    """This replica once passed the identity check, and the log records it."""
     peer_disks: tuple[tuple[int, int], ...] = ()
-    """(member, disk id) of every peer ever recorded, by member: who speaks from another disk is refused."""
+    """(member, disk id) of every peer ever recorded, by member: a peer with another disk id is refused."""
 
 
 SYNC_BOUNDS_S = tuple(0.001 * 2**step for step in range(14))
-"""Upper bounds in which durations on the disk are counted: 1 ms to 8.192 s, doubling, as etcd does."""
+"""Upper bounds of the buckets for disk durations: 1 ms to 8.192 s, doubling, as in etcd."""
 
 
 class WriterStatistics(NamedTuple):
@@ -57,7 +57,7 @@ class WriterStatistics(NamedTuple):
     appends: int
     bytes_written: int
     sync_seconds: float = 0.0
-    """Time spent in all syncs together."""
+    """Total time of all syncs."""
     sync_buckets: tuple[int, ...] = ()
     """Syncs by duration: one count per bound of SYNC_BOUNDS_S, one for longer ones; empty if not timed."""
 
@@ -73,13 +73,13 @@ class LogWriter(Protocol):
     def submit(self, work: AppendWork, done: Callable[[AppendWork], None]) -> None: ...
 
     def record_vote_eligible(self) -> None:
-        """Durably note that this disk passed the fresh-disk check (queued like any append)."""
+        """Record that this replica passed the identity check (queued like any append)."""
 
     def record_peer_disk(self, member_id: int, disk_id: int, done: Callable[[], None]) -> None:
-        """Durably note the disk a peer speaks from; `done` once it is on disk."""
+        """Record a peer's disk id; `done` runs once that is durable."""
 
     def compact(self, snapshot: SnapshotMeta) -> None:
-        """Forget entries up to `snapshot.index`, which the state file already holds durably."""
+        """Drop entries up to `snapshot.index`, which the backend already holds durably."""
 
     def stalled_seconds(self) -> float:
         """Age of the sync in progress, 0.0 when none is."""
@@ -87,39 +87,39 @@ class LogWriter(Protocol):
     def statistics(self) -> WriterStatistics: ...
 
     async def close(self) -> None:
-        """Finish what was submitted, then close the files."""
+        """Complete all submitted work, then close the files."""
 
 
 class Checkpoint(NamedTuple):
-    """Which prefix of the log a state image contains."""
+    """The prefix of the log that a backend contains."""
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # hides tuple.index, which has no caller
     term: int
     conf: ConfState
 
 
 Row = tuple[bytes, bytes | None]
-"""One change of the image: key and new value, or None for a deletion."""
+"""One change of the backend: key and new value, or None for a deletion."""
 
 
 class Backend(Protocol):
-    """An ordered, durable map of bytes that always equals the state at exactly one log index."""
+    """An ordered, durable map of bytes: always the state at exactly one log index."""
 
     async def mark(self) -> Checkpoint:
-        """The durable index; index 0 on a fresh file."""
+        """The durable checkpoint; index 0 in a new file."""
 
     def copy_to(self, path: str, wanted: Callable[[], bool]) -> Checkpoint:
-        """Copy the durable image into a new file at `path`; its mark. The bytes are durable on return, the
-        name is not. Blocks, on any thread, while commits go on; one copy at a time.
+        """Copy the durable state into a new file at `path`; return its checkpoint. The bytes are durable on
+        return, the name is not. Blocks, on any thread, while commits continue; one copy at a time.
 
-        Asks `wanted` now and then, on that thread, and gives up when the copy is not wanted any more.
-        Raises BackendFull or BackendFailed, which also stands for having given up.
+        Polls `wanted` on that thread and stops once it returns False. Raises BackendFull, or BackendFailed,
+        also when it stopped.
         """
 
     async def commit(self, mark: Checkpoint, rows: Sequence[Row]) -> None:
-        """Apply all rows and move to `mark`, atomically and durably. `mark.index` grows.
+        """Apply all rows and move to `mark`, atomically and durably. `mark.index` must grow.
 
-        Raises BackendFull when the disk is full: the durable image is then unchanged.
+        Raises BackendFull when the disk is full: the durable state is then unchanged.
         """
 
     def scan(self, low: bytes, high: bytes | None) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:

@@ -1,11 +1,10 @@
-"""The write-ahead log of one member: what is written and synced here is promised.
+"""The write-ahead log of one member: work that is written and synced here may be acknowledged.
 
-Theory of operation. A log is a row of segment files of one fixed size, zero-filled and never
-recycled. Work is *staged* and then *committed*: one frame, one write, one fdatasync. A frame is
-begun only when the one before it is durable, so at most one frame can ever be torn. The next
-segment is prepared ahead of need (`maintain`), which is the only place that meets a full disk
-gracefully; each segment starts with a frame that repeats everything but the entries, so the
-oldest segments may be dropped whole once the base has passed their entries.
+Theory of operation. A log is a sequence of segment files of one fixed size, zero-filled and never recycled.
+Work is *staged* and then *committed*: one frame, one write, one fdatasync. A frame begins only when the one
+before it is durable, so at most one frame can ever be torn. `maintain` prepares the next segment ahead of
+need; only there is a full disk harmless. Each segment starts with a frame that repeats everything but the
+entries, so the oldest segments can be deleted whole once the base has passed their entries.
 
 One thread at a time. After any error nothing more is accepted: the outcome is unknown.
 """
@@ -15,9 +14,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
+import raft.storage.records as records
 from raft.core.ready import AppendWork
 from raft.core.types import Entry, HardState, SnapshotMeta
-from raft.storage import records
 from raft.storage.files import File, FileSystem
 from raft.storage.log_recovery import UNFINISHED_NAME, LogContents, SegmentFound, segment_name
 from raft.storage.records import MASK_NONE, SECTOR_BYTES, TRAILER, BootstrapItem, SegmentHeader
@@ -25,8 +24,8 @@ from raft.storage.storage_errors import EntryTooLarge, LogFailed, LogFull
 from raft.storage.storage_protocol import Identity
 
 SEGMENT_BYTES_DEFAULT = 16 * 1024 * 1024
-"""Minutes of work at moderate load; small enough to prepare in a millisecond, to read at start
-without noticing, and to keep one in reserve."""
+"""Minutes of work at moderate load; small enough to prepare in a millisecond, to read quickly at start,
+and to keep one in reserve."""
 
 SEGMENT_BYTES_MIN = 16 * 1024
 """Below this the start frame would crowd out the work; simulations use small segments."""
@@ -35,14 +34,14 @@ FRAME_SHARE = 4
 """A frame is closed at a quarter of a segment, so that rotation wastes at most a quarter of one."""
 
 LOG_USED_UP = "disk full, and the log's last segment is used up"
-"""What a LogFull says of its directory."""
+"""Message of a LogFull, after the directory."""
 
 ENTRY_OVERHEAD_BYTES = 13
 """What the encoding adds to one entry's data."""
 
 
 class NoSpace(Exception):
-    """The disk has no room for the next segment; the current one goes on."""
+    """The disk has no space for the next segment; the current one remains in use."""
 
 
 class Log:
@@ -119,8 +118,8 @@ class Log:
         if work.snapshot is not None:
             self._staged_snapshot = work.snapshot
             self._staged_backend = work.snapshot.index
-            # One piece, never in two frames: a log that lost its entries must have the snapshot, and the
-            # state file that begins with it.
+            # One piece, never in two frames: a log without its entries must have the snapshot, and name the
+            # backend that begins with it.
             self._stage(
                 records.truncation_item(0)
                 + records.snapshot_item(work.snapshot)
@@ -137,19 +136,19 @@ class Log:
         self._stage(records.hard_state_item(state))
 
     def stage_compaction(self, snapshot: SnapshotMeta) -> None:
-        """Move the base of the log up to `snapshot`; a lower one changes nothing."""
+        """Move the base of the log up to `snapshot`; a lower one is ignored."""
         if snapshot.index > self._staged_snapshot.index:
             self._staged_snapshot = snapshot
             self._stage(records.snapshot_item(snapshot))
 
     def stage_vote_eligible(self) -> None:
-        """This disk may vote: it passed the fresh-disk check, or a leader confirmed its log past a cut."""
+        """This replica may vote: it passed the identity check, or a leader confirmed its truncated log."""
         self._vote_eligible = True
         self._tail_truncated = False
         self._stage(records.VOTE_ELIGIBLE_ITEM)
 
     def stage_peer_disk(self, member_id: int, disk_id: int) -> None:
-        """Remember the disk that a peer speaks from."""
+        """Record a peer's disk id."""
         self._peers[member_id] = disk_id
         self._stage(records.peer_disk_item(member_id, disk_id))
 
@@ -185,7 +184,7 @@ class Log:
         return len(self._items) > 1
 
     def commit(self) -> None:
-        """Write what is staged as one frame and make it durable. Raises LogFailed; then all is over."""
+        """Write what is staged as one frame and make it durable. After a LogFailed the log is unusable."""
         if len(self._items) == 1:
             return
         if self._file is None:
@@ -218,7 +217,7 @@ class Log:
         self._items_bytes = self._items_last_index = 0
 
     def _rotate(self) -> None:
-        """Go on in the next segment. Its start frame is durable before anything else goes there."""
+        """Continue in the next segment. Its start frame is durable before anything else is written there."""
         if self._spare is None:
             try:
                 self._prepare()
@@ -253,7 +252,7 @@ class Log:
         self._chain = chain
         self._offset = records.aligned(SECTOR_BYTES + len(start))
 
-    # ---- looking after the files
+    # ---- maintenance of the files
 
     @property
     def needs_maintenance(self) -> bool:
@@ -261,16 +260,16 @@ class Log:
         return self._spare is None or self._droppable()
 
     def maintain(self) -> None:
-        """Prepare the next segment and drop the oldest that nobody needs.
+        """Prepare the next segment and delete the oldest ones, whose entries the base has passed.
 
-        Raises NoSpace when the disk is full: nothing is lost, try again later. Raises LogFailed otherwise.
+        Raises NoSpace when the disk is full (nothing is lost; retry later), LogFailed on any other error.
         """
         if self._file is None:
             raise LogFailed(f"{self._directory}: the log is closed")
         try:
             while self._droppable():
                 self._files.unlink(self._path(self._segments[0].sequence))
-                # One by one: a younger one must not disappear before an older one.
+                # One by one: a crash must not lose a newer one and keep an older one.
                 self._files.sync_directory(self._directory)
                 del self._segments[0]
             if self._spare is None:
@@ -292,7 +291,7 @@ class Log:
             unfinished = f"{self._directory}/{UNFINISHED_NAME}"
             if self._files.exists(unfinished):
                 self._files.unlink(unfinished)
-            raise NoSpace(f"{self._directory}: no room for the log's next segment") from error
+            raise NoSpace(f"{self._directory}: no space for the log's next segment") from error
         self._files.sync_directory(self._directory)
 
     def _path(self, sequence: int) -> str:
@@ -309,7 +308,7 @@ class Log:
         self._file = self._spare = None
 
     def close(self) -> None:
-        """Close the files. What was committed is durable; what was only staged is not."""
+        """Close the files. Committed work is durable; work that was only staged is lost."""
         self._close_files()
 
 
@@ -321,7 +320,7 @@ def _start_frame(header: SegmentHeader, start: bytes, items: Sequence[bytes]) ->
 
 
 def _new_segment(files: FileSystem, directory: str, header: SegmentHeader, start: bytes) -> File:
-    """A whole segment under its final name; the name is not yet durable. Raises OSError."""
+    """A complete segment under its final name; the name is not yet durable. Raises OSError."""
     path = f"{directory}/{UNFINISHED_NAME}"
     if files.exists(path):
         files.unlink(path)
@@ -346,11 +345,10 @@ def create_log(
     *,
     base: SnapshotMeta | None = None,
 ) -> None:
-    """Make a log that holds nothing but its identity and the bootstrap record. Durable on return.
+    """Create a log that holds nothing but its identity and the bootstrap record. Durable on return.
 
-    With `base` it begins after that, and names the state file that begins there.
-
-    The rename of its first segment is the moment the member comes into being. Raises OSError.
+    With `base` the log begins after that, and names the backend of that index. The rename of the first
+    segment is the moment at which the member exists. Raises OSError.
     """
     assert segment_bytes >= SEGMENT_BYTES_MIN
     header = SegmentHeader(records.FORMAT_VERSION, segment_bytes, 1, identity)

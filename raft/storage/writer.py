@@ -1,9 +1,8 @@
-"""From the event loop to the log and back: group commit on one thread, or inline when that is cheaper.
+"""The writers of the log: group commit on one thread, or inline when that is cheaper.
 
-The loop side owns `_pending`, `_lazy` and every callback; the log belongs to whoever holds
-`_lock`: the writer thread for each group and its upkeep, or the loop for one inline sync.
-Completions always arrive on the loop in a later turn, in the order of submission, never from
-inside `submit`.
+`_pending` and every callback belong to the loop. The log, with `_lazy`, belongs to the holder of `_lock`: the
+writer thread for each group and its maintenance, or the loop for one inline sync. Completions always run on
+the loop in a later iteration, in the order of submission, never from inside `submit`.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from raft.storage.storage_protocol import SYNC_BOUNDS_S, WriterStatistics
 from raft.storage.wal import Log, NoSpace
 
 SYNCED_THROUGH_AFTER_S = 0.1
-"""Idle time after which the newest work is marked as synced; short, so that a crash long after the
-last write never finds it ambiguous, and long enough never to compete with work."""
+"""Idle time after which the newest work is marked as synced: short, so that a crash long after the last write
+leaves no ambiguous frame, and long enough not to compete with work."""
 
 SPACE_RETRY_S = 5.0
-"""How often a full disk is tried again for the log's next segment."""
+"""Time between attempts to prepare the log's next segment on a full disk."""
 
 GROUP_JOBS_MAX = 1024
-"""Far above what one sync gathers; keeps completions flowing if the loop feeds as fast as we write."""
+"""Far above what one sync gathers; keeps completions flowing if the loop submits as fast as we write."""
 
 Done = Callable[[], None]
 _Job = tuple[
@@ -40,12 +39,12 @@ _Job = tuple[
 
 
 def count_entries(work: AppendWork) -> int:
-    """The default measure of a batch for the inline rule."""
+    """The default `operations` of the inline rule."""
     return len(work.entries)
 
 
 def _is_lazy(work: AppendWork) -> bool:
-    """Whether nothing of it must be on disk before it completes."""
+    """Whether it completes without a sync: at most a commit index, which is a hint."""
     return not work.entries and work.snapshot is None and (work.hard_state is None or not work.must_sync)
 
 
@@ -62,9 +61,9 @@ class _WriterBase:
     ) -> None:
         """`fatal(message)` is called once, on the loop, when the outcome of a write is unknown.
 
-        `on_space(False)` is called on the loop when the disk has no room for the log's next
-        segment (what is left of the current one is the reserve), and again at each attempt that finds
-        none; `on_space(True)` when it has again.
+        `on_space(False)` is called on the loop when the disk has no space for the log's next segment (the
+        rest of the current one is the reserve), and again at each failed attempt; `on_space(True)` when an
+        attempt succeeds.
         """
         self._log = log
         self._loop = loop
@@ -89,10 +88,10 @@ class _WriterBase:
         self._syncs_inline = 0
         self._sync_seconds = 0.0
         self._sync_buckets: list[int] = []
-        """See WriterStatistics; only written by whoever holds the log."""
+        """See WriterStatistics; written under `_lock` only."""
 
     def stalled_seconds(self) -> float:
-        """Age of the disk operation in progress, 0.0 when none is. Any thread may ask."""
+        """Age of the disk operation in progress, 0.0 when none is. Safe on any thread."""
         began = self._sync_began
         return time.monotonic() - began if began else 0.0
 
@@ -134,7 +133,7 @@ class _WriterBase:
                 elif done is not None:
                     done()
         except Exception as error:
-            # A completion must not be lost: the core would wait for it for ever.
+            # No completion may be lost: the core would wait for it for ever.
             self._fail(f"completion of a log write failed: {error!r}")
             raise
 
@@ -144,12 +143,12 @@ class _WriterBase:
             self._fatal_hook(message)
 
     def _set_space(self, space: bool) -> None:
-        """Tell about a change of room on the disk; on the loop."""
+        """Report a change of free space to `on_space`; runs on the loop."""
         if self._on_space is not None and not self._failed:
             self._on_space(space)
 
     def _maintain(self, now: float) -> bool | None:
-        """Upkeep of the files; returns whether there is room, to be told, or None when there still is."""
+        """Maintain the files; return True or False for `on_space`, or None for nothing to report."""
         if not self._log.needs_maintenance or (not self._space and now < self._space_retry_at):
             return None
         try:
@@ -179,7 +178,7 @@ class ThreadedLogWriter(_WriterBase):
     ) -> None:
         """`operations(work)` counts client operations in a work for the inline rule.
 
-        `inline=False` sends everything through the thread. Takes over `log`, and starts the thread.
+        `inline=False` sends all work through the thread. Takes over `log`, and starts the thread.
         """
         super().__init__(log, loop=loop, fatal=fatal, on_space=on_space)
         self._sync_buckets = [0] * (len(SYNC_BOUNDS_S) + 1)
@@ -189,11 +188,11 @@ class ThreadedLogWriter(_WriterBase):
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         """Work for the thread; None ends it. Bounded by what the core keeps in flight."""
         self._pending = 0
-        """Jobs handed to the thread and not yet delivered; loop side only.
-        Inline is possible only at 0, so that completions keep their order."""
+        """Jobs queued for the thread and not yet delivered; loop side only.
+        Inline commits run only at 0, so that completions keep their order."""
         self._lock = threading.Lock()
         self._stopped: asyncio.Future[None] = loop.create_future()
-        """Done once the thread has ended."""
+        """Done once the thread has closed the log."""
         self._thread = threading.Thread(target=self._run, name="raft-log-writer", daemon=True)
         self._thread.start()
 
@@ -232,7 +231,7 @@ class ThreadedLogWriter(_WriterBase):
         self._enqueue((lambda log: log.stage_compaction(snapshot), None, None, None))
 
     async def close(self) -> None:
-        """Finish what was submitted, deliver it, close the files."""
+        """Commit and deliver all submitted work, then close the files."""
         if not self._closing:
             self._closing = True
             self._queue.put(None)
@@ -282,7 +281,7 @@ class ThreadedLogWriter(_WriterBase):
     def _run(self) -> None:
         try:
             with self._lock:
-                self._upkeep()
+                self._maintain_files()
             while self._iterate():
                 pass
         except StorageError as error:
@@ -297,25 +296,25 @@ class ThreadedLogWriter(_WriterBase):
             except OSError as error:
                 self._call_loop(self._fail, f"the log cannot be closed: {error}")
             finally:
-                self._call_loop(self._set_stopped)  # whatever happened: `close` waits for it
+                self._call_loop(self._set_stopped)  # in any case: `close` waits for it
 
     def _iterate(self) -> bool:
-        """One group, or one moment of idleness. False when asked to end."""
+        """Commit one group, or mark an idle log as synced. False when the writer is closing."""
         try:
             job = self._queue.get(timeout=SYNCED_THROUGH_AFTER_S)
         except queue.Empty:
             with self._lock:
                 self._idle()
-                self._upkeep()
+                self._maintain_files()
             return True
         group: list[_Job] = []
         with self._lock:
-            # All that queued while the last sync ran shares the next one.
+            # All work that queued while the last sync ran shares the next one.
             while job is not None:
                 group.append(job)
                 self._stage(job)
                 if len(group) == GROUP_JOBS_MAX or self._log.needs_maintenance:
-                    # After a rotation the next segment is prepared before more is taken on.
+                    # After a rotation the next segment is prepared before more work is staged.
                     break
                 try:
                     job = self._queue.get_nowait()
@@ -328,11 +327,11 @@ class ThreadedLogWriter(_WriterBase):
             if job is None:
                 self._idle()
                 return False
-            self._upkeep()
+            self._maintain_files()
         return True
 
     def _idle(self) -> None:
-        """Make the newest work unambiguous once nothing has followed it for a while."""
+        """Mark the newest work as synced after SYNCED_THROUGH_AFTER_S without more."""
         if not self._closing and time.monotonic() - self._last_commit < SYNCED_THROUGH_AFTER_S:
             return
         self._stage_lazy()
@@ -341,7 +340,7 @@ class ThreadedLogWriter(_WriterBase):
             self._timed_commit()
             self._dirty = False
 
-    def _upkeep(self) -> None:
+    def _maintain_files(self) -> None:
         self._sync_began = now = time.monotonic()
         change = self._maintain(now)
         self._sync_began = 0.0
@@ -352,7 +351,7 @@ class ThreadedLogWriter(_WriterBase):
         try:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
-            # The loop is closed: nobody is left to answer to. The log on disk is as it is.
+            # The loop is closed, and no callback can run any more. The log on disk stays valid.
             self._failed = True
 
     def _set_stopped(self) -> None:
@@ -363,7 +362,7 @@ class ThreadedLogWriter(_WriterBase):
 class InlineLogWriter(_WriterBase):
     """A writer without a thread, for simulation: every submit is one synchronous commit.
 
-    Implements `LogWriter`; completions still arrive in a later turn of the loop.
+    Implements `LogWriter`; completions still run in a later iteration of the loop.
     """
 
     def __init__(
@@ -376,8 +375,8 @@ class InlineLogWriter(_WriterBase):
     ) -> None:
         super().__init__(log, loop=loop, fatal=fatal, on_space=on_space)
         self._timer: asyncio.TimerHandle | None = None
-        """The next idle moment, while there is something to mark or to retry."""
-        self._loop.call_soon(self._finish_files)
+        """Runs `_on_timer`, while there is work to mark as synced or a full disk to retry."""
+        self._loop.call_soon(self._maintain_files)
 
     def submit(self, work: AppendWork, done: Callable[[AppendWork], None]) -> None:
         """See LogWriter."""
@@ -397,7 +396,7 @@ class InlineLogWriter(_WriterBase):
         self._commit((lambda log: log.stage_compaction(snapshot), None, None, None))
 
     async def close(self) -> None:
-        """Mark the end as synced and close the files; completions already due still arrive."""
+        """Mark the newest work as synced and close the files; completions already due still run."""
         if self._closing:
             return
         if not self._failed:
@@ -413,10 +412,10 @@ class InlineLogWriter(_WriterBase):
             return
         if self._write([job]):
             self._loop.call_soon(self._deliver, [job])
-            self._finish_files()
+            self._maintain_files()
 
     def _write(self, group: Sequence[_Job]) -> bool:
-        """Make a group durable; False when that failed, and all is over."""
+        """Make a group durable; False when that failed, which stops the writer."""
         try:
             for job in group:
                 self._stage(job)
@@ -433,8 +432,8 @@ class InlineLogWriter(_WriterBase):
         self._closing = True
         self._loop.call_soon(self._fail, str(error))
 
-    def _finish_files(self) -> None:
-        """Upkeep, and the next idle moment."""
+    def _maintain_files(self) -> None:
+        """Maintain the files now, and arm the timer for the next time."""
         if self._failed or self._closing:
             return
         try:
@@ -454,7 +453,7 @@ class InlineLogWriter(_WriterBase):
             return
         if self._loop.time() - self._last_commit >= SYNCED_THROUGH_AFTER_S:
             self._on_idle()
-        self._finish_files()
+        self._maintain_files()
 
     def _on_idle(self) -> None:
         try:

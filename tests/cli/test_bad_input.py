@@ -11,7 +11,7 @@ import pytest
 from crc32c import crc32c
 
 from kvstore.cli.main import run
-from raft.storage.backend_check import row_sum
+from raft.storage.backend_check import row_checksum
 
 MAX_REQUEST_BYTES = 1_572_864
 
@@ -151,7 +151,7 @@ def newer_snapshot(folder):
         (row,) = connection.execute("SELECT value FROM rows WHERE key = ?", (b"s",)).fetchone()
         value = b"\x63" + row[1:]
         connection.execute(
-            "UPDATE rows SET value = ?, sum = ? WHERE key = x'73'", (value, row_sum(b"s", value))
+            "UPDATE rows SET value = ?, sum = ? WHERE key = x'73'", (value, row_checksum(b"s", value))
         )
     connection.close()
 

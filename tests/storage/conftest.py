@@ -1,4 +1,4 @@
-"""A member's directory on the real disk and on the crash-true twin, and a model of what it must hold."""
+"""A member's directory on the real disk and on `MemoryFiles`, and a model of what it must hold."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SEGMENT_BYTES = 16 * 1024
 
 @dataclass
 class Disk:
-    """One place for a data directory."""
+    """A file system and the path of a data directory on it."""
 
     files: FileSystem
     path: str
@@ -57,7 +57,7 @@ class Disk:
         return member
 
     def abandon(self) -> None:
-        """End what a failed test left open: a thread of SQLite's connection would outlive the run."""
+        """Close what a failed test left open: a thread of SQLite's connection would outlive the run."""
         for member in self.opened:
             connection = getattr(member.state, "_connection", None)
             if connection is not None:
@@ -76,7 +76,7 @@ class Disk:
         return data
 
     def edit(self, path: str, change: Callable[[bytearray], None]) -> None:
-        """Change a file behind everyone's back."""
+        """Corrupt a file without a counted operation."""
         if isinstance(self.files, MemoryFiles):
             self.files.damage(path, change)
             return

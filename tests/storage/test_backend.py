@@ -1,4 +1,4 @@
-"""An ordered map of bytes that always stands at exactly one log index, on SQLite and on the twin."""
+"""The backend is an ordered map of bytes at exactly one log index, on SQLite and in memory."""
 
 from __future__ import annotations
 
@@ -167,10 +167,10 @@ async def test_a_sqlite_that_refuses_durability_is_refused(
 ) -> None:
     real = backend._pragma
 
-    async def drops_inbound(connection: aiosqlite.Connection, text: str) -> object:
+    async def ignores_synchronous(connection: aiosqlite.Connection, text: str) -> object:
         return 1 if text == "synchronous" else await real(connection, text)
 
-    monkeypatch.setattr(backend, "_pragma", drops_inbound)
+    monkeypatch.setattr(backend, "_pragma", ignores_synchronous)
     with pytest.raises(BackendFailed, match="refuses durable settings"):
         await backend.open_sqlite_backend(str(tmp_path / "state.db"), IDENTITY)
 
@@ -199,7 +199,7 @@ async def test_a_cancelled_commit_leaves_no_open_transaction(tmp_path: Path) -> 
     before = journal.stat().st_size
     task = asyncio.create_task(state.commit(Checkpoint(1, 1, CONF), big))
     async with asyncio.timeout(30):
-        while journal.stat().st_size == before:  # noqa: ASYNC110  nothing tells of it
+        while journal.stat().st_size == before:  # noqa: ASYNC110  it raises no event
             await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -211,7 +211,7 @@ async def test_a_cancelled_commit_leaves_no_open_transaction(tmp_path: Path) -> 
 
 
 @pytest.mark.asyncio
-async def test_looking_the_file_over_does_not_hold_up_the_loop(
+async def test_inspecting_the_file_does_not_block_the_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []

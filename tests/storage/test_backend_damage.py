@@ -1,7 +1,7 @@
-"""A state file that was changed behind the program's back is refused, or harmless; it never answers wrongly.
+"""A corrupted backend is refused or harmless; it never returns wrong rows.
 
-Bit flips, truncations and old copies of the file and of its journal, on SQLite's real bytes. Harmless is: the
-file says what it said, or what it said at an earlier commit, from which the log can bring it up to date.
+Bit flips, truncations and old copies of the file and of its journal, on SQLite's real bytes. Harmless means
+that the file holds the rows of its last commit, or of an earlier one, which the log can bring up to date.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def rows_of(commit: int) -> list[tuple[bytes, bytes | None]]:
 
 
 def models() -> list[Contents]:
-    """What the file says after each commit, from the empty one on."""
+    """The file's mark and rows after each commit, from the empty one on."""
     contents: dict[bytes, bytes] = {}
     found: list[Contents] = [(Checkpoint(0, 0, ConfState()), [])]
     for commit in range(1, COMMITS + 1):
@@ -60,7 +60,7 @@ async def commit(state: Any, number: int) -> None:
 
 
 async def read(path: Path) -> Contents:
-    """What the file says; raises StorageError. Leaves nothing open."""
+    """The file's mark and rows; raises StorageError. Leaves nothing open."""
     state = await backend.open_sqlite_backend(str(path), IDENTITY)
     try:
         return await state.mark(), [row async for chunk in state.scan(b"", None) for row in chunk]
@@ -69,7 +69,7 @@ async def read(path: Path) -> Contents:
 
 
 def snapshot(folder: Path, target: Path) -> Path:
-    """A copy of the file and its journal as they lie there; the index to the journal is no data."""
+    """A copy of the file and its journal; the index of the journal is no data."""
     target.mkdir()
     for name in ("state.db", "state.db-wal"):
         if (folder / name).exists():
@@ -78,7 +78,7 @@ def snapshot(folder: Path, target: Path) -> Path:
 
 
 async def build(folder: Path, monkeypatch: pytest.MonkeyPatch, *, fold_after: int) -> list[Path]:
-    """A life of `COMMITS` commits, the journal folded in every `fold_after`; a copy after each commit."""
+    """A life of `COMMITS` commits, the journal folded every `fold_after`; a copy after each commit."""
     monkeypatch.setattr(backend, "CHECKPOINT_BYTES", 1 << 40)
     live = folder / "live"
     live.mkdir()
@@ -94,7 +94,7 @@ async def build(folder: Path, monkeypatch: pytest.MonkeyPatch, *, fold_after: in
 
 
 async def outcome(path: Path) -> Contents | str:
-    """What an altered file says, or the refusal, which stands at the next try too."""
+    """The contents of an altered file, or the refusal, which must repeat at the next attempt."""
     try:
         return await read(path)
     except REFUSALS as refusal:
@@ -121,7 +121,7 @@ def flip(path: Path, rng: random.Random) -> tuple[int, int]:
 async def test_a_flipped_bit_is_refused_or_harmless(
     name: str, fold_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Folded in whole, every page counts; else the journal holds most of what the file does."""
+    """Once the whole journal is folded, every page counts; else the journal holds most of the data."""
     flips = int(os.environ.get("KVSTORE_FLIPS", "80"))
     rng = random.Random(3)
     copies = await build(tmp_path, monkeypatch, fold_after=fold_after)
@@ -132,7 +132,7 @@ async def test_a_flipped_bit_is_refused_or_harmless(
         position = flip(path.parent / name, rng)
         found = await outcome(path)
         refused += isinstance(found, str)
-        assert isinstance(found, str) or found in MODELS, f"flip {position} in {name} was not noticed"
+        assert isinstance(found, str) or found in MODELS, f"flip {position} in {name} was not detected"
         shutil.rmtree(path.parent)
     assert await read(copies[COMMITS]) == MODELS[COMMITS]
     assert refused > flips // 10 or fold_after < COMMITS, "the flips met nothing that counts"
@@ -161,7 +161,7 @@ async def test_a_truncated_file_or_journal_is_refused_or_harmless(
             path = snapshot(source, tmp_path / f"{name}{number}")
             os.truncate(path.parent / name, kept)
             found = await outcome(path)
-            assert isinstance(found, str) or found in MODELS, f"{name} cut to {kept} bytes was not noticed"
+            assert isinstance(found, str) or found in MODELS, f"{name} of {kept} bytes was not detected"
             shutil.rmtree(path.parent)
 
 
@@ -187,8 +187,8 @@ async def test_old_copies_beside_new_ones_are_refused_or_harmless(
 
 
 @pytest.mark.asyncio
-async def test_a_changed_row_is_told_from_a_read_that_failed(tmp_path: Path) -> None:
-    """The refusal names the damage and how to go on."""
+async def test_a_changed_row_differs_from_a_read_that_failed(tmp_path: Path) -> None:
+    """The refusal names the damage and how to rejoin."""
     path = tmp_path / "state.db"
     state = await backend.open_sqlite_backend(str(path), IDENTITY)
     await commit(state, 1)
@@ -201,7 +201,7 @@ async def test_a_changed_row_is_told_from_a_read_that_failed(tmp_path: Path) -> 
         await read(path)
 
 
-def test_a_file_cut_off_while_it_was_born_is_born_again(tmp_path: Path) -> None:
+def test_an_interrupted_creation_starts_again(tmp_path: Path) -> None:
     """SQLite writes the first pages under a journal of another kind, which only a writer may roll back."""
     path = tmp_path / "state.db"
     worker = (

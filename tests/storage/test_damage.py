@@ -1,4 +1,4 @@
-"""What once was durable and is now different is refused in one line that says how to rejoin, untouched."""
+"""Recovery refuses changed durable bytes in one line that says how to rejoin, and leaves them untouched."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def refused(disk: Any, kind: type[StorageError], **overrides: Any) -> str:
 
 
 @pytest.mark.asyncio
-async def test_every_flipped_bit_in_what_was_written_is_noticed(kit: Any, disk: Any) -> None:
+async def test_every_flipped_bit_in_what_was_written_is_detected(kit: Any, disk: Any) -> None:
     model = await filled(kit, disk)
     rng = kit.seeded(11)
     segments = disk.segments()
@@ -136,12 +136,12 @@ async def test_a_missing_segment_is_damage(kit: Any, disk: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_segments_in_the_wrong_place_are_damage(kit: Any, disk: Any) -> None:
+async def test_exchanged_segments_are_damage(kit: Any, disk: Any) -> None:
     await filled(kit, disk)
     first, second, _ = disk.segments()
     data = disk.read(second)
     disk.edit(first, lambda now: now.__setitem__(slice(None), data))
-    assert "says it is number 2" in await refused(disk, Damaged)
+    assert "sequence number 2" in await refused(disk, Damaged)
     disk.files.open(f"{disk.path}/wal/x.wal", create=True).close()
     assert "not a segment" in await refused(disk, Damaged)
 
@@ -153,9 +153,9 @@ async def test_a_segment_of_another_disk_is_damage(kit: Any, disk: Any) -> None:
     await kit.close(await other.open(new_disk_id=lambda: 0xD15D))
     data = other.read(other.segments()[0])
     disk.edit(disk.segments()[2], lambda now: now.__setitem__(slice(None), data))
-    assert "says it is number 1" in await refused(disk, Damaged)
+    assert "sequence number 1" in await refused(disk, Damaged)
     header = bytearray(data[:508])
-    header[16] = 3  # the sequence it stands at
+    header[16] = 3  # the sequence of its file name
     forged = bytes(header) + crc32c(bytes(header)).to_bytes(4, "little")
     disk.edit(disk.segments()[2], lambda now: now.__setitem__(slice(0, 512), forged))
     assert "another member or disk" in await refused(disk, Damaged)
@@ -203,7 +203,7 @@ async def test_a_backend_ahead_of_the_log_is_damage(kit: Any, disk: Any) -> None
     member = await disk.open()
     await member.state.commit(Checkpoint(model.last_index + 1, 1, kit.CONF), [])
     await kit.close(member)
-    assert "state file is at index 7 but the log ends at 6" in await refused(disk, Damaged)
+    assert "backend is at index 7 but the log ends at 6" in await refused(disk, Damaged)
 
 
 @pytest.mark.asyncio
@@ -224,7 +224,7 @@ async def test_a_backend_behind_the_log_is_damage(kit: Any, disk: Any) -> None:
     await kit.close(member)
     assert "the log begins after 4" in await refused(disk, Damaged)
     disk.files.unlink(f"{disk.path}/state.db")
-    assert "state file is missing" in await refused(disk, Damaged)
+    assert "backend is missing" in await refused(disk, Damaged)
 
 
 @pytest.mark.asyncio
@@ -313,7 +313,7 @@ async def test_a_path_that_is_no_directory_is_refused(kit: Any, tmp_path: Path) 
 
 
 @pytest.mark.asyncio
-async def test_something_else_in_the_backends_place(kit: Any, tmp_path: Path) -> None:
+async def test_another_file_under_the_backends_name(kit: Any, tmp_path: Path) -> None:
     disk = kit.Disk(kit.real(), str(tmp_path / "member"))
     await kit.close(await disk.open())
     state = f"{disk.path}/state.db"
@@ -323,14 +323,14 @@ async def test_something_else_in_the_backends_place(kit: Any, tmp_path: Path) ->
         disk.edit(state, lambda data: data.__setitem__(slice(None), content))
 
     replace(b"not a database, but long enough to hold a header " * 9)
-    assert "not a state file" in await refused(disk, Damaged)
+    assert "not a backend file" in await refused(disk, Damaged)
     disk.files.unlink(state)
     other = sqlite3.connect(state)
     other.execute("CREATE TABLE t (x)")
     other.execute("PRAGMA user_version = 1")
     other.commit()
     other.close()
-    assert "not a state file" in await refused(disk, Damaged)
+    assert "not a backend file" in await refused(disk, Damaged)
     replace(good[:4096])  # the first page, with the tables' pages gone
     with pytest.raises((Damaged, BackendFailed)):
         await disk.open()

@@ -17,7 +17,7 @@ SAMPLE = 12
 """Of the faults injected into real processes; all of them take minutes."""
 
 STATES_MAX = 100
-"""Crash states visited at one call of the in_memory."""
+"""Crash states visited at one call of `MemoryFiles`."""
 
 BEFORE_THE_MARK = 60
 """Bytes from the end of the log: inside the newest work, which a mark of 19 bytes says was synced."""
@@ -44,7 +44,7 @@ def test_every_call_of_the_file_interface_may_fail() -> None:
 
 
 def test_every_state_a_power_cut_can_leave() -> None:
-    states, bounded, broken = in_memory.cut_everywhere(STATES_MAX)
+    states, bounded, broken = in_memory.power_cut_everywhere(STATES_MAX)
     assert not broken, "\n".join(broken)
     print(f"{states} states; at {bounded} calls only the first {STATES_MAX}")
     assert states > 1000
@@ -82,21 +82,21 @@ def test_old_copies_are_refused_or_harmless(calls: list[power.Call]) -> None:
 
 @needs_strace
 def test_a_process_that_does_not_sync_is_caught(calls: list[power.Call]) -> None:
-    assert power.cut(calls, len(calls), nothing) == ""
-    assert "the log is not" in power.cut(calls, len(calls), nothing, sync_works=False)
+    assert power.power_cut_after(calls, len(calls), nothing) == ""
+    assert "the log is not" in power.power_cut_after(calls, len(calls), nothing, sync_works=False)
 
 
 @needs_strace
-def test_a_recovery_that_cuts_silently_is_caught(
+def test_a_recovery_that_truncates_silently_is_caught(
     calls: list[power.Call], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flipped bit in a record that was acknowledged: refused, or else the cut is noticed as a loss."""
+    """A flipped bit in a record that was acknowledged: refused, or else the truncation shows as a loss."""
     replay = power.Replay()
     for call in calls:
         replay.do(call)
     outcomes = []
-    for cuts in (False, True):
-        folder = tmp_path / str(cuts)
+    for truncates in (False, True):
+        folder = tmp_path / str(truncates)
         folder.mkdir()
         replay.lay_out(folder)
         wal = folder / "member" / "wal"
@@ -105,7 +105,7 @@ def test_a_recovery_that_cuts_silently_is_caught(
         content = bytearray(segment.read_bytes())
         content[len(content.rstrip(b"\0")) - BEFORE_THE_MARK] ^= 1
         segment.write_bytes(content)
-        if cuts:
+        if truncates:
             monkeypatch.setattr(records, "is_torn", lambda *_: True)
         outcomes.append(asyncio.run(injection.judge_disk(folder / "member", Outcome(replay.lines, 0))))
         shutil.rmtree(folder)
@@ -117,13 +117,13 @@ def test_a_log_that_goes_on_after_an_error_is_caught(monkeypatch: pytest.MonkeyP
     """A failed sync that is taken for a success."""
     real = Log.commit
 
-    def drops_inbound(log: Log) -> None:
+    def ignores_errors(log: Log) -> None:
         try:
             real(log)
         except LogFailed:
             log._items = [records.MASK_NONE]
 
-    monkeypatch.setattr(Log, "commit", drops_inbound)
+    monkeypatch.setattr(Log, "commit", ignores_errors)
     _, broken = in_memory.campaign(seed=5)
     assert broken
 

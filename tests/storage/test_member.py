@@ -1,4 +1,4 @@
-"""A member's directory is written, closed and found again, on the real disk and on the twin."""
+"""A member's directory is written, closed and recovered, on the real disk and on `MemoryFiles`."""
 
 from __future__ import annotations
 
@@ -108,11 +108,11 @@ async def test_what_was_written_is_found_again(disk: tuple[FileSystem, str], thr
 
 
 @pytest.mark.asyncio
-async def test_a_member_is_not_created_among_the_files_of_something_else(
+async def test_a_member_is_not_created_among_files_of_another_program(
     disk: tuple[FileSystem, str],
 ) -> None:
     files, path = disk
     files.make_directory(f"{path}/snap")
-    with pytest.raises(DirectoryUnrecognized, match="the directory holds 'snap', which is no data"):
+    with pytest.raises(DirectoryUnrecognized, match="the directory holds 'snap', which is not data"):
         await open_(disk)
     assert files.list(path) == ["snap"]

@@ -17,7 +17,7 @@ STEPS = 40
 
 
 class Life:
-    """One member, driven by chance: every choice comes from the seed."""
+    """One member under random operations: every choice comes from the seed."""
 
     def __init__(self, kit: Any, disk: Any, seed: int) -> None:
         self.kit = kit
@@ -98,7 +98,7 @@ class Life:
         # A frame is whole or gone: what is found is either the acknowledged state or all of the group,
         # or, when the group was split over frames, one of the states between.
         self.candidates = [found[-1]]
-        self.count("cut" if member.recovered.tail_truncated else "clean")
+        self.count("truncated" if member.recovered.tail_truncated else "clean")
         if member.recovered.tail_truncated and self.rng.random() < 0.7:
             member.log.stage_vote_eligible()
             member.log.commit()
@@ -136,5 +136,5 @@ async def test_random_lives_with_power_cuts_lose_nothing_acknowledged(kit: Any) 
         for what, count in life.seen.items():
             seen[what] = seen.get(what, 0) + count
     print(seen)
-    for what in ("append", "overwrite", "vote", "commit", "compact", "cut", "clean"):
+    for what in ("append", "overwrite", "vote", "commit", "compact", "truncated", "clean"):
         assert seen[what] >= 50, f"too little {what}: {seen}"

@@ -60,7 +60,7 @@ def script(kit: Any) -> list[tuple[Any, Step]]:
 
 
 async def run(disk: Any, steps: list[tuple[Any, Step]]) -> tuple[int, int]:
-    """Run until the planted fault. Returns how many steps were acknowledged and how many begun."""
+    """Run until the injected fault. Returns how many steps were acknowledged and how many begun."""
     acknowledged = begun = 0
     try:
         member = await disk.open()
@@ -77,12 +77,12 @@ async def run(disk: Any, steps: list[tuple[Any, Step]]) -> tuple[int, int]:
     return acknowledged, begun
 
 
-def cut_at(call: int) -> Callable[[int, str, str], BaseException | None]:
+def power_cut_at(call: int) -> Callable[[int, str, str], BaseException | None]:
     return lambda number, operation, path: PowerCut(operation) if number >= call else None
 
 
 async def check_found(kit: Any, disk: Any, steps: list[tuple[Any, Step]], low: int, high: int) -> str:
-    """Open after a crash, compare, and go on writing. Returns '' or what is wrong."""
+    """Open after a crash, compare, and continue writing. Returns '' or what is wrong."""
     try:
         member = await disk.open()
     except StorageError as error:
@@ -91,15 +91,16 @@ async def check_found(kit: Any, disk: Any, steps: list[tuple[Any, Step]], low: i
     found = [i for i in range(low, high + 1) if models[i].matches(member.recovered)]
     if not found:
         return f"found {member.recovered}, wanted one of {low}..{high}"
-    # Life goes on: one more work, and it is there after the next start.
+    # One more work must be there after the next start.
     work = kit.append(99, models[found[0]], 1, 600)
     member.log.stage_work(work)
     member.log.commit()
-    was_cut = member.recovered.tail_truncated
+    was_truncated = member.recovered.tail_truncated
     await kit.close(member)
     member = await disk.open()
     good = (
-        models[found[0]].after(work).matches(member.recovered) and member.recovered.tail_truncated == was_cut
+        models[found[0]].after(work).matches(member.recovered)
+        and member.recovered.tail_truncated == was_truncated
     )
     await kit.close(member)
     return "" if good else f"after going on: {member.recovered}"
@@ -114,7 +115,7 @@ async def total_calls(kit: Any) -> int:
 
 @pytest.mark.asyncio
 async def test_every_survival_of_every_crash_point_of_a_short_life(kit: Any) -> None:
-    """All subsets of un-synced sectors and names, at each operation."""
+    """All subsets of unsynced sectors and names, at each operation."""
     steps = script(kit)
     states = 0
     for call in range(1, await total_calls(kit) + 1):
@@ -122,7 +123,7 @@ async def test_every_survival_of_every_crash_point_of_a_short_life(kit: Any) -> 
         more = True
         while more and states < 20_000:
             disk = kit.in_memory()
-            disk.files.fault = cut_at(call)
+            disk.files.fault = power_cut_at(call)
             low, high = await run(disk, steps)
             disk.files.crash(enumeration.choose)
             wrong = await check_found(kit, disk, steps, low, high)
@@ -151,7 +152,7 @@ async def test_a_sync_that_does_nothing_loses_acknowledged_work(kit: Any) -> Non
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 @pytest.mark.asyncio
 async def test_an_error_at_any_call_loses_nothing_acknowledged(kit: Any, code: int) -> None:
-    """The log stops at the first error (or, out of space, goes on while it can); a restart finds the rest."""
+    """The log stops at the first error (out of space, when its segment is full); a restart finds the rest."""
     steps = script(kit)
     rng = kit.seeded(code)
     stopped = 0
@@ -196,7 +197,7 @@ class Mutant:
 async def test_a_real_disk_survives_a_kill_or_an_error_at_any_call(
     kit: Any, tmp_path: Any, error: Exception
 ) -> None:
-    """What was written stays, as after `kill -9`; the error strikes once or for ever after."""
+    """What was written stays, as after `kill -9`; the error occurs once or for ever after."""
     steps = script(kit)
     call = 1
     while True:
@@ -206,7 +207,7 @@ async def test_a_real_disk_survives_a_kill_or_an_error_at_any_call(
         def fault(operation: str) -> None:
             nonlocal seen
             seen += 1
-            if seen >= call:  # noqa: B023  # called only in this turn of the loop
+            if seen >= call:  # noqa: B023  # called only in this iteration
                 raise error
 
         disk.files = Mutant(RealFiles(), fault)
@@ -242,7 +243,8 @@ async def test_after_a_failed_sync_nothing_is_accepted(kit: Any) -> None:
 
 @pytest.mark.asyncio
 async def test_a_full_disk_is_met_ahead_of_need(kit: Any) -> None:
-    """No room for the next segment: maintenance says so, the current one goes on, room heals it."""
+    """No space for the next segment: maintenance raises NoSpace, the current segment still takes work, and
+    freed space ends it."""
     disk = kit.in_memory()
     member = await disk.open()
     full = True
@@ -275,10 +277,10 @@ async def test_a_full_disk_is_met_ahead_of_need(kit: Any) -> None:
 
 @pytest.mark.parametrize("size", [5, 400, 512, 1500, 2600])
 @pytest.mark.asyncio
-async def test_a_tail_cut_at_any_byte(kit: Any, disk: Any, size: int) -> None:
+async def test_a_tail_torn_at_any_byte(kit: Any, disk: Any, size: int) -> None:
     """The last frame, kept up to any byte: gone, or refused, but never anything else.
 
-    Gone without trace if nothing of it is left; cut if one of its sectors is still all zero
+    Gone without trace if nothing of it is left; truncated if one of its sectors is still all zero
     (a sector is written whole or not at all); otherwise it had once been complete: damage.
     """
     member = await disk.open()
@@ -322,12 +324,12 @@ async def test_a_tail_cut_at_any_byte(kit: Any, disk: Any, size: int) -> None:
             assert nothing_of_last
             assert before.matches(member.recovered)
             assert member.recovered.tail_truncated == any(torn[start:end])
-            seen.add("cut" if member.recovered.tail_truncated else "gone")
+            seen.add("truncated" if member.recovered.tail_truncated else "gone")
         await kit.close(member)
         for extra in disk.segments()[1:]:
             disk.files.unlink(extra)
     assert {"gone", "damage", "whole"} <= seen
-    assert ("cut" in seen) == (size > 512 - (start + 16) % 512)
+    assert ("truncated" in seen) == (size > 512 - (start + 16) % 512)
 
 
 @pytest.mark.asyncio
@@ -381,7 +383,7 @@ async def test_values_full_of_zeros_do_not_look_torn(kit: Any, disk: Any) -> Non
 
 
 @pytest.mark.asyncio
-async def test_a_cut_stays_known_until_confirmed(kit: Any, disk: Any) -> None:
+async def test_a_truncation_stays_recorded_until_confirmed(kit: Any, disk: Any) -> None:
     """Through restarts and rotations, until the member says that a leader has confirmed its log."""
     member = await disk.open()
     work = kit.append(1, kit.Model(), 1, 2000)
@@ -441,7 +443,7 @@ async def test_a_snapshot_replaces_the_log_or_does_not(kit: Any) -> None:
                     must_sync=True,
                 )
                 log.maintain()
-                disk.files.fault = cut_at(disk.files.calls + call)
+                disk.files.fault = power_cut_at(disk.files.calls + call)
                 acknowledged = False
                 try:
                     log.stage_work(install)
@@ -475,7 +477,7 @@ async def test_a_work_larger_than_a_frame_arrives_in_parts(kit: Any) -> None:
             member.log.stage_work(first)
             member.log.commit()
             base = disk.files.calls
-            disk.files.fault = cut_at(base + call)
+            disk.files.fault = power_cut_at(base + call)
             acknowledged = False
             try:
                 member.log.stage_work(large)
@@ -504,7 +506,7 @@ def test_the_in_memory_implementation_and_the_real_files_agree_on_names(tmp_path
         files.make_directory(root)
         files.make_directory(f"{root}/d")
         file = files.open(f"{root}/d/a", create=True)
-        file.pwrite(b"hello", 3)
+        file.pwrite(b"bytes", 3)
         file.allocate(20)
         seen.append((file.size(), file.pread(100, 0), file.pread(2, 3), file.pread(5, 50)))
         file.allocate(10)

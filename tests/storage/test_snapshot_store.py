@@ -1,4 +1,4 @@
-"""An image of one member's state becomes another's state file: whole, verified, or not at all."""
+"""A snapshot of one member becomes another's backend: complete and verified, or not at all."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CHUNK = 3000
 
 
 def work_of(mark: Checkpoint) -> AppendWork:
-    """What the core hands out when it takes the image."""
+    """The append work that the core emits when it restores the snapshot."""
     return AppendWork(
         token=AppendToken(mark.term, 1, mark.index, mark.term),
         hard_state=HardState(mark.term, 0, mark.index),
@@ -46,7 +46,7 @@ async def read_all(state: Backend) -> list[tuple[bytes, bytes]]:
 
 
 async def snapshot_bytes(disk: Any, **overrides: Any) -> tuple[Checkpoint, bytes, bytes]:
-    """A member's image as it travels: mark, bytes, sum."""
+    """A member's snapshot as it is sent: checkpoint, bytes, digest."""
     sender = type(disk)(disk.files, f"{disk.path}-sender")
     member = await sender.open(member_id=2, new_disk_id=lambda: 0xBEEF, **overrides)
     await member.state.commit(MARK, ROWS)
@@ -93,7 +93,7 @@ async def test_a_snapshot_becomes_the_backend_of_another_member(disk: Any, kit: 
     await state.commit(Checkpoint(41, 3, CONF), [(b"new", b"row")])
     await kit.close(member)
 
-    with pytest.raises(StorageError):  # the log ends at 40: the state file is ahead of it
+    with pytest.raises(StorageError):  # the log ends at 40: the backend is ahead of it
         await disk.open()
 
 
@@ -138,7 +138,7 @@ async def test_what_the_log_does_not_name_is_swept_away(disk: Any, kit: Any) -> 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("position", [0, 10, 5000, -1])
-async def test_a_changed_byte_is_noticed(disk: Any, kit: Any, position: int) -> None:
+async def test_a_changed_byte_is_detected(disk: Any, kit: Any, position: int) -> None:
     _, data, sha256 = await snapshot_bytes(disk)
     changed = bytearray(data)
     changed[position] ^= 1
@@ -199,14 +199,14 @@ async def test_a_copy_stands_at_one_index_while_commits_go_on(disk: Any, kit: An
 
 @pytest.mark.asyncio
 async def test_power_cut_at_every_step_of_an_installation(kit: Any) -> None:
-    """Afterwards the member has its old state or the new one, and which one is what the log says."""
+    """Afterwards the member has its old state or the new one, whichever the log names."""
     _, data, sha256 = await snapshot_bytes(kit.in_memory())
     before = Checkpoint(7, 1, CONF)
     found: set[int] = set()
     rng = kit.seeded(20_26)
     calls = 1
     for attempt in range(3000):
-        call = attempt // 6 + 1  # each place several times, with other choices of what survives
+        call = attempt // 6 + 1  # each call several times, with other choices of what survives
         disk = kit.in_memory()
         member = await disk.open()
         base_model = kit.Model()
@@ -233,7 +233,7 @@ async def test_power_cut_at_every_step_of_an_installation(kit: Any) -> None:
         mark = await member.state.mark()
         rows = await read_all(member.state)
         assert (mark, rows) in ((before, [(b"old", b"row")]), (MARK, sorted(ROWS)))
-        assert mark == before or named, "nothing is installed before the log says so"
+        assert mark == before or named, "nothing is installed before the log names it"
         assert not finished or mark == MARK
         assert member.recovered.snapshot.index == (40 if mark == MARK else 0)
         names = [name for name in files.list(disk.path) if name.endswith(".db")]
@@ -249,10 +249,10 @@ async def test_power_cut_at_every_step_of_an_installation(kit: Any) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("summing", [False, True])
-async def test_a_copy_in_the_making_keeps_nobody_waiting(
+async def test_a_cancelled_copy_stops_at_once(
     summing: bool, disk: Any, kit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A member that stops, or a caller who leaves, does not wait until a large state is copied."""
+    """A member that stops, or a caller that is cancelled, does not wait until a large state is copied."""
     background = ThreadBackground()
     member = await disk.open(background=background)
     copying, genuine = threading.Event(), member.state.copy_to

@@ -1,4 +1,4 @@
-"""A hanging disk is noticed from outside the loop, and the node is silenced in steps."""
+"""The watchdog detects a stalled disk from outside the loop, and silences the node in steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raft.storage import Watchdog, watchdog
-from raft.storage.watchdog import UNHEARD_POLLS
+from raft.storage.watchdog import UNACKNOWLEDGED_POLLS
 
 DEADLINE_S = 10.0
 
@@ -55,7 +55,7 @@ class Watched:
 
 
 class Steps:
-    """Lets the watchdog look when the test says so, and no earlier."""
+    """Lets the watchdog poll only when the test allows it."""
 
     def __init__(self) -> None:
         self._waiting = threading.Semaphore(0)
@@ -71,15 +71,15 @@ class Steps:
         self._ended = True
         self._allowed.release()
 
-    def look(self) -> None:
-        """One look, to its end."""
+    def poll(self) -> None:
+        """One poll, to its end."""
         assert self._waiting.acquire(timeout=DEADLINE_S)
         self._allowed.release()
         assert self._waiting.acquire(timeout=DEADLINE_S)
         self._waiting.release()
 
-    def look_last(self) -> None:
-        """One look, with which the watchdog ends."""
+    def poll_last(self) -> None:
+        """One poll, with which the watchdog ends."""
         assert self._waiting.acquire(timeout=DEADLINE_S)
         self._allowed.release()
 
@@ -90,7 +90,7 @@ def make() -> Any:
 
 
 @pytest.mark.asyncio
-async def test_a_live_loop_is_told_once_per_stall_at_half_the_election_timeout(make: Any) -> None:
+async def test_a_live_loop_gets_one_report_per_stall_at_half_the_election_timeout(make: Any) -> None:
     watched = make(asyncio.get_running_loop())
     watched.dog.start()
     watched.age_s = 0.019
@@ -116,9 +116,7 @@ async def test_a_stuck_loop_gets_its_sockets_closed(make: Any) -> None:
     watched = make(asyncio.get_running_loop())
     watched.dog.start()
     watched.age_s = 0.1
-    assert watched.connections_reset.wait(
-        DEADLINE_S
-    )  # the loop stands still here, as in a hanging inline sync
+    assert watched.connections_reset.wait(DEADLINE_S)  # blocks the loop, as a hanging inline sync does
     watched.dog.stop()
     assert watched.fatal == []
 
@@ -128,37 +126,35 @@ async def test_a_loop_that_is_only_late_keeps_its_sockets(make: Any, monkeypatch
     watched, steps = make(asyncio.get_running_loop()), Steps()
     monkeypatch.setattr(watched.dog, "_stop", steps)
     watched.dog.start()
-    for late in (UNHEARD_POLLS - 1, UNHEARD_POLLS):
+    for late in (UNACKNOWLEDGED_POLLS - 1, UNACKNOWLEDGED_POLLS):
         watched.age_s = 0.1
-        for _ in range(1 + late):  # this loop stands still meanwhile
-            steps.look()
-        assert watched.connections_reset.is_set() == (late == UNHEARD_POLLS)
+        for _ in range(1 + late):  # this loop is blocked meanwhile
+            steps.poll()
+        assert watched.connections_reset.is_set() == (late == UNACKNOWLEDGED_POLLS)
         await asyncio.wait_for(watched.stalled.wait(), DEADLINE_S)
-        steps.look()
+        steps.poll()
         watched.age_s = 0.0
-        steps.look()
+        steps.poll()
         watched.stalled.clear()
     watched.dog.stop()
     assert watched.stalls == 2
 
 
 @pytest.mark.asyncio
-async def test_a_process_that_stood_still_is_not_ended_for_it(
-    make: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped in the middle of a sync for longer than a disk is given, and gone on: the disk is well."""
+async def test_a_paused_process_is_not_ended_for_it(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paused in the middle of a sync for longer than GIVE_UP_S, and resumed: the disk is well."""
     watched, steps = make(asyncio.get_running_loop()), Steps()
     monkeypatch.setattr(watched.dog, "_stop", steps)
     clock_s = 0.0
     monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: clock_s))
     watched.dog.start()
-    steps.look()
+    steps.poll()
     clock_s += 60.0
     watched.age_s = 60.5
-    steps.look()
+    steps.poll()
     assert watched.fatal == []
     watched.age_s = 70.5
-    steps.look_last()
+    steps.poll_last()
     assert watched.ended.wait(DEADLINE_S), "it has hung for ten seconds that were seen"
     watched.dog.stop()
 

@@ -1,4 +1,4 @@
-"""The way to the log and back: order, grouping, the inline rule, and what happens when the disk fails."""
+"""The writers of the log: order, group commit, the inline rule, and the reaction to a failing disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @dataclass
 class Bench:
-    """A threaded writer on the twin, whose syncs can be held up and made to fail."""
+    """A threaded writer on `MemoryFiles`, whose syncs can be delayed and failed."""
 
     kit: Any
     disk: Any
@@ -51,7 +51,7 @@ class Bench:
             self.waiting.set()
             assert self.gate.wait(DEADLINE_S)
         code = self.failing.get(operation)
-        return OSError(code, "planted") if code else None
+        return OSError(code, "injected") if code else None
 
     def submit(self, count: int = 1, size: int = 50) -> None:
         self.sequence += 1
@@ -233,7 +233,7 @@ async def test_a_completion_that_fails_is_fatal(kit: Any, kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", [ThreadedLogWriter, InlineLogWriter])
 @pytest.mark.asyncio
-async def test_no_room_for_the_next_segment_is_told_and_healed(
+async def test_no_space_for_the_next_segment_is_reported_and_recovers(
     kit: Any, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer_module, "SPACE_RETRY_S", 0.05)
@@ -249,7 +249,7 @@ async def test_no_room_for_the_next_segment_is_told_and_healed(
         await asyncio.sleep(0)
     b.submit(1, 3000)  # the current segment still takes work
     await until(lambda: len(b.done) == b.sequence)
-    await until(lambda: len(b.space) > 2)  # told again as long as it lasts
+    await until(lambda: len(b.space) > 2)  # reported again while it lasts
     b.failing.clear()
     await until(lambda: b.space[-1])
     assert not any(b.space[:-1])
@@ -283,7 +283,7 @@ async def test_idleness_is_used_once_to_mark_the_newest_work(
     b.submit(1, 3000)
     await until(lambda: b.writer.statistics().syncs == 2)
     marked = b.disk.read(b.disk.segments()[0])
-    await asyncio.sleep(0.1)  # five idle moments: nothing more may be written
+    await asyncio.sleep(0.1)  # five idle periods: nothing more may be written
     assert b.writer.statistics().syncs == 2
     assert b.disk.read(b.disk.segments()[0]) == marked
     await b.writer.close()
@@ -330,7 +330,7 @@ async def test_closing_ends_though_the_log_cannot_be_closed(
 
     def fails() -> None:
         close()
-        raise OSError(errno.EIO, "planted")
+        raise OSError(errno.EIO, "injected")
 
     monkeypatch.setattr(b.member.log, "close", fails)
     async with asyncio.timeout(DEADLINE_S):

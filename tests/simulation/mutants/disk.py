@@ -44,7 +44,7 @@ def _snapshot_named_before_it_is_durable(p: Patches) -> None:
     """The log names a state file whose own name a power cut may take away."""
 
     def finish(self: IncomingSnapshot, sha256: bytes) -> Checkpoint:
-        mark = self._store._format.adopt(self._path, self._store._identity)
+        mark = self._store._open_backend.adopt(self._path, self._store._identity)
         self.close()
         return mark
 

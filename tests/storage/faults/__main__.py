@@ -1,4 +1,4 @@
-"""`make faults`: every storage fault there is a way to make; exit code 1 if any promise broke."""
+"""`make faults`: every storage fault that can be injected; exit code 1 if any guarantee was violated."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Report:
         self.tried[name] = tried
         self.ends[name] = dict(sorted(ends.items()))
         self.broken += broken
-        print(f"{name}: {tried} tried, {len(broken)} promises broken")
+        print(f"{name}: {tried} tried, {len(broken)} guarantees violated")
         for end, count in self.ends[name].items():
             print(f"{count:7}  {end}")
         for one in broken:
@@ -37,7 +37,7 @@ class Report:
 
 
 def inject(report: Report, jobs: int, every: int) -> None:
-    """Every call of a real process made to fail."""
+    """Fail every system call of a real process."""
     plans = injection.plans()[::every]
     ends: Counter[str] = Counter()
     broken = []
@@ -53,7 +53,7 @@ def inject(report: Report, jobs: int, every: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
-    parser.add_argument("--states", type=int, default=2000, help="crash states per call of the twin")
+    parser.add_argument("--states", type=int, default=2000, help="crash states per call of MemoryFiles")
     parser.add_argument("--subsets", type=int, default=20, help="drawn subsets per power cut")
     parser.add_argument("--every", type=int, default=1, help="take every nth injected fault only")
     parser.add_argument("--jobs", type=int, default=2)
@@ -67,7 +67,7 @@ def main() -> int:
     report = Report()
     ends, broken = in_memory.campaign(options.seed)
     report.add("calls of the file interface", sum(ends.values()), ends, broken)
-    states, bounded, broken = in_memory.cut_everywhere(options.states)
+    states, bounded, broken = in_memory.power_cut_everywhere(options.states)
     report.add(
         f"power cuts on the file interface, every state up to {options.states} at each call",
         states,
@@ -89,9 +89,8 @@ def main() -> int:
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(summary, indent=1) + "\n")
-    print(
-        f"{sum(report.tried.values())} faults in {summary['seconds']} s, {len(report.broken)} promises broken"
-    )
+    total, broken_total = sum(report.tried.values()), len(report.broken)
+    print(f"{total} faults in {summary['seconds']} s, {broken_total} guarantees violated")
     return 1 if report.broken else 0
 
 

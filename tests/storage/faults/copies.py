@@ -1,8 +1,8 @@
-"""Old copies of parts of a data directory, put back: each is refused, harmless, or of the same moment.
+"""Old copies of parts of a data directory, restored: each is refused, harmless, or of the same moment.
 
-The parts are the log's folder, the state file with its journal, and each of those two alone. Pairs of
-moments of one traced life are mixed in every way, up to the installation of an image, which exchanges the
-state file for one of another name.
+The parts are the log's folder, the backend with its journal, and each of those two alone. Pairs of moments
+of one traced life are mixed in every way, up to the installation of a snapshot, which replaces the backend by
+a file of another name.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ PARTS = (("wal",), ("state.db", "state.db-wal"), ("state.db",), ("state.db-wal",
 
 
 def moments(calls: list[Call], folder: Path, every: int) -> list[tuple[Path, list[str]]]:
-    """The directory as it lay after each `every`th promise, and all that had been said by then."""
+    """The directory after each `every`th acknowledgement, and all lines reported by then."""
     replay = Replay()
     found = []
-    guarantees = 0
+    acknowledged = 0
     for call in calls:
         if call.path.endswith(state_name(INSTALLED.index)):
             break
         replay.do(call)
         if call.name == "say" and not call.data.startswith(b"begun"):
-            guarantees += 1
-            if guarantees % every == 0:
-                target = folder / f"at{guarantees}"
+            acknowledged += 1
+            if acknowledged % every == 0:
+                target = folder / f"at{acknowledged}"
                 target.mkdir()
                 replay.lay_out(target)
                 found.append((target / "member", list(replay.lines)))
@@ -42,7 +42,7 @@ def moments(calls: list[Call], folder: Path, every: int) -> list[tuple[Path, lis
 
 
 def campaign(calls: list[Call], every: int) -> tuple[Counter[str], list[str]]:
-    """Mix every two moments: how the starts ended, and the promises that broke."""
+    """Mix every two moments: how the starts ended, and the guarantees that were violated."""
     ends: Counter[str] = Counter()
     broken = []
     with tempfile.TemporaryDirectory(dir=scratch()) as name:

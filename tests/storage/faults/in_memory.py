@@ -1,6 +1,6 @@
-"""The file interface, on the twin: every call made to fail, and every state a power cut can leave.
+"""The file interface, on `MemoryFiles`: every call fails; every state that a power cut can leave is visited.
 
-A call fails once or for ever, with EIO or ENOSPC. At a power cut any subset of the un-synced sectors and
+A call fails once or for ever, with EIO or ENOSPC. At a power cut any subset of the unsynced sectors and
 names survives; all subsets are visited, up to a bound at each call.
 """
 
@@ -61,8 +61,8 @@ async def undisturbed() -> int:
     return files.calls
 
 
-def _let_the_dead_rest() -> None:
-    """A timer of a writer whose process is gone, or was cut off just there, is no error of the loop."""
+def _ignore_stopped_writers() -> None:
+    """A timer of a writer that a fault or a power cut has stopped is no error of the loop."""
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if not isinstance(context.get("exception"), PowerCut):
@@ -72,7 +72,7 @@ def _let_the_dead_rest() -> None:
 
 
 async def fail(call: int, code: int, *, lasting: bool, rng: random.Random) -> tuple[Outcome, str]:
-    """One life with one fault, then a power cut: what was said and hit, and the promise that broke."""
+    """One life with one fault, then a power cut: the outcome, and the guarantee that was violated."""
     files = MemoryFiles()
     lines: list[str] = []
     hits: list[str] = []
@@ -92,7 +92,7 @@ async def fail(call: int, code: int, *, lasting: bool, rng: random.Random) -> tu
 
     snapshot = await make_snapshot(PATH, MemoryFiles())
     files.fault = fault
-    _let_the_dead_rest()
+    _ignore_stopped_writers()
     await live(PATH, make_life(), snapshot, lines.append, files)
     outcome = Outcome(lines, 0, hits)
     outcome.wrong = _words(outcome, code, lasting=lasting)
@@ -111,15 +111,15 @@ def _words(outcome: Outcome, code: int, *, lasting: bool) -> str:
         return "" if stopped else f"started on a disk that failed: {hits[0]}"
     full = code == errno.ENOSPC
     if "state-" in hits[0]:
-        return ""  # an image that cannot be received is given up; here that ends the life
+        return ""  # a snapshot that cannot be received is abandoned; here that ends the life
     if "state.db" in hits[0]:
         if full and stopped and not lasting and not hits[0].startswith("unlink"):
-            return "a full disk under the state file stopped the log"
-        return "" if full or stopped else "a failed state file went unnoticed"
+            return "a full disk under the backend stopped the log"
+        return "" if full or stopped else "a failed backend was not detected"
     if full and hits[0].endswith(PREPARING):
         if "full" not in lines:
-            return "no room for the next segment, and nothing was said"
-        return "stopped although there was room again" if stopped and not lasting else ""
+            return "no space for the next segment, and no report of it"
+        return "stopped although there was space again" if stopped and not lasting else ""
     return "" if stopped or hits[0].startswith("unlink") else f"went on after {hits[0]}"
 
 
@@ -135,13 +135,13 @@ async def _disk(files: MemoryFiles, outcome: Outcome) -> str:
         return f"the log is not as after {low} to {high} steps"
     mark = await member.state.mark()
     rows = {key: value async for chunk in member.state.scan(b"", None) for key, value in chunk}
-    if mark.index < outcome.last("state") or life.snapshot_store().get(mark.index) != rows:
-        return f"the state file says something else at {mark.index}"
+    if mark.index < outcome.last("state") or life.backend_rows().get(mark.index) != rows:
+        return f"the backend holds other rows at {mark.index}"
     return ""
 
 
-async def cut(call: int, states_max: int) -> tuple[int, str]:
-    """Cut the power before one call; the states visited, at most `states_max`, and the promise that broke."""
+async def power_cut_before(call: int, states_max: int) -> tuple[int, str]:
+    """A power cut before one call: the states visited, at most `states_max`, and the guarantee violated."""
     files = MemoryFiles()
     lines: list[str] = []
 
@@ -150,7 +150,7 @@ async def cut(call: int, states_max: int) -> tuple[int, str]:
 
     snapshot = await make_snapshot(PATH, MemoryFiles())
     files.fault = fault
-    _let_the_dead_rest()
+    _ignore_stopped_writers()
     with contextlib.suppress(PowerCut):
         await live(PATH, make_life(), snapshot, lines.append, files)
     files.fault = None
@@ -168,12 +168,12 @@ async def cut(call: int, states_max: int) -> tuple[int, str]:
     return states, ""
 
 
-def cut_everywhere(states_max: int) -> tuple[int, int, list[str]]:
-    """Power cuts at every call: states visited, calls at which the bound was met, promises that broke."""
+def power_cut_everywhere(states_max: int) -> tuple[int, int, list[str]]:
+    """Power cuts at every call: states visited, calls at which the bound was met, guarantees violated."""
     total = bounded = 0
     broken = []
     for call in range(1, asyncio.run(undisturbed()) + 1):
-        states, wrong = asyncio.run(cut(call, states_max))
+        states, wrong = asyncio.run(power_cut_before(call, states_max))
         total += states
         bounded += states == states_max
         broken += [wrong] if wrong else []
@@ -181,7 +181,7 @@ def cut_everywhere(states_max: int) -> tuple[int, int, list[str]]:
 
 
 def campaign(seed: int) -> tuple[Counter[str], list[str]]:
-    """Every fault at every call: how the lives ended, and the promises that broke."""
+    """Every fault at every call: how the lives ended, and the guarantees that were violated."""
     rng = random.Random(seed)
     ends: Counter[str] = Counter()
     broken = []

@@ -1,8 +1,7 @@
-"""System calls of a real process made to fail, or to be its last, one at a time, by strace.
+"""Fault injection into a real process by strace: one system call fails, or is the last before SIGKILL.
 
-A plan is one fault at one call. The process runs the life (`worker.py`); what it promised on stdout is then
-held against what the recovery finds. Calls are counted per thread and system call, on the files of the data
-directory only.
+A plan is one fault at one call. The process runs the life (`worker.py`); the recovery must find what it
+acknowledged on stdout. Calls are counted per thread and system call, on the files of the data directory only.
 """
 
 from __future__ import annotations
@@ -57,14 +56,14 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What a run said and what was found after it."""
+    """The lines of a run, and the verdict on what the recovery found after it."""
 
     lines: list[str]
     code: int
     hits: list[str] = field(default_factory=list)
     """The calls that were made to fail, as traced."""
     wrong: str = ""
-    """The promise that was broken, or ''."""
+    """The guarantee that was violated, or ''."""
 
     @property
     def end(self) -> str:
@@ -149,7 +148,7 @@ def execute(plan: Plan) -> Outcome:
     return outcome
 
 
-# ---------------------------------------------------------------------- the promises
+# ---------------------------------------------------------------------- the guarantees
 
 
 def judge_words(plan: Plan, outcome: Outcome) -> str:
@@ -175,18 +174,18 @@ def _judge_ending(plan: Plan, outcome: Outcome, *, stopped: bool) -> str:
     in_log = [hit for hit in outcome.hits if "/wal" in hit]
     started = "begun 1" in outcome.lines
     if not in_log:
-        # SQLite says "full" of writes only; of other calls it says that they failed, and so do we.
-        # An image that cannot be received is given up; here that ends the life.
+        # SQLite reports a full disk for writes only; other calls fail with another error, here too.
+        # A snapshot that cannot be received is abandoned; here that ends the life.
         own = all("pwrite64(" in hit and "state.db" in hit for hit in outcome.hits)
         if full and started and stopped and own:
-            return "a full disk under the state file stopped the process"
+            return "a full disk under the backend stopped the process"
         return ""
     preparing = all("next.tmp" in hit or "fallocate" in hit for hit in in_log)
     if preparing and full and started:
         if "full" not in outcome.lines:
-            return "no room for the next segment, and nothing was said"
+            return "no space for the next segment, and no report of it"
         if stopped and not lasting:
-            return "stopped although there was room again"
+            return "stopped although there was space again"
         return ""
     if not stopped and not any("unlink" in hit or "openat" in hit for hit in in_log):
         return f"went on after a failed call on the log: {in_log[0]}"
@@ -194,7 +193,7 @@ def _judge_ending(plan: Plan, outcome: Outcome, *, stopped: bool) -> str:
 
 
 async def judge_disk(path: Path, outcome: Outcome, *, torn: bool = False) -> str:
-    """Whether the recovery finds what was promised; '' or what is wrong. `torn`: the power was cut."""
+    """'' if the recovery finds what was acknowledged, or what is wrong. `torn`: after a power cut."""
     life = make_life()
     try:
         member = await open_directory(str(path))
@@ -208,13 +207,13 @@ async def judge_disk(path: Path, outcome: Outcome, *, torn: bool = False) -> str
         if not any("" in each for each in differences):
             return f"the log is not as after {low} to {high} steps: {differences}"
         if found.tail_truncated and not torn:
-            return "a tail was cut that no power cut tore"
+            return "a tail was truncated that no power cut tore"
         mark = await member.state.mark()
         rows = {key: value async for chunk in member.state.scan(b"", None) for key, value in chunk}
         if mark.index < outcome.last("state"):
-            return f"the state file went back from {outcome.last('state')} to {mark.index}"
-        if life.snapshot_store().get(mark.index) != rows:
-            return f"the state file at {mark.index} holds other rows"
+            return f"the backend went back from {outcome.last('state')} to {mark.index}"
+        if life.backend_rows().get(mark.index) != rows:
+            return f"the backend at {mark.index} holds other rows"
         return ""
     finally:
         member.log.close()

@@ -1,7 +1,7 @@
 """A short life of a member's storage, and what it must hold after each step: the measure of every fault.
 
-The life meets everything the log can hold (entries, an overwrite, a vote, an admission, a peer's disk,
-a compaction, rotations) and moves the state file along, its journal folded in now and then.
+The life writes everything that the log can hold (entries, an overwrite, a vote, a passed identity check, a
+peer's disk, a compaction, rotations) and commits to the backend, whose journal is folded now and then.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SEGMENT_BYTES = 16 * 1024
 
 
 INSTALLED = Checkpoint(40, 5, CONF)
-"""Where the image of another member stands that is installed towards the end."""
-INSTALLED_ROWS = tuple((b"image%03d" % number, b"value %d" % number * 9) for number in range(200))
+"""Checkpoint of another member's snapshot, which is installed towards the end."""
+INSTALLED_ROWS = tuple((b"chunk%03d" % number, b"value %d" % number * 9) for number in range(200))
 
 
 @dataclass(frozen=True)
@@ -71,26 +71,26 @@ class Step:
 
     @property
     def installs(self) -> bool:
-        """An image becomes the state file, and the log begins after it."""
+        """A snapshot becomes the backend, and the log begins after it."""
         return self.work is not None and self.work.snapshot is not None
 
     @property
     def quiet(self) -> bool:
-        """Nobody is told when it is durable; what follows is durable after it."""
+        """Its durability is not reported; later steps are durable after it."""
         return self.vote_eligible_step or self.compact is not None
 
 
 @dataclass(frozen=True)
 class Life:
-    """Steps on the log; and how the state file follows."""
+    """Steps on the log, and commits of the backend between them."""
 
     steps: tuple[Step, ...]
     commits: dict[int, tuple[Checkpoint, tuple[Row, ...]]] = field(default_factory=dict)
-    """After step number (from 1): a commit of the state file."""
+    """After step number (from 1): a commit of the backend."""
 
     def models(self) -> list[tuple[Model, ...]]:
-        """The log after 0, 1, ... steps: as written here, and with the compaction left out, which waits
-        for the state file."""
+        """The log after 0, 1, ... steps: as written here, and without the compaction, which waits for the
+        backend."""
         found: list[tuple[Model, ...]] = [(Model(),)]
         whole: tuple[Entry, ...] = ()
         for step in self.steps:
@@ -105,8 +105,8 @@ class Life:
                 found.append((model,))
         return found
 
-    def snapshot_store(self) -> dict[int, dict[bytes, bytes]]:
-        """The state file's rows by the index it stands at."""
+    def backend_rows(self) -> dict[int, dict[bytes, bytes]]:
+        """The backend's rows by its index."""
         rows: dict[bytes, bytes] = {}
         found = {0: dict(rows), INSTALLED.index: dict(INSTALLED_ROWS)}
         for mark, changes in [commit for _, commit in sorted(self.commits.items())]:
@@ -183,6 +183,6 @@ def make_life() -> Life:
         if index > max([mark.index for mark, _ in commits.values()], default=0):
             commits[number] = (Checkpoint(index, term, CONF), (*rows, (b"row%02d" % number, None)))
     assert max(mark.index for number, (mark, _) in commits.items() if number <= 10) >= base.index, (
-        "the log is compacted up to what the state file holds"
+        "the log is compacted up to what the backend holds"
     )
     return Life(tuple(steps), commits)

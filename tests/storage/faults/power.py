@@ -1,8 +1,8 @@
-"""Power cuts of a real process, SQLite included: its calls are traced once and replayed on the twin.
+"""Power cuts of a real process, SQLite included: its calls are traced once and replayed on `MemoryFiles`.
 
-At each call of the trace the power is cut: of the writes and names not yet synced, a subset survives (in
-sectors of 512 bytes). What is left is laid out as real files and opened by the real recovery. All of nothing,
-all of everything, and a number of drawn subsets are tried at each call; the number is the bound.
+A power cut at each call of the trace leaves a subset of the unsynced writes (in sectors of 512 bytes) and
+names. The survivors are laid out as real files and opened by the real recovery. Each call is tried with
+nothing, with everything, and with a bounded number of drawn subsets.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _call(name: str, arguments: str, data: str) -> Call | None:
 
 
 class Replay:
-    """The twin after a number of calls, and what the process had said by then."""
+    """A `MemoryFiles` after a number of calls, and the lines that the process had printed by then."""
 
     def __init__(self, *, sync_works: bool = True) -> None:
         self.files = MemoryFiles(sync_works=sync_works)
@@ -146,7 +146,7 @@ class Replay:
             file.datasync()
 
     def lay_out(self, folder: Path) -> None:
-        """Real files of what the twin holds."""
+        """Write the current contents as real files."""
         for path in sorted(self.files._directories):
             directory = folder / path.lstrip("/")
             directory.mkdir(exist_ok=True)
@@ -154,8 +154,10 @@ class Replay:
                 (directory / name).write_bytes(inode.current)
 
 
-def cut(calls: list[Call], at: int, choose: Callable[[int], int], *, sync_works: bool = True) -> str:
-    """Cut the power after `at` calls; '' or the promise that was broken."""
+def power_cut_after(
+    calls: list[Call], at: int, choose: Callable[[int], int], *, sync_works: bool = True
+) -> str:
+    """A power cut after `at` calls; '' or the guarantee that was violated."""
     replay = Replay(sync_works=sync_works)
     for call in calls[:at]:
         replay.do(call)
@@ -169,9 +171,9 @@ def cut(calls: list[Call], at: int, choose: Callable[[int], int], *, sync_works:
 
 
 def campaign(calls: list[Call], subsets: int, seed: int, every: int = 1) -> tuple[int, list[str]]:
-    """Cut at every call, or every nth: nothing survives, all, and `subsets` drawn parts of it.
+    """A power cut at every call, or every nth: nothing survives, all, and `subsets` drawn parts of it.
 
-    Returns the states tried and the promises that broke.
+    Returns the states tried and the guarantees that were violated.
     """
     rng = random.Random(seed)
     choices: list[Callable[[int], int]] = [lambda n: 0, lambda n: n - 1, *[rng.randrange] * subsets]
@@ -182,7 +184,7 @@ def campaign(calls: list[Call], subsets: int, seed: int, every: int = 1) -> tupl
             continue
         for number, choose in enumerate(choices):
             states += 1
-            wrong = cut(calls, at, choose)
+            wrong = power_cut_after(calls, at, choose)
             if wrong:
                 broken.append(f"power cut after call {at} ({calls[at - 1].name}), subset {number}: {wrong}")
     return states, broken

@@ -1,9 +1,8 @@
-"""Runs the life in one data directory, as a member's process does, and says what it promises, line by line.
+"""Runs the life in one data directory, as a member's process does, and reports each step as a line.
 
-Lines: `begun N` and `acked N` of the log's steps, `state INDEX` after a commit of the state file,
-`state-full`, `full` and `space` about the log's next segment, `refused TEXT`, `fatal TEXT`, `done`. As a
-process it says so on stdout, on real files and with the threaded writer, and its exit code is 7 after
-`refused` and `fatal`.
+Lines: `begun N` and `acked N` of the log's steps, `state INDEX` after a commit of the backend, `state-full`,
+`full` and `space` about the log's next segment, `refused TEXT`, `fatal TEXT`, `done`. As a process it prints
+them on stdout, uses real files and the threaded writer, and exits with 7 after `refused` and `fatal`.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ FOLD_BYTES = 24 * 1024
 """Small, so that a short life folds the journal in."""
 
 CHUNK_BYTES = 9000
-"""Of the image, written at once: several writes."""
+"""Bytes of the snapshot per write, so that it takes several."""
 
 Say = Callable[[str], None]
 
@@ -78,7 +77,7 @@ async def open_directory(path: str, files: FileSystem | None = None) -> MemberDi
 
 
 async def make_snapshot(path: str, files: FileSystem | None = None) -> tuple[bytes, bytes]:
-    """The bytes and the sum of the image that the life installs, made by another member at `path`."""
+    """The bytes and the digest of the snapshot that the life installs, made by another member at `path`."""
     member = await open_directory(path, files)
     await member.state.commit(INSTALLED, INSTALLED_ROWS)
     snapshot = await member.snapshot_store.build(member.state)
@@ -93,7 +92,7 @@ async def make_snapshot(path: str, files: FileSystem | None = None) -> tuple[byt
 async def live(
     path: str, life: Life, snapshot: tuple[bytes, bytes], say: Say, files: FileSystem | None = None
 ) -> None:
-    """Live on real files, or on the twin; says `refused` or `fatal` and returns when told to stop."""
+    """Live on real files, or on `files`; says `refused` or `fatal` and returns when the life is stopped."""
     try:
         await _live(path, life, snapshot, say, files)
     except (StorageError, OSError) as error:
@@ -181,7 +180,7 @@ async def _first(wanted: Awaitable[None], stopped: asyncio.Future[None]) -> None
 
 
 async def _commit(member: MemberDirectory, life: Life, number: int, say: Say) -> int | None:
-    """Bring the state file up to step `number`, with all it missed; the step again if the disk is full."""
+    """Commit to the backend up to step `number`; return the step again if the disk is full."""
     before = (await member.state.mark()).index
     due = [commit for at, commit in sorted(life.commits.items()) if at <= number and commit[0].index > before]
     try:
