@@ -341,7 +341,7 @@ class _Assembly:
 
         def reset_connections() -> None:
             reset_peer_connections()
-            sockets.cut(sockets.accepted_on(client_ports))
+            sockets.shut_down(sockets.accepted_on(client_ports))
 
         self._watchdog = Watchdog(
             stalled_seconds=self._writer.stalled_seconds,

@@ -82,7 +82,12 @@ EXEMPTIONS: tuple[Exemption, ...] = (
         "a wire path of earlier versions",
     ),
     Exemption("cuts", ".*", r"[Pp]ower[ _-]?cuts", "the field's word for losing power"),
-    Exemption("image", r"raft/storage/snapshot_store\.py|docs/format\.md", r"\bimage-", "on-disk file prefix"),
+    Exemption(
+        "image", r"raft/storage/snapshot_store\.py|docs/format\.md", r"\bimage-", "on-disk file prefix"
+    ),
+    Exemption("image", r"proto/raft/transport/wire/peer\.proto", r"rpc Image\(", "gRPC method path"),
+    Exemption("image", r"raft/transport/grpc_\w+\.py", r"Peer/Image\"|\"Image\": ", "gRPC method path"),
+    Exemption("strikes", r".*", r"max_ping_strikes", "gRPC's name of a channel option"),
 )
 
 WORDS: dict[str, str] = {word: better for words, better in REFUSED.items() for word in words.split()}

@@ -1,7 +1,7 @@
 """Peer messages to bytes and back. The only module that touches the generated messages.
 
-Both ways are exact: what is decoded equals what was encoded. Bytes that are not ours raise
-`Malformed`; unknown fields are skipped, unknown kinds of message are refused.
+Decoding returns exactly what was encoded. Other bytes raise `Malformed`; unknown fields are skipped, unknown
+kinds of message are refused.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def encode_opening(handshake: Handshake) -> bytes:
 def decode_opening(data: bytes) -> Handshake:
     frame = _parse(wire.Frame(), data)
     if not frame.HasField("handshake"):
-        raise Malformed("a stream must begin with a hello")
+        raise Malformed("a stream must begin with a handshake")
     return _handshake_from_wire(frame.handshake)
 
 
@@ -86,7 +86,7 @@ def decode_answer(data: bytes) -> HandshakeReply:
 
 
 def encode_description(data: bytes) -> bytes:
-    """Encode what the layers above tell a process that is to join."""
+    """Encode the description of the cluster for a joining process; opaque here."""
     return wire.Description(data=data).SerializeToString()
 
 
@@ -170,7 +170,7 @@ def decode_snapshot_frame(data: bytes) -> SnapshotOpening | SnapshotChunk:
     opening = frame.opening
     message = _message_from_wire(opening.message)
     if message.type is not MessageType.SNAPSHOT or message.snapshot is None:
-        raise Malformed("an image must come with its snapshot message")
+        raise Malformed("a snapshot must come with its SNAPSHOT message")
     return SnapshotOpening(
         _handshake_from_wire(opening.handshake), SnapshotOffer(message, opening.size_bytes, opening.sha256)
     )
@@ -219,7 +219,7 @@ def _handshake_from_wire(handshake: wire.Handshake) -> Handshake:
 
 
 def _fill_message(target: wire.Message, message: Message) -> None:
-    """Set what differs from zero: most messages use half of the fields, and each setting costs."""
+    """Set the fields that differ from zero: most messages use half of them, and each assignment costs."""
     target.type = message.type
     target.to = message.to
     setattr(target, "from", message.from_)  # a keyword in Python, the paper's word on the wire

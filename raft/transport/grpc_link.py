@@ -1,9 +1,9 @@
-"""One member's outgoing gRPC conversation with one peer: lanes, a stream, back-off.
+"""One member's outgoing gRPC stream to one peer: lanes, dialling, back-off.
 
-Theory of operation. One task per link lives as long as the link: dial, exchange hellos, then write
-frames until the stream ends, wait, dial again. `send` only queues and wakes that task, which takes
-whatever has gathered by its next turn, urgent lane first, as one frame. While a frame is being
-written more gathers, so frames grow with load and a lone message leaves at once.
+Theory of operation. Each link has one task: dial, exchange handshakes, write frames until the stream ends,
+wait, dial again. `send` only queues a message and wakes that task. In its next iteration the task writes all
+queued messages as one frame, urgent lane first. More messages queue while a frame is being written, so frames
+grow with load and a lone message leaves at once.
 
 Every attempt has a channel of its own: gRPC would otherwise keep a failed connection's back-off.
 """
@@ -65,7 +65,7 @@ class _Lane:
         return True
 
     def move(self, frame: list[PeerMessage], capacity: int) -> int:
-        """Append messages to `frame` while they fit `capacity`, a first one in any case; return what is left."""
+        """Append messages to `frame` while they fit `capacity`, the first in any case; return the rest."""
         queue = self.queue
         while queue and (queue[0][1] <= capacity or not frame):
             message, nbytes = queue.popleft()
@@ -99,18 +99,18 @@ class GrpcLink:
         self._incarnations = incarnations
         self._backoff = Backoff(rng)
         self._attempts = 0
-        """Dials so far; picks the next URL in turn."""
+        """Dials so far; selects the next URL, round robin."""
         self._urgent = _Lane(URGENT_BOUNDS)
         self._bulk = _Lane(BULK_BOUNDS)
         """Both lanes are empty while not connected."""
         self._connected = False
         self._closing = False
-        """`close_nowait` was called. Cancelling the task alone may not end it: gRPC swallows a cancellation
-        that meets the end of the call."""
+        """`close_nowait` was called. Cancelling the task may not suffice: gRPC swallows a cancellation that
+        coincides with the end of the call."""
         self._sleeper: asyncio.Future[None] | None = None
-        """What the task waits on when it has nothing to do, connected or not; any event resolves it."""
+        """The idle task waits on it, connected or not; any event resolves it."""
         self._last_trouble = ""
-        """The reason logged last, so that a peer down for hours is reported once."""
+        """The reason logged last, so that a peer that is down for hours is logged once."""
         self._sent_messages = 0
         self._sent_bytes = 0
         self.received_bytes = 0
@@ -139,7 +139,7 @@ class GrpcLink:
         return False
 
     def wake(self) -> None:
-        """The peer has dialled us, so it is there: do not wait for the back-off."""
+        """Dial without waiting for the back-off: the peer has just dialled us, so it is up."""
         self._backoff.reset()
         self._rouse()
 
@@ -161,7 +161,7 @@ class GrpcLink:
         )
 
     def close_nowait(self) -> None:
-        """End the conversation; `wait_closed` tells when the sockets are gone. Reports nothing."""
+        """Begin to close the link; `wait_closed` returns once its sockets are closed. Reports nothing."""
         self._connected = False
         self._closing = True
         self._task.cancel()
@@ -174,7 +174,7 @@ class GrpcLink:
         await asyncio.wait([self._task])
 
     async def probe(self) -> Liveness:
-        """Open one plain connection, exchange hellos, close it; every URL in turn, within PROBE_TIMEOUT_S."""
+        """Open one plain connection, exchange handshakes, close it; try each URL, within PROBE_TIMEOUT_S."""
         alive_as = self._incarnations.alive_as(self.member_id)
         verdict = Liveness.UNREACHABLE
         try:
@@ -189,10 +189,10 @@ class GrpcLink:
         return verdict
 
     async def _probe_url(self, url: str) -> int | None:
-        """Return the boot id that answers at `url`, None when it refuses or resets the connection.
+        """Return the incarnation that answers at `url`, None when the connection is refused or reset.
 
-        Raises OSError when the network, not the peer, answers: no route, unknown name. gRPC hides
-        these differences, so a bare connection is tried first.
+        Raises OSError when the network, not the peer, answers: no route, unknown name. gRPC hides these
+        differences, so a bare connection is tried first.
         """
         host, port = host_port(url)
         try:
@@ -215,7 +215,7 @@ class GrpcLink:
             return codec.decode_answer(data).handshake.incarnation
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
-        """A receiver that raises is a fault in the program; hand it to the loop's handler at once."""
+        """Report an exception of the receiver, which is a bug, to the loop's handler at once."""
         if not task.cancelled() and (fault := task.exception()) is not None:
             context = {"message": f"{task.get_name()} failed", "exception": fault, "task": task}
             self._loop.call_exception_handler(context)
@@ -224,11 +224,11 @@ class GrpcLink:
         while not self._closing:
             trouble = ""
             try:
-                trouble = await self._converse()
+                trouble = await self._run_stream()
             except grpc.aio.AioRpcError as error:
                 trouble = error.details() or error.code().name
             except TimeoutError:
-                trouble = f"no answer to the hello in {HANDSHAKE_TIMEOUT_S} s"
+                trouble = f"no answer to the handshake in {HANDSHAKE_TIMEOUT_S} s"
             except asyncio.CancelledError:
                 if _being_cancelled():
                     raise
@@ -242,8 +242,8 @@ class GrpcLink:
                 logger.warning("no stream to member %x: %s", self.member_id, trouble)
             await self._sleep(self._backoff.next_s())
 
-    async def _converse(self) -> str:
-        """Dial once and stay until the conversation ends; return why it did."""
+    async def _run_stream(self) -> str:
+        """Dial once and serve the stream until it ends; return the reason."""
         url = self.urls[self._attempts % len(self.urls)]
         self._attempts += 1
         async with grpc.aio.insecure_channel(target_of(*host_port(url)), options=CHANNEL_OPTIONS) as channel:
@@ -255,18 +255,18 @@ class GrpcLink:
                 if self._closing:
                     return "the link is closed"
                 if not isinstance(data, bytes):
-                    return "the stream ended before the hello was answered"
+                    return "the stream ended before the handshake was answered"
                 answer = judge_answer(self._handshake, self.member_id, codec.decode_answer(data))
                 self._receiver.on_answer(self.member_id, answer)
                 if answer.refusal:
                     return f"the process at {url} {answer.refusal}"
-                await self._stay(call, answer.handshake.incarnation)
+                await self._write_frames(call, answer.handshake.incarnation)
             finally:
                 call.cancel()
         return "the stream ended"
 
-    async def _stay(self, call: _Call, incarnation: int) -> None:
-        """Write what is queued until the stream ends, then tell the receiver."""
+    async def _write_frames(self, call: _Call, incarnation: int) -> None:
+        """Write queued messages until the stream ends, then report that to the receiver."""
         self._incarnations.seen(self.member_id, incarnation)
         self._backoff.reset()
         self._last_trouble = ""
@@ -297,7 +297,7 @@ class GrpcLink:
             await asyncio.wait([ending])
 
     async def _read_to_end(self, call: _Call) -> None:
-        """Return when the stream has ended in any way; the acceptor says nothing after its hello."""
+        """Return when the stream has ended in any way; the acceptor sends nothing after its handshake."""
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while isinstance(await call.read(), bytes):
                 pass
@@ -314,7 +314,7 @@ class GrpcLink:
         return frame
 
     def _heartbeat_is_fresh(self) -> bool:
-        """Whether a round trip is being measured; one whose answer was lost is given up."""
+        """Whether a round trip is being measured; one whose answer was lost expires."""
         started_s = self._heartbeat_sent_s
         return bool(started_s) and self._loop.time() - started_s < ROUND_TRIP_STALE_S
 
@@ -337,7 +337,7 @@ class GrpcLink:
 def _being_cancelled() -> bool:
     """Whether a CancelledError is meant for this task.
 
-    gRPC raises the same error in whoever awaits a call that the *peer* has cancelled.
+    gRPC raises the same error in a task that awaits a call which the *peer* has cancelled.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

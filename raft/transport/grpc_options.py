@@ -1,4 +1,4 @@
-"""Channel and server settings of the peer conversation, and its addresses."""
+"""Channel and server settings of the peer protocol, and its addresses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DESCRIBE_METHOD = "/raft.transport.wire.Peer/Describe"
 SNAPSHOT_METHOD = "/raft.transport.wire.Peer/Image"
 
 _PING_MS = int(SILENCE_TIMEOUT_S * 1000 / 2)
-"""Half of the silence is spent before a ping is sent on an idle connection, half waiting for it."""
+"""An idle connection is pinged after half of SILENCE_TIMEOUT_S; the answer has the other half."""
 
 _COMMON_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX + FRAME_BYTES_MAX),
@@ -29,14 +29,14 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     *_COMMON_OPTIONS,
     # A fresh channel must mean a fresh connection, not one shared with its failed predecessor.
     ("grpc.use_local_subchannel_pool", 1),
-    # Members reach one another directly; a proxy variable meant for the web must not come between.
+    # Members connect directly; a proxy variable meant for the web must not apply.
     ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),
 ]
 
 SERVER_OPTIONS: list[tuple[str, int]] = [
     *_COMMON_OPTIONS,
-    # Peers ping as often as _PING_MS says; without this gRPC takes that for abuse and hangs up.
+    # Peers ping every _PING_MS; by default gRPC treats that as abuse and closes the connection.
     ("grpc.http2.max_ping_strikes", 0),
     # Two processes on one port would each get some of the connections: fail instead.
     ("grpc.so_reuseport", 0),

@@ -1,4 +1,4 @@
-"""The two ends of an image's pipe over gRPC."""
+"""The two ends of a snapshot's pipe over gRPC."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class GrpcSenderPipe:
     async def read(self) -> SnapshotStatus:
         data = await self._call.read()
         if not isinstance(data, bytes):
-            raise SnapshotFailed("the receiver hung up")
+            raise SnapshotFailed("the receiver closed the stream")
         return codec.decode_snapshot_status(data)
 
 
@@ -49,7 +49,7 @@ class GrpcReceiverPipe:
     async def read(self) -> SnapshotOpening | SnapshotChunk:
         data = await self._context.read()
         if not isinstance(data, bytes):
-            raise SnapshotFailed("the sender hung up")
+            raise SnapshotFailed("the sender closed the stream")
         return codec.decode_snapshot_frame(data)
 
     async def write(self, status: SnapshotStatus) -> None:
@@ -59,7 +59,7 @@ class GrpcReceiverPipe:
 async def send_snapshot_to(
     url: str, handshake: Handshake, offer: SnapshotOffer, read: ReadSnapshot, progress: Callable[[int], None]
 ) -> None:
-    """One attempt over a connection of its own. Raises SnapshotFailed."""
+    """Make one attempt to send a snapshot, over a connection of its own. Raises SnapshotFailed."""
     channel = grpc.aio.insecure_channel(target_of(*host_port(url)), options=CHANNEL_OPTIONS)
     try:
         async with channel:
@@ -73,7 +73,7 @@ async def send_snapshot_to(
     except (codec.Malformed, asyncio.InvalidStateError) as error:
         raise SnapshotFailed(str(error)) from error
     except asyncio.CancelledError:
-        # gRPC raises it also in whoever awaits a call that the *peer* has cancelled.
+        # gRPC also raises it in a task that awaits a call which the *peer* has cancelled.
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise

@@ -1,7 +1,7 @@
 """The transport between processes: a listener, and a link to every peer, over grpc.aio.
 
 Rules of this file: everything runs on the loop that called `start`, except `reset_connections`, which the
-watchdog calls from its own thread precisely when that loop is stuck.
+watchdog calls from its own thread when that loop is stuck.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from raft.transport.transport_protocol import (
 logger = logging.getLogger(__name__)
 
 STOP_PATIENCE_S = 10.0
-"""For a gRPC server to stop beyond its grace. All calls are cancelled by then, which takes milliseconds;
-one whose handler does not end must not keep the log and the state file from being closed."""
+"""Time for a gRPC server to stop beyond its grace. All calls are cancelled by then, which takes milliseconds;
+a handler that does not return must not keep the log and the backend from being closed."""
 
 REOPEN_RETRY_S = 0.25
-"""Between attempts to listen again at addresses that were ours a moment ago. A member nobody can dial hears
-nobody, so it is as good as gone until one succeeds."""
+"""Time between attempts to listen again on our own addresses after a reset. Until one succeeds, no peer can
+dial this member, which therefore receives nothing."""
 
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -61,13 +61,13 @@ class _Incoming:
 
     task: asyncio.Task[object]
     """Its handler, which ends with it."""
-    hung_up: bool = False
-    """We have cancelled the handler; it must still return, or gRPC never tells the peer."""
+    ended: bool = False
+    """We have cancelled the handler; it must still return, or gRPC does not end the stream."""
     quiet: bool = False
-    """Its end is our own doing and is not reported."""
+    """We end it ourselves and do not report that."""
 
-    def hang_up(self) -> None:
-        self.hung_up = True
+    def end(self) -> None:
+        self.ended = True
         self.task.cancel()
 
 
@@ -85,10 +85,10 @@ class GrpcTransport:
         rng: random.Random,
         describe: Callable[[], bytes] = bytes,
     ) -> None:
-        """`describe` says what `ask_description` is answered: whatever a process must know to join."""
+        """`describe` returns the reply to `ask_description`: what a process must know to join."""
         self._describe = describe
         self._listen = [host_port(url) for url in listen_urls]
-        """Addresses to listen on; once started, with the ports that were really bound."""
+        """Addresses to listen on; once started, with the ports that were bound."""
         self._rng = rng
         self._incarnations = Incarnations()
         self._peers: dict[int, tuple[str, ...]] = {}
@@ -100,17 +100,17 @@ class GrpcTransport:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reopening: asyncio.Task[None] | None = None
         self._connections_reset = False
-        """The listener that is open, or being opened, was shut: another is needed."""
+        """The listener that is open, or being opened, was shut down: another is needed."""
         self._snapshots_sent = 0
-        """Attempts to send an image so far; picks the next URL in turn."""
+        """Attempts to send a snapshot so far; selects the next URL, round robin."""
         self._closed = False
-        """`close` has begun: nobody is dialled any more, though hellos may still come in."""
+        """`close` has begun: no peer is dialled any more, though handshakes may still arrive."""
         self._closing: list[GrpcLink] = []
         """Links of removed peers whose sockets may still be open."""
 
     @property
     def listen_ports(self) -> tuple[int, ...]:
-        """Ports bound, in the order of `listen_urls`; those asked for until started."""
+        """Ports bound, in the order of `listen_urls`; before the start, those configured."""
         return tuple(port for _, port in self._listen)
 
     async def start(self, handshake: Handshake, receiver: Receiver) -> None:
@@ -145,7 +145,7 @@ class GrpcTransport:
         incoming = self._incoming.pop(member_id, None)
         if incoming is not None:
             incoming.quiet = True
-            incoming.hang_up()
+            incoming.end()
         self._incarnations.forget(member_id)
 
     def send(self, member_id: int, message: PeerMessage) -> bool:
@@ -156,7 +156,7 @@ class GrpcTransport:
         return link.send(message)
 
     async def probe(self, member_id: int) -> Liveness:
-        """Judge a peer's process by a fresh connection; a member that is no peer is UNREACHABLE."""
+        """Probe a peer's process over a new connection; a member that is no peer is UNREACHABLE."""
         link = self._links.get(member_id)
         return Liveness.UNREACHABLE if link is None else await link.probe()
 
@@ -178,20 +178,20 @@ class GrpcTransport:
         return {member_id: link.statistics() for member_id, link in self._links.items()}
 
     def reset_connections(self) -> None:
-        """Shut every peer socket at once, listeners too, so that a probe is refused. From any thread.
+        """Shut down every peer socket, listeners included, so that a probe is refused. Safe on any thread.
 
-        The loop, when it runs again, listens and dials anew.
+        The loop, once it runs again, listens and dials anew.
         """
         ports = frozenset(self.listen_ports)
         remote_ports = frozenset(host_port(url)[1] for urls in self._peers.values() for url in urls)
-        sockets.cut(sockets.listening_on(ports))
-        sockets.cut(sockets.accepted_on(ports))
-        sockets.cut(sockets.connected_to(remote_ports))
+        sockets.shut_down(sockets.listening_on(ports))
+        sockets.shut_down(sockets.accepted_on(ports))
+        sockets.shut_down(sockets.connected_to(remote_ports))
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._reopen)
 
     async def close(self) -> None:
-        """End every conversation within milliseconds, then release the listener. May be called twice."""
+        """End every stream within milliseconds, then release the listener. May be called twice."""
         self._closed = True
         if self._reopening is not None:
             await asyncio.wait([self._reopening])
@@ -206,8 +206,8 @@ class GrpcTransport:
         if server is not None:
             stopping = asyncio.ensure_future(server.stop(None))
             await asyncio.sleep(0)  # the first step of stopping closes the listeners
-            sockets.cut(sockets.accepted_on(frozenset(self.listen_ports)))
-            await _see_stopped(stopping, STOP_PATIENCE_S)
+            sockets.shut_down(sockets.accepted_on(frozenset(self.listen_ports)))
+            await _wait_stopped(stopping, STOP_PATIENCE_S)
         for link in links:
             await link.wait_closed()
         self._closing.clear()
@@ -256,11 +256,11 @@ class GrpcTransport:
             self._connections_reset = False
             server, self._server = self._server, None
             if server is not None:
-                await _see_stopped(asyncio.ensure_future(server.stop(None)), STOP_PATIENCE_S)
+                await _wait_stopped(asyncio.ensure_future(server.stop(None)), STOP_PATIENCE_S)
             try:
                 await self._open_server()
             except OSError as error:
-                logger.warning("nobody can dial this member for now: %s", error)
+                logger.warning("peers cannot dial this member for now: %s", error)
                 self._connections_reset = True
                 await asyncio.sleep(REOPEN_RETRY_S)
 
@@ -271,8 +271,8 @@ class GrpcTransport:
         return answer
 
     async def _probed(self, data: bytes, context: _Context) -> bytes:
-        """Say who is here. The receiver hears nothing of it: the asker may be gone by now, and another
-        process of that member have said hello."""
+        """Reply with our own handshake. The probe's is not passed to the receiver: it may be late, after the
+        handshake of the member's next incarnation."""
         try:
             codec.decode_handshake(data)
         except codec.Malformed as error:
@@ -283,11 +283,11 @@ class GrpcTransport:
         return codec.encode_description(self._describe())
 
     async def _snapshot(self, requests: object, context: _Context) -> None:
-        """Serve one incoming image."""
+        """Serve one incoming snapshot."""
         try:
             await receive_snapshot(GrpcReceiverPipe(context), self._receiver)
         except SnapshotFailed as error:
-            logger.info("an image was interrupted: %s", error)
+            logger.info("the transfer of a snapshot was interrupted: %s", error)
         except codec.Malformed as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
@@ -304,7 +304,7 @@ class GrpcTransport:
             if not answer.refusal:
                 await self._listen_to(handshake, context)
         except TimeoutError:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no hello")
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no handshake")
         except codec.Malformed as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
@@ -314,7 +314,7 @@ class GrpcTransport:
         assert task is not None
         older = self._incoming.get(member_id)
         if older is not None:
-            older.hang_up()  # a member has one stream to us; the newest counts
+            older.end()  # a member has one stream to us: the newest
         incoming = self._incoming[member_id] = _Incoming(task)
         self._incarnations.seen(member_id, incarnation)
         link = self._links.get(member_id)
@@ -334,7 +334,7 @@ class GrpcTransport:
                         link.heartbeat_answered()
                     self._receiver.on_message(member_id, incarnation, message)
         except asyncio.CancelledError:
-            if not incoming.hung_up:
+            if not incoming.ended:
                 raise
             task.uncancel()
         finally:
@@ -346,11 +346,11 @@ class GrpcTransport:
 
 
 async def stop_server(server: grpc.aio.Server, grace_s: float) -> None:
-    """Stop a server, its calls cancelled after the grace; one that does not stop is given up in the end."""
-    await _see_stopped(asyncio.ensure_future(server.stop(grace_s)), grace_s + STOP_PATIENCE_S)
+    """Stop a server and cancel its calls after the grace; abandon it after STOP_PATIENCE_S more."""
+    await _wait_stopped(asyncio.ensure_future(server.stop(grace_s)), grace_s + STOP_PATIENCE_S)
 
 
-async def _see_stopped(stopping: asyncio.Future[None], patience_s: float) -> None:
+async def _wait_stopped(stopping: asyncio.Future[None], patience_s: float) -> None:
     await asyncio.wait([stopping], timeout=patience_s)
     if stopping.done():
         stopping.result()
@@ -360,7 +360,7 @@ async def _see_stopped(stopping: asyncio.Future[None], patience_s: float) -> Non
 
 
 async def ask_description(url: str, timeout_s: float) -> bytes | None:
-    """What the member at a peer URL says of its cluster to a process that is to join; None for no answer."""
+    """Request the description of the cluster from a peer URL, in order to join; None without an answer."""
     async with grpc.aio.insecure_channel(target_of(*host_port(url)), options=CHANNEL_OPTIONS) as channel:
         ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(DESCRIBE_METHOD)
         try:

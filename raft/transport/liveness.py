@@ -1,7 +1,7 @@
-"""What both twins of the transport share: lanes and their bounds, timings, back-off, boot ids.
+"""What both implementations of the transport share: bounds of lanes, timings, back-off, incarnations.
 
-Rules of this file: plain values and arithmetic. No socket, no loop, no clock of its own, so that
-the in-memory twin and the gRPC one cannot drift apart in what they promise.
+Rules of this file: plain values and arithmetic; no socket, no loop, no clock. So the guarantees of the two
+implementations cannot diverge.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raft.transport.transport_protocol import (
 )
 
 HANDSHAKE_FORMAT_VERSION = 1
-"""Format of the peer conversation that this code speaks; the receiver refuses any other."""
+"""Version of the peer protocol; the receiver refuses any other."""
 
 
 class LaneBounds(NamedTuple):
@@ -33,26 +33,26 @@ class LaneBounds(NamedTuple):
 
 
 URGENT_BOUNDS = LaneBounds(4096, 4 << 20)
-"""Heartbeats, votes, answers and read rounds are tens of bytes each and several turns of a busy
-loop produce hundreds; 4096 is seconds of them, so a full lane means a peer that does not read."""
+"""Heartbeats, votes, answers and read rounds are tens of bytes each, and several iterations of a busy loop
+produce hundreds; 4096 is seconds of them, so a full lane means a peer that does not read."""
 
 BULK_BOUNDS = LaneBounds(1024, 64 << 20)
-"""Appends in flight are already limited by the core (count and bytes per follower); this lane
-holds that window and the forwarded batches twice over, and caps what one dead peer can pin."""
+"""The core already limits appends in flight (count and bytes per follower); this lane holds twice those and
+the forwarded batches, and caps the memory that one dead peer can pin."""
 
 FRAME_BYTES_MAX = 1 << 20
-"""Everything queued in one turn leaves as one gRPC message up to about this size: large enough to
-pay the per-message cost once, small enough that a heartbeat waits behind one such frame only."""
+"""All messages queued in one iteration leave as one gRPC message up to about this size: large enough to pay
+the per-message cost once, small enough that a heartbeat waits behind one such frame only."""
 
 MESSAGE_BYTES_MAX = 32 << 20
 """Largest single message a peer accepts. A client request is limited to 1.5 MiB by default and a
 batch to little more; a message beyond this is dropped at the sender, not left to kill the stream."""
 
 HANDSHAKE_TIMEOUT_S = 2.0
-"""A dialled connection that has not answered the hello by then is given up and dialled anew."""
+"""A dialled connection without an answer to the handshake by then is closed and dialled anew."""
 
 PROBE_TIMEOUT_S = 0.5
-"""Silence for this long makes a probe UNREACHABLE. Far above a round trip and a busy loop's turn,
+"""Silence for this long makes a probe UNREACHABLE. Far above a round trip and an iteration of a busy loop,
 below the default election timeout, which decides in that case anyway."""
 
 SILENCE_TIMEOUT_S = 4.0
@@ -61,10 +61,10 @@ included) is ended, so that after a partition a fresh connection is dialled inst
 the kernel's retransmission timer, which by then backs off by many seconds."""
 
 BACKOFF_FIRST_S = 0.02
-"""First wait before dialling again: a restarted process is back in the game within a moment."""
+"""First wait before dialling again: a restarted process is reconnected within a moment."""
 
 BACKOFF_MAX_S = 1.0
-"""Longest wait: a returning peer that cannot dial us is found within about an election timeout."""
+"""Longest wait: a returning peer that cannot dial us is reconnected within about an election timeout."""
 
 ROUND_TRIP_BOUNDS_S = tuple(0.0001 * 2**step for step in range(16))
 """Upper ends of the round-trip buckets: etcd's, so that dashboards made for it fit."""
@@ -74,10 +74,10 @@ ROUND_TRIP_STALE_S = 2.0
 
 
 def is_bulk(message: PeerMessage) -> bool:
-    """Tell the lane of a message.
+    """Whether a message belongs in the bulk lane.
 
-    All appends are bulk, empty ones too: an empty append that overtook one with entries would be
-    refused for a gap that is only in flight.
+    All appends do, empty ones too: an empty append that passed one with entries would be refused for a gap
+    that is only in flight.
     """
     if isinstance(message, Message):
         return message.type is MessageType.APPEND or message.type is MessageType.PROPOSE
@@ -97,7 +97,7 @@ def message_bytes(message: PeerMessage) -> int:
 
 
 class Backoff:
-    """Waits between attempts to dial one peer: doubling, jittered, reset by success or by its call."""
+    """Waits between attempts to dial one peer: doubling, jittered, reset by a success or when it dials us."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -115,15 +115,15 @@ class Backoff:
 
 
 class Incarnations:
-    """Which process a member was when last spoken to, and when a stream to or from it last ended."""
+    """The incarnations of each peer: of the latest handshakes, and of the stream that ended last."""
 
     def __init__(self) -> None:
         self._latest: dict[int, int] = {}
-        """Boot id of the latest hello of each member."""
+        """Incarnation of each member's latest handshake."""
         self._before: dict[int, int] = {}
-        """Boot id of the latest hello before that by another process."""
+        """The different incarnation of an earlier handshake, if any."""
         self._ended: dict[int, int] = {}
-        """Boot id at the far end of the stream that ended last, which is the one a probe asks about."""
+        """Incarnation at the far end of the stream that ended last, which a probe asks about."""
 
     def seen(self, member_id: int, incarnation: int) -> None:
         latest = self._latest.get(member_id, incarnation)
@@ -140,10 +140,11 @@ class Incarnations:
         self._ended.pop(member_id, None)
 
     def alive_as(self, member_id: int) -> frozenset[int]:
-        """Return what a probe begun now may find of a living process, empty when none was ever met.
+        """The incarnations that a probe begun now takes for ALIVE; empty for a member never met.
 
-        The process whose stream ended last. If it also said the latest hello, then the one met before
-        it too: where that one still answers, the latest hello was a late one, and nobody died.
+        It is the incarnation whose stream ended last. If that one also sent the latest handshake, then the
+        one before it counts too: if it still answers, the latest handshake was a late one, and no process
+        died.
         """
         latest = self._latest.get(member_id)
         ended = self._ended.get(member_id, latest)
@@ -152,12 +153,12 @@ class Incarnations:
 
 
 def judge_incarnation(alive_as: frozenset[int], found: int) -> Liveness:
-    """One of those (or the first one ever met) is alive; another process means that they are gone."""
+    """ALIVE for an incarnation in `alive_as`, or if that is empty; any other means that those are dead."""
     return Liveness.ALIVE if not alive_as or found in alive_as else Liveness.DEAD
 
 
 def judge_answer(own: Handshake, member_id: int, answer: HandshakeReply) -> HandshakeReply:
-    """The dialler's look at an answer: turn one from the wrong process into a refusal."""
+    """The dialler's check of an answer: one of the wrong member or cluster becomes a refusal."""
     found = answer.handshake
     refusal = ""
     if answer.refusal:

@@ -1,7 +1,7 @@
-"""The two ends of an image's pipe in memory: frames travel with the network's delays, or not at all.
+"""The two ends of a snapshot's pipe in memory: frames travel with the network's delays, or not at all.
 
-A connection is like TCP: nothing on it is lost, repeated or overtaken. While its link is blocked nothing
-arrives, until the silence is noticed at the ends; a reset ends both.
+A connection is like TCP: nothing on it is lost, repeated or reordered. While its link is blocked nothing
+arrives, until both ends time out; a reset ends both at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from raft.transport.transport_protocol import SnapshotChunk, SnapshotFailed, SnapshotOpening, SnapshotStatus
 
 BLOCKED_RETRY_S = 0.1
-"""How soon after a blocked link is free again its bytes arrive, as by a retransmission."""
+"""Time after an unblock within which the bytes arrive, as by a retransmission."""
 
 T = TypeVar("T")
 
@@ -29,13 +29,13 @@ class OneWay(Generic[T]):
         self._delay_s = delay_s
         self._blocked = blocked
         self._under_way: deque[tuple[float, T]] = deque()
-        """Due time and frame; due times never decrease. Bounded by what a sender may have under way."""
+        """Due time and frame; due times never decrease. Bounded by what a sender may have in flight."""
         self._timer: asyncio.TimerHandle | None = None
         """For the first of them."""
         self._arrived: deque[T] = deque()
         self._reader: asyncio.Future[None] | None = None
         self._ended = ""
-        """Why the connection is no more."""
+        """Why the connection has ended; empty while it is open."""
 
     def write(self, frame: T) -> None:
         if self._ended:
@@ -82,7 +82,7 @@ class OneWay(Generic[T]):
 
 
 class SnapshotConnection:
-    """One connection from a sender to a receiver of an image."""
+    """One connection from a sender to a receiver of a snapshot."""
 
     def __init__(self, there: OneWay[SnapshotOpening | SnapshotChunk], back: OneWay[SnapshotStatus]) -> None:
         self.sender = MemorySenderPipe(there, back)

@@ -1,19 +1,18 @@
-"""The in-memory twin: several transports joined in one loop, with faults on every directed link.
+"""The in-memory implementation: several transports in one loop, with faults on every directed link.
 
-Theory of operation. A `Network` knows who listens. Each transport dials each of its peers, as the
-gRPC twin does, so a pair of members has two streams, one per direction. A stream holds its two
-lanes; what is sent becomes due after the link's delay and is delivered by one timer per stream,
-urgent before bulk, each lane in order. Only `call_soon`, `call_later` and `time` of the loop are
-used, and one seeded generator makes every choice, so on a virtual-time loop a seed repeats bit for
-bit.
+Theory of operation. A `Network` holds the listening transports. Each transport dials each of its peers, as
+the gRPC one does, so a pair of members has two streams, one per direction. A stream has two lanes; a message
+becomes due after the link's delay, and one timer per stream delivers, urgent before bulk, each lane in order.
+Only `call_soon`, `call_later` and `time` of the loop are used, and one seeded generator makes every choice,
+so on a virtual-time loop a seed repeats bit for bit.
 
 Faults, per directed link (`LinkConditions`):
 
-* *blocked* is silence, as a network partition is: bytes are held, nobody is told, and after
-  SILENCE_TIMEOUT_S both ends give the stream up, each by itself. A hello needs both directions.
-* *drop* and *duplicate* are harder than TCP and strike consensus messages only; forwarded batches
-  and their answers rely on the order of one connection, and lose messages only with it.
-* `disconnect`, `crash` and `reset_connections` are resets, seen by the far end after the delay.
+* *blocked* is silence, as in a network partition: messages are held without a report, and after
+  SILENCE_TIMEOUT_S each end closes the stream by itself. A handshake needs both directions.
+* *drop* and *duplicate* are harsher than TCP and apply to consensus messages only; forwarded batches and
+  their answers rely on the order of one connection, and are lost only with it.
+* `disconnect`, `crash` and `reset_connections` are resets, which the far end sees after the delay.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ from raft.transport.transport_protocol import (
 
 @dataclass(slots=True, kw_only=True)
 class LinkConditions:
-    """The weather from one member to another. May be changed at any time."""
+    """Delays and faults from one member to another. May be changed at any time."""
 
     delay_min_s: float = 0.0
     delay_max_s: float = 0.0
@@ -82,16 +81,16 @@ class Network:
         self._delay_s = (delay_min_s, delay_max_s)
         self._conditions: dict[tuple[int, int], LinkConditions] = {}
         self._listeners: dict[int, MemoryTransport] = {}
-        """Who answers under a member id: at most one living transport each."""
+        """The transport that listens under each member id."""
         self._streams: list[_Stream] = []
         """Every stream that has not ended, oldest first."""
         self._snapshot_connections: list[tuple[int, int, SnapshotConnection]] = []
-        """(sender, receiver, connection) of every image under way."""
+        """(sender, receiver, connection) of every snapshot in flight."""
         self.snapshot_chunk_bytes = 0
-        """Size of an image's chunks; 0 for that of the product."""
+        """Size of a snapshot's chunks; 0 for SNAPSHOT_CHUNK_BYTES."""
 
     def transport(self) -> MemoryTransport:
-        """Return a transport that joins this network when started, under its hello's member id."""
+        """Return a transport that joins this network when started, under its handshake's member id."""
         return MemoryTransport(self)
 
     def conditions(self, source: int, target: int) -> LinkConditions:
@@ -130,7 +129,7 @@ class Network:
                             self.block(source, target)
 
     def isolate(self, member_id: int) -> None:
-        """Cut one member off from everybody who listens."""
+        """Block both directions between one member and all others that listen."""
         self.partition([member_id], [other for other in self._listeners if other != member_id])
 
     def heal(self) -> None:
@@ -140,13 +139,13 @@ class Network:
                 self.unblock(source, target)
 
     def disconnect(self, source: int, target: int) -> None:
-        """Reset the stream from `source` to `target`; both processes live on and dial again."""
+        """Reset the stream from `source` to `target`; both processes stay up and dial again."""
         for stream in list(self._streams):
             if (stream.source_id, stream.target_id) == (source, target):
                 stream.reset_by(None)
 
     def connect_snapshot(self, source: MemoryTransport, target_id: int) -> SnapshotConnection | None:
-        """A connection for an image; None when nobody listens there or nothing gets through."""
+        """A connection for a snapshot; None if the target does not listen or a direction is blocked."""
         source_id, target = source.handshake.member_id, self._listeners.get(target_id)
         if target is None or self.blocked(source_id, target_id) or self.blocked(target_id, source_id):
             return None
@@ -168,7 +167,7 @@ class Network:
         return [(source, target) for source, target, _ in self._snapshot_connections]
 
     def disconnect_snapshots(self, source: int, target: int) -> bool:
-        """Reset the images on their way from `source` to `target`; whether there were any."""
+        """Reset the snapshots in flight from `source` to `target`; return whether there were any."""
         return self._end_snapshots(lambda connection: connection[:2] == (source, target))
 
     def _end_snapshots(self, which: Callable[[tuple[int, int, SnapshotConnection]], bool]) -> bool:
@@ -182,20 +181,20 @@ class Network:
         self._end_snapshots(lambda each: each[2] is connection)
 
     def late_handshake(self, handshake: Handshake, target: int) -> None:
-        """Let a hello arrive that a process sent before it was gone; its stream ends as it opens."""
+        """Deliver a handshake of a process that has died since; its stream ends as it opens."""
         listener = self._listeners.get(target)
         if listener is not None and not listener.answer(handshake).refusal:
             self.supersede(handshake.member_id, listener)
             self.loop.call_soon(listener.incoming_ended, handshake.member_id, handshake.incarnation)
 
     def supersede(self, source: int, target: MemoryTransport) -> None:
-        """A member has one stream to another, and the newest counts: end those before it."""
+        """End the older streams of a member: it has one stream to each other member, the newest."""
         for stream in self.streams_of(target):
             if stream.source_id == source:
                 stream.reset_by(None)
 
     def crash(self, member_id: int) -> None:
-        """Kill a member's process as far as the network sees it; its receiver hears nothing more."""
+        """Kill a member's process as far as the network can see; its receiver is not called any more."""
         transport = self._listeners.get(member_id)
         if transport is not None:
             transport.vanish()
@@ -239,7 +238,7 @@ class Network:
 
 
 class _Lane:
-    """Messages on their way in one lane, in order, each with the time it is due."""
+    """Messages in flight in one lane, in order, each with the time it is due."""
 
     __slots__ = ("bounds", "due_last", "nbytes", "queue")
 
@@ -272,12 +271,12 @@ class _Stream:
     """One accepted connection from a dialling member to the one it dialled."""
 
     def __init__(self, link: _Link, target: MemoryTransport, target_incarnation: int) -> None:
-        self._network = link.owner.network
+        self._network = link.transport.network
         self.link = link
-        self.source = link.owner
+        self.source = link.transport
         self.target = target
-        self.source_id = link.owner.handshake.member_id
-        self.source_incarnation = link.owner.handshake.incarnation
+        self.source_id = link.transport.handshake.member_id
+        self.source_incarnation = link.transport.handshake.incarnation
         self.target_id = link.member_id
         self.target_incarnation = target_incarnation
         self._lanes = (_Lane(bulk=False), _Lane(bulk=True))
@@ -307,7 +306,7 @@ class _Stream:
         return True
 
     def resume(self) -> None:
-        """Arm the timer for whatever is due next."""
+        """Arm the timer for the message that is due next."""
         heads = [lane.queue[0][0] for lane in self._lanes if lane.queue]
         if not heads or not self.open or self._network.blocked(self.source_id, self.target_id):
             return
@@ -335,27 +334,27 @@ class _Stream:
             self.resume()
 
     def watch_silence(self) -> None:
-        """The link has just been blocked: give the stream up if that lasts."""
+        """Called when the link is blocked: close the stream if that lasts for SILENCE_TIMEOUT_S."""
         self._network.loop.call_later(SILENCE_TIMEOUT_S, self._check_silence)
 
     def _check_silence(self) -> None:
         if self.open and self._network.blocked(self.source_id, self.target_id):
             self._end()
-            self._tell(self.source)
-            self._tell(self.target)
+            self._report_end(self.source)
+            self._report_end(self.target)
 
     def reset_by(self, side: MemoryTransport | None) -> None:
-        """End the stream. `side` did it and is told nothing; with None both ends are told at once."""
+        """End the stream and report that to the other end than `side`, or with None to both ends at once."""
         if not self.open:
             return
         self._end()
         if side is None:
-            self._tell(self.source)
-            self._tell(self.target)
+            self._report_end(self.source)
+            self._report_end(self.target)
         elif side is self.source:
-            self._tell_later(self.source_id, self.target_id, self.target)
+            self._report_end_later(self.source_id, self.target_id, self.target)
         else:
-            self._tell_later(self.target_id, self.source_id, self.source)
+            self._report_end_later(self.target_id, self.source_id, self.source)
 
     def _end(self) -> None:
         self.open = False
@@ -364,15 +363,15 @@ class _Stream:
             self._timer = None
         self._network.ended(self)
 
-    def _tell_later(self, ender: int, other: int, transport: MemoryTransport) -> None:
-        """A reset travels like any packet; through a partition it is not heard, only silence is."""
+    def _report_end_later(self, ender: int, other: int, transport: MemoryTransport) -> None:
+        """A reset travels like any packet; behind a partition the other end only sees silence."""
         if self._network.blocked(ender, other):
             wait_s = SILENCE_TIMEOUT_S
         else:
             wait_s = self._network.delay_s(ender, other)
-        self._network.loop.call_later(wait_s, self._tell, transport)
+        self._network.loop.call_later(wait_s, self._report_end, transport)
 
-    def _tell(self, transport: MemoryTransport) -> None:
+    def _report_end(self, transport: MemoryTransport) -> None:
         if transport is self.source:
             self.link.stream_ended(self)
         else:
@@ -380,17 +379,17 @@ class _Stream:
 
 
 class _Link:
-    """One member's outgoing conversation with one peer (see `PeerLink`)."""
+    """One member's outgoing stream to one peer (see `PeerLink`)."""
 
-    def __init__(self, owner: MemoryTransport, member_id: int) -> None:
-        self.owner = owner
+    def __init__(self, transport: MemoryTransport, member_id: int) -> None:
+        self.transport = transport
         self.member_id = member_id
-        self._backoff = Backoff(owner.network.rng)
+        self._backoff = Backoff(transport.network.rng)
         self._stream: _Stream | None = None
         self._redial: asyncio.Handle | None = None
         """The pending next attempt. Invariant: at most one of `_stream`, `_redial`, `_dialing` is set."""
         self._dialing: object | None = None
-        """Names the attempt under way; a late answer of an abandoned attempt finds another name."""
+        """Identifies the current attempt; a late answer to an abandoned attempt carries another object."""
         self.sent_messages = 0
         self.sent_bytes = 0
         self.received_bytes = 0
@@ -405,11 +404,11 @@ class _Link:
         if self._stream is not None and self._stream.send(message):
             return True
         self.send_failures += 1
-        self.owner.receiver.on_dropped(self.member_id, message)
+        self.transport.receiver.on_dropped(self.member_id, message)
         return False
 
     async def probe(self) -> Liveness:
-        return await self.owner.probe(self.member_id)
+        return await self.transport.probe(self.member_id)
 
     def delivered(self, nbytes: int) -> None:
         self.sent_messages += 1
@@ -420,13 +419,13 @@ class _Link:
         if self._closed or self._stream is not None or self._dialing is not None:
             return
         attempt = self._dialing = object()
-        network = self.owner.network
-        here = self.owner.handshake.member_id
+        network = self.transport.network
+        here = self.transport.handshake.member_id
         network.loop.call_later(network.delay_s(here, self.member_id), self._handshake_arrives, attempt)
 
     def _handshake_arrives(self, attempt: object) -> None:
-        network = self.owner.network
-        here = self.owner.handshake.member_id
+        network = self.transport.network
+        here = self.transport.handshake.member_id
         if self._closed or attempt is not self._dialing:
             return
         if network.blocked(here, self.member_id) or network.blocked(self.member_id, here):
@@ -437,7 +436,9 @@ class _Link:
         if target is None:
             network.loop.call_later(back_s, self._failed, attempt)
             return
-        answer = judge_answer(self.owner.handshake, self.member_id, target.answer(self.owner.handshake))
+        answer = judge_answer(
+            self.transport.handshake, self.member_id, target.answer(self.transport.handshake)
+        )
         stream = None
         if not answer.refusal:
             network.supersede(here, target)
@@ -447,20 +448,20 @@ class _Link:
     def _answered(self, attempt: object, answer: HandshakeReply, stream: _Stream | None) -> None:
         if self._closed or attempt is not self._dialing:
             if stream is not None:
-                stream.reset_by(self.owner)
+                stream.reset_by(self.transport)
             return
         self._dialing = None
-        self.owner.receiver.on_answer(self.member_id, answer)
+        self.transport.receiver.on_answer(self.member_id, answer)
         if stream is None or self._closed:
             self._schedule()
             return
         if not stream.open:
             self._schedule()
             return
-        self.owner.incarnations.seen(self.member_id, answer.handshake.incarnation)
+        self.transport.incarnations.seen(self.member_id, answer.handshake.incarnation)
         self._backoff.reset()
         self._stream = stream
-        self.owner.receiver.on_connected(self.member_id)
+        self.transport.receiver.on_connected(self.member_id)
 
     def _failed(self, attempt: object) -> None:
         if attempt is self._dialing:
@@ -469,22 +470,22 @@ class _Link:
 
     def _schedule(self) -> None:
         if not self._closed:
-            self._redial = self.owner.network.loop.call_later(self._backoff.next_s(), self.dial)
+            self._redial = self.transport.network.loop.call_later(self._backoff.next_s(), self.dial)
 
     def wake(self) -> None:
-        """The peer has dialled us, so it is there: do not wait for the back-off."""
+        """Dial without waiting for the back-off: the peer has just dialled us, so it is up."""
         self._backoff.reset()
         if self._redial is not None:
             self._redial.cancel()
-            self._redial = self.owner.network.loop.call_soon(self.dial)
+            self._redial = self.transport.network.loop.call_soon(self.dial)
 
     def stream_ended(self, stream: _Stream) -> None:
         if self._closed or stream is not self._stream:
             return
         self._stream = None
-        self.owner.incarnations.ended(self.member_id, stream.target_incarnation)
+        self.transport.incarnations.ended(self.member_id, stream.target_incarnation)
         self._schedule()
-        self.owner.receiver.on_disconnected(self.member_id)
+        self.transport.receiver.on_disconnected(self.member_id)
 
     def close_nowait(self) -> None:
         self._closed = True
@@ -494,7 +495,7 @@ class _Link:
             self._redial = None
         if self._stream is not None:
             stream, self._stream = self._stream, None
-            stream.reset_by(self.owner)
+            stream.reset_by(self.transport)
 
 
 class MemoryTransport:
@@ -510,10 +511,10 @@ class MemoryTransport:
         self._started = False
         self._closed = False
         self._snapshots: dict[asyncio.Task[None], SnapshotConnection] = {}
-        """What receives the images on their way to this member."""
+        """Tasks that receive the snapshots in flight to this member."""
 
     async def start(self, handshake: Handshake, receiver: Receiver) -> None:
-        """Listen under the hello's member id and dial every peer set so far; OSError if it is taken."""
+        """Listen under the handshake's member id and dial every peer set so far; OSError if it is taken."""
         self.network.join(handshake.member_id, self)
         self.handshake = handshake
         self.receiver = receiver
@@ -583,7 +584,7 @@ class MemoryTransport:
             self.network.snapshot_ended(connection)
 
     def serve_snapshot(self, connection: SnapshotConnection) -> None:
-        """An image is on its way here; called by the network."""
+        """Receive a snapshot over `connection`; called by the network."""
         task = self.network.loop.create_task(receive_snapshot(connection.receiver, self.receiver))
         self._snapshots[task] = connection
         task.add_done_callback(self._snapshot_served)
@@ -592,9 +593,9 @@ class MemoryTransport:
         connection = self._snapshots.pop(task)
         fault = None if task.cancelled() else task.exception()
         if task.cancelled() or fault is not None:
-            self.network.snapshot_ended(connection)  # else the last words are still under way
+            self.network.snapshot_ended(connection)  # else the last status is still in flight
         if fault is not None and not isinstance(fault, SnapshotFailed):
-            context = {"message": "an image could not be received", "exception": fault, "task": task}
+            context = {"message": "a snapshot could not be received", "exception": fault, "task": task}
             self.network.loop.call_exception_handler(context)
 
     def connected_peers(self) -> frozenset[int]:
@@ -616,7 +617,7 @@ class MemoryTransport:
             stream.reset_by(None)
 
     def vanish(self) -> None:
-        """Be gone at once, as by SIGKILL: peers see resets, our own receiver hears nothing more."""
+        """End at once, as by SIGKILL: peers see resets, and our own receiver is not called any more."""
         self._closed = True
         for link in self._links.values():
             link.close_nowait()
@@ -629,7 +630,7 @@ class MemoryTransport:
         self.vanish()
 
     def answer(self, handshake: Handshake) -> HandshakeReply:
-        """A hello has arrived here; called by the network."""
+        """Answer a handshake that has arrived; called by the network."""
         answer = self.receiver.on_handshake(handshake)
         if not answer.refusal:
             self.incarnations.seen(handshake.member_id, handshake.incarnation)

@@ -1,13 +1,13 @@
-"""Moving an image of the state from one member to another: the rules, the same for both twins.
+"""Sending a snapshot from one member to another: the protocol, the same for both implementations.
 
-An image travels on a connection of its own, so that no heartbeat ever waits behind it. The sender opens
-with what it brings; the receiver says from which byte to go on, which is not 0 when an earlier attempt
-was interrupted; then chunks, each with its checksum, at most SNAPSHOT_WINDOW_CHUNKS ahead of what the
-receiver has put on its disk, so that memory is bounded at both ends. When all bytes are there the
-receiver verifies and installs the image, which takes a while, and says meanwhile that it lives. Silence
-in either direction for SNAPSHOT_SILENCE_S ends the attempt.
+A snapshot travels on a connection of its own, so that no heartbeat ever waits behind it. The sender opens
+with an offer. The receiver replies with the offset at which to continue, above 0 if an earlier attempt was
+interrupted. Chunks follow, each with its checksum, at most SNAPSHOT_CHUNKS_IN_FLIGHT ahead of the receiver's
+disk, so that memory is bounded at both ends. After the last chunk the receiver verifies and installs the
+snapshot, and sends a status every SNAPSHOT_ALIVE_S meanwhile. Silence in either direction for
+SNAPSHOT_SILENCE_S ends the attempt.
 
-Rules of this file: no socket and no bytes of the wire; a twin provides the two ends of a pipe.
+Rules of this file: no sockets and no encoding; the implementation provides the two ends of a pipe.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from raft.transport.transport_protocol import (
 )
 
 SNAPSHOT_CHUNK_BYTES = 256 * 1024
-"""One message: large enough that its flat costs vanish, small enough that the loop copies and sums it in
+"""One message: large enough that its flat costs vanish, small enough that the loop copies and checksums it in
 well under a millisecond and a heartbeat of the same process is not late."""
 
-SNAPSHOT_WINDOW_CHUNKS = 4
-"""Chunks under way and not yet on the receiver's disk: hides a round trip, pins 1 MiB."""
+SNAPSHOT_CHUNKS_IN_FLIGHT = 4
+"""Chunks sent and not yet on the receiver's disk: hides a round trip, pins 1 MiB."""
 
 SNAPSHOT_SILENCE_S = 10.0
-"""Nothing from the other end for this long ends the attempt: far above the slowest healthy sync."""
+"""Silence of the other end that ends the attempt: far above the slowest healthy sync."""
 
 SNAPSHOT_ALIVE_S = 1.0
-"""How often the receiver says that it lives while it verifies and installs."""
+"""Interval at which the receiver sends its status while it verifies and installs."""
 
 
 class SenderPipe(Protocol):
-    """The sender's end. Both calls raise SnapshotFailed when the connection is gone."""
+    """The sender's end. Both calls raise SnapshotFailed when the connection has ended."""
 
     async def write(self, frame: SnapshotOpening | SnapshotChunk) -> None: ...
 
@@ -55,7 +55,7 @@ class SenderPipe(Protocol):
 
 
 class ReceiverPipe(Protocol):
-    """The receiver's end. Both calls raise SnapshotFailed when the connection is gone."""
+    """The receiver's end. Both calls raise SnapshotFailed when the connection has ended."""
 
     async def read(self) -> SnapshotOpening | SnapshotChunk: ...
 
@@ -70,32 +70,31 @@ async def send_snapshot(
     progress: Callable[[int], None],
     chunk_bytes: int = 0,
 ) -> None:
-    """Bring the image to its end. `progress(offset)` is told what the receiver has. Raises SnapshotFailed.
-
-    `chunk_bytes`: SNAPSHOT_CHUNK_BYTES unless given.
+    """Send a snapshot until it is installed. Calls `progress(offset)` with every offset that the receiver
+    reports. `chunk_bytes` defaults to SNAPSHOT_CHUNK_BYTES. Raises SnapshotFailed.
     """
     chunk_bytes = chunk_bytes or SNAPSHOT_CHUNK_BYTES
     try:
         async with asyncio.timeout(SNAPSHOT_SILENCE_S):
             await pipe.write(SnapshotOpening(handshake, offer))
-        status = await _heard(pipe, progress)
+        status = await _read_status(pipe, progress)
         position = status.offset
         while not status.done:
-            window_end = status.offset + SNAPSHOT_WINDOW_CHUNKS * chunk_bytes
-            if position < min(offer.size_bytes, window_end):
+            limit = status.offset + SNAPSHOT_CHUNKS_IN_FLIGHT * chunk_bytes
+            if position < min(offer.size_bytes, limit):
                 data = await read(position, chunk_bytes)
                 if not data:
-                    raise SnapshotFailed("the image is shorter than it was")
+                    raise SnapshotFailed("the snapshot became shorter while it was sent")
                 async with asyncio.timeout(SNAPSHOT_SILENCE_S):
                     await pipe.write(SnapshotChunk(position, crc32c(data), data))
                 position += len(data)
             else:
-                status = await _heard(pipe, progress)
+                status = await _read_status(pipe, progress)
     except TimeoutError:
         raise SnapshotFailed(f"the receiver was silent for {SNAPSHOT_SILENCE_S:.0f} s") from None
 
 
-async def _heard(pipe: SenderPipe, progress: Callable[[int], None]) -> SnapshotStatus:
+async def _read_status(pipe: SenderPipe, progress: Callable[[int], None]) -> SnapshotStatus:
     async with asyncio.timeout(SNAPSHOT_SILENCE_S):
         status = await pipe.read()
     if status.refusal:
@@ -105,15 +104,15 @@ async def _heard(pipe: SenderPipe, progress: Callable[[int], None]) -> SnapshotS
 
 
 async def receive_snapshot(pipe: ReceiverPipe, receiver: Receiver) -> None:
-    """Serve one incoming connection until it ends. Raises SnapshotFailed when the sender is gone or silent."""
+    """Serve one incoming connection until it ends. Raises SnapshotFailed if it breaks or falls silent."""
     try:
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
             opening = await pipe.read()
         if not isinstance(opening, SnapshotOpening):
-            raise SnapshotRefused("an image must be announced before it is sent")
+            raise SnapshotRefused("a snapshot must be offered before it is sent")
         sink = receiver.on_snapshot(opening.handshake, opening.offer)
         try:
-            await _fill(pipe, sink, opening.offer.size_bytes)
+            await _write_chunks(pipe, sink, opening.offer.size_bytes)
         finally:
             sink.release()
     except SnapshotRefused as refusal:
@@ -122,7 +121,7 @@ async def receive_snapshot(pipe: ReceiverPipe, receiver: Receiver) -> None:
         raise SnapshotFailed("the sender fell silent") from None
 
 
-async def _fill(pipe: ReceiverPipe, sink: SnapshotSink, size_bytes: int) -> None:
+async def _write_chunks(pipe: ReceiverPipe, sink: SnapshotSink, size_bytes: int) -> None:
     offset = await sink.open()
     await pipe.write(SnapshotStatus(offset))
     while offset < size_bytes:

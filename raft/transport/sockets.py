@@ -1,9 +1,9 @@
-"""Cutting sockets that a library owns, by their addresses.
+"""Shutting down sockets of a library, chosen by their addresses.
 
-gRPC hands out no sockets, yet a stuck or stopping member must end its peer conversations at once,
-and a stuck one can run nothing but a watchdog thread. So the process's own descriptors are looked
-through. `shutdown` acts on the socket itself, whoever holds it, and the library sees an ended
-connection, as if the peer had gone; nothing is closed behind its back.
+gRPC exposes no sockets, yet a stuck or stopping member must end its peer connections at once, and a stuck one
+can run nothing but a watchdog thread. So this module searches the process's own descriptors. `shutdown` acts
+on the socket itself, not on a descriptor: the library sees an ended connection, as if the peer had closed it,
+and its descriptors stay valid.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _DESCRIPTORS = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
 Chosen = Callable[[socket.socket], bool]
 
 
-def cut(chosen: Chosen) -> int:
+def shut_down(chosen: Chosen) -> int:
     """Shut down every TCP socket of this process that `chosen` accepts; return how many.
 
-    Safe in any thread: each descriptor is looked at through a duplicate, so that its number being
-    reused meanwhile cannot cut a stranger.
+    Safe on any thread: each descriptor is examined through a duplicate, so if its number is reused meanwhile,
+    no other socket is affected.
     """
     count = 0
     for name in os.listdir(_DESCRIPTORS):
         try:
             descriptor = os.dup(int(name))
         except OSError:
-            continue  # gone since listed
+            continue  # closed since listed
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             continue

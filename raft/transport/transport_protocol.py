@@ -1,8 +1,8 @@
-"""How members reach one another, as the driver sees it.
+"""The node's view of the peer transport.
 
-Best effort: a message may be lost, and is then reported; what arrives on one connection keeps
-its order within each of the two lanes (urgent, bulk). Nothing here decides; in particular
-"dead" and "unreachable" are told apart by evidence only (a hello), never by a timer.
+Best effort: a message may be lost, and the loss is reported; messages of one connection keep their order
+within each of the two lanes (urgent, bulk). The transport decides nothing. In particular, evidence (a
+handshake) distinguishes "dead" from "unreachable", never a timer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from raft.core.messages import Message
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handshake:
-    """First words on every connection, in both directions."""
+    """The first message on every connection, in both directions."""
 
     format_version: int
     cluster_id: int
@@ -27,30 +27,30 @@ class Handshake:
     incarnation: int
     """64 fresh random bits per process start."""
     urls: tuple[str, ...] = ()
-    """Where the sender listens for peers: a member that has not yet heard of it can answer."""
+    """Where the sender listens for peers, so that a member that does not know it yet can dial back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandshakeReply:
-    """The accepting side's hello, and what it knows of the asking member."""
+    """The accepting side's handshake, and what it knows of the dialling member."""
 
     handshake: Handshake
     earlier_disk_known: bool
-    """True when the answering member has ever recorded another disk id for the asking member."""
+    """The accepting member has ever recorded another disk id for the dialling member."""
     refusal: str = ""
-    """Why the conversation is refused, in one line; empty when accepted."""
+    """Why the stream is refused, in one line; empty when accepted."""
     removed: bool = False
-    """The asking member was removed from the cluster, for ever. Implies a refusal."""
+    """The dialling member was removed from the cluster, for ever. Implies a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardedBatch:
-    """Commands a member without leadership passes to the leader of `term`, and of no other term."""
+    """Commands that a follower forwards to the leader of `term`, and of no other term."""
 
     term: int
     incarnation: int
     counter: int
-    """Position in the origin's window for this term, from 1."""
+    """Position in the origin's forwarding session of this term, from 1."""
     data: bytes
     """The encoded batch, ready to be the data of one log entry."""
 
@@ -73,21 +73,21 @@ class ReplicaRecorded:
 
 @dataclass(frozen=True, slots=True)
 class LeaderRequest:
-    """Asked by one application of that of the leader; opaque here."""
+    """A leader RPC: a request of one application to that of the leader; opaque here."""
 
     incarnation: int
-    """The asking process."""
+    """Of the requesting member."""
     number: int
-    """Names the question among those of its process."""
+    """Identifies the request within its incarnation."""
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class LeaderReply:
-    """To the question of the same name."""
+    """The reply to the leader RPC of the same incarnation and number."""
 
     incarnation: int
-    """The asking process."""
+    """Of the requesting member."""
     number: int
     data: bytes
 
@@ -97,23 +97,23 @@ PeerMessage = Message | ForwardedBatch | ForwardRefused | ReplicaRecorded | Lead
 
 @dataclass(frozen=True, slots=True)
 class SnapshotOffer:
-    """An image of the state that one member brings another."""
+    """A snapshot that one member offers another."""
 
     message: Message
-    """The SNAPSHOT message it belongs to, with the image's true metadata."""
+    """Its SNAPSHOT message, with the metadata of the bytes to be sent."""
     size_bytes: int
     sha256: bytes
 
 
 class SnapshotOpening(NamedTuple):
-    """First words of the sender of an image."""
+    """The first frame of a snapshot's sender."""
 
     handshake: Handshake
     offer: SnapshotOffer
 
 
 class SnapshotChunk(NamedTuple):
-    """The bytes of an image from `offset` on."""
+    """The bytes of a snapshot from `offset` on."""
 
     offset: int
     crc32c: int
@@ -121,38 +121,38 @@ class SnapshotChunk(NamedTuple):
 
 
 class SnapshotStatus(NamedTuple):
-    """How far the receiver of an image is."""
+    """The progress of a snapshot's receiver."""
 
     offset: int
-    """Bytes that it has; where to go on."""
+    """Bytes that it has; the sender continues here."""
     done: bool = False
-    """The image is installed, or needed no more."""
+    """The snapshot is installed, or not needed any more."""
     refusal: str = ""
     """Why this attempt ends, in one line."""
 
 
 class SnapshotFailed(Exception):
-    """An attempt to move an image ended early; the text says why. Another may go on from there."""
+    """An attempt to send a snapshot ended early, with the reason. Another attempt may resume there."""
 
 
 class SnapshotRefused(Exception):
-    """The receiver does not take this image, or not now; the text says why."""
+    """The receiver does not accept this snapshot, or not now, with the reason."""
 
 
 class SnapshotSink(Protocol):
-    """Where one attempt puts the bytes of an image, on the receiving side. Raises SnapshotRefused."""
+    """Takes the bytes of one attempt, on the receiving side. Raises SnapshotRefused."""
 
     async def open(self) -> int:
-        """Get ready; the offset to go on from."""
+        """Prepare the file; return the offset at which the sender continues."""
 
     async def write(self, data: bytes) -> None:
-        """Put the next bytes on the disk."""
+        """Write the next bytes to the disk."""
 
     def finish(self) -> asyncio.Future[None]:
-        """All bytes are there: verify and install. Goes on when the attempt does not."""
+        """Verify and install the complete snapshot. Continues if the attempt ends meanwhile."""
 
     def release(self) -> None:
-        """The attempt has ended, however it did."""
+        """Called once when the attempt ends, for any reason."""
 
 
 ReadSnapshot = Callable[[int, int], Awaitable[bytes]]
@@ -160,44 +160,44 @@ ReadSnapshot = Callable[[int, int], Awaitable[bytes]]
 
 
 class Liveness(Enum):
-    """Outcome of one plain connection with an exchange of hellos."""
+    """Outcome of a probe: one plain connection with a handshake each way."""
 
     ALIVE = "alive"
-    """Same boot id as before: the promise stands."""
+    """Same incarnation as before."""
     DEAD = "dead"
-    """Refused, reset before hello, or a new boot id: that process is gone."""
+    """Refused, reset before the handshake, or another incarnation: the previous one is dead."""
     UNREACHABLE = "unreachable"
     """Silence: nothing is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStatistics:
-    """Counters of the conversation with one peer since it was set."""
+    """Counters of the traffic with one peer since it was set."""
 
     sent_messages: int
     sent_bytes: int
     received_bytes: int
     send_failures: int
-    """Messages that were dropped because a lane was full or the stream down."""
+    """Messages dropped because a lane was full or the stream down."""
     round_trip_seconds: float = 0.0
     """Sum of the measured times from a heartbeat to its answer."""
     round_trip_buckets: tuple[int, ...] = ()
-    """How many of them took up to 0.1 ms, 0.2 ms, doubling 15 times, and longer; empty if not measured."""
+    """Counts of those up to 0.1 ms, 0.2 ms, doubling 15 times, and longer; empty if not measured."""
 
 
 class Receiver(Protocol):
-    """The driver's side. All calls happen on the event loop, none may block."""
+    """The node's side. All calls run on the event loop, and none may block."""
 
     def on_handshake(self, handshake: Handshake) -> HandshakeReply:
-        """Judge a peer's first words; a refusal closes the connection."""
+        """Accept or refuse a peer's stream; a refusal closes it."""
 
     def on_answer(self, member_id: int, answer: HandshakeReply) -> None:
-        """A peer has answered our hello (accepted or refused)."""
+        """A peer has answered our handshake (accepted or refused)."""
 
     def on_message(self, member_id: int, incarnation: int, message: PeerMessage) -> None: ...
 
     def on_snapshot(self, handshake: Handshake, offer: SnapshotOffer) -> SnapshotSink:
-        """A peer offers an image. Raises SnapshotRefused."""
+        """A peer offers a snapshot. Raises SnapshotRefused."""
 
     def on_connected(self, member_id: int) -> None:
         """Our outgoing stream to this member is open."""
@@ -210,7 +210,7 @@ class Receiver(Protocol):
 
 
 class PeerLink(Protocol):
-    """One member's outgoing conversation with one peer: queues, a stream, back-off.
+    """One member's outgoing stream to one peer: queues, dialling, back-off.
 
     Two lanes: urgent (heartbeats, votes, answers, read rounds) is never behind bulk (appends,
     forwarded batches). Both are bounded in messages and bytes by named constants.
@@ -223,7 +223,7 @@ class PeerLink(Protocol):
         """Queue a message; False when it cannot be, and `on_dropped` was called before returning."""
 
     async def probe(self) -> Liveness:
-        """Open one plain connection, exchange hellos, close it."""
+        """Open one plain connection, exchange handshakes, close it."""
 
     def close_nowait(self) -> None: ...
 
@@ -245,10 +245,10 @@ class Transport(Protocol):
     async def send_snapshot(
         self, member_id: int, offer: SnapshotOffer, read: ReadSnapshot, progress: Callable[[int], None]
     ) -> None:
-        """Bring a member an image, on a connection of its own, until it is installed there.
+        """Send a snapshot to a member, on a connection of its own, until it is installed there.
 
-        `progress(offset)` is told how far the receiver is. Raises SnapshotFailed, also for want of a connection;
-        another call goes on where this one stopped.
+        Calls `progress(offset)` with each offset that the receiver reports. Raises SnapshotFailed, also
+        without a connection; another call resumes where this one stopped.
         """
 
     def connected_peers(self) -> frozenset[int]: ...
@@ -257,7 +257,7 @@ class Transport(Protocol):
         """Counters by peer."""
 
     def reset_connections(self) -> None:
-        """Shut every peer socket at once; safe to call from the watchdog thread."""
+        """Shut down every peer socket at once; safe to call from the watchdog thread."""
 
     async def close(self) -> None:
-        """Close peer sockets first, so that the others elect at once, then the rest."""
+        """Close peer sockets first, so that the other members elect a leader at once, then the rest."""

@@ -121,7 +121,7 @@ def receiving(node: SimulatedNode) -> int:
 
 def test_a_transfer_survives_an_interruption_at_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on where it stopped: no byte is written twice."""
-    monkeypatch.setattr(snapshot_stream, "SNAPSHOT_WINDOW_CHUNKS", 1)
+    monkeypatch.setattr(snapshot_stream, "SNAPSHOT_CHUNKS_IN_FLIGHT", 1)
 
     async def scenario(cluster: SimulatedCluster) -> None:
         down = await left_behind(cluster)

@@ -1,4 +1,4 @@
-"""Both twins behind one harness, so that one suite holds them to one contract."""
+"""Both implementations behind one harness, so that one suite checks them against one contract."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEADLINE_S = 10.0
 
 
 class Recorder:
-    """A receiver that writes down what it is told, and lets a test wait for it."""
+    """A receiver that records every call, and lets a test wait for one."""
 
     def __init__(self, member_id: int, incarnation: int) -> None:
         self.handshake = Handshake(
@@ -38,7 +38,7 @@ class Recorder:
             incarnation=incarnation,
         )
         self.refusal = ""
-        """What every hello is answered with."""
+        """The refusal in every answer to a handshake; empty to accept."""
         self.handshakes: list[Handshake] = []
         self.answers: list[tuple[int, HandshakeReply]] = []
         self.messages: list[tuple[int, int, PeerMessage]] = []
@@ -77,14 +77,14 @@ class Recorder:
     async def until(
         self, condition: Callable[[], bool], deadline_s: float = DEADLINE_S, *, poll: bool = False
     ) -> None:
-        """Wait until `condition` holds, looking again whenever something was reported, or all the time."""
+        """Wait until `condition` holds; evaluate it after every recorded call, or every 5 ms with `poll`."""
         async with asyncio.timeout(deadline_s):
             while not condition():
                 self._news.clear()
                 await (asyncio.sleep(0.005) if poll else self._news.wait())
 
     def on_snapshot(self, handshake: Handshake, offer: SnapshotOffer) -> SnapshotSink:
-        raise SnapshotRefused("no images here")
+        raise SnapshotRefused("no snapshots here")
 
     @property
     def received(self) -> list[PeerMessage]:
@@ -92,7 +92,7 @@ class Recorder:
 
 
 class Harness:
-    """Starts members of one twin and wires them to one another."""
+    """Starts members of one implementation and connects them."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -104,7 +104,7 @@ class Harness:
     async def member(
         self, member_id: int, incarnation: int, *, port: int = 0, cluster_id: int = CLUSTER_ID
     ) -> tuple[Transport, Recorder]:
-        """Start a member that listens and, so far, dials nobody."""
+        """Start a member that listens and has no peers yet."""
         recorder = Recorder(member_id, incarnation)
         if cluster_id != CLUSTER_ID:
             handshake = recorder.handshake
@@ -129,11 +129,11 @@ class Harness:
         return transport, recorder
 
     async def again(self, member_id: int, incarnation: int) -> tuple[Transport, Recorder]:
-        """Start a member anew at the address of a closed predecessor."""
+        """Start another incarnation of a closed member at the same address."""
         return await self.member(member_id, incarnation, port=int(self.urls[member_id][0].rsplit(":", 1)[1]))
 
     async def pair(self) -> tuple[Transport, Recorder, Transport, Recorder]:
-        """Start members 1 and 2, boot ids 10 and 20, with both streams open."""
+        """Start members 1 and 2, incarnations 10 and 20, with both streams open."""
         first, first_recorder = await self.member(1, 10)
         second, second_recorder = await self.member(2, 20)
         first.set_peer(2, self.urls[2])

@@ -14,7 +14,7 @@ from raft.transport.transport_protocol import Handshake, HandshakeReply, PeerMes
 
 
 class Echo:
-    """Greets whoever it reaches, and sends every message back to whoever sent it."""
+    """Sends a message to every peer that connects, and every message back to its sender."""
 
     def __init__(self, transport: GrpcTransport, handshake: Handshake) -> None:
         self.transport = transport

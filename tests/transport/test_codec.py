@@ -1,4 +1,4 @@
-"""Encoding is exact both ways, and foreign bytes are refused rather than guessed at."""
+"""Encoding is exact both ways, and bytes of another protocol are refused."""
 
 from __future__ import annotations
 

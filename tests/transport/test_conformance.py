@@ -1,4 +1,4 @@
-"""What every transport promises, held against the in-memory twin and the gRPC one alike."""
+"""The contract of every transport, checked against the in-memory implementation and the gRPC one."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_lanes_are_bounded_in_bytes(harness: Harness) -> None:
     assert len(recorder.dropped) == 1
 
 
-async def test_sending_to_nobody_is_reported(harness: Harness) -> None:
+async def test_sending_to_an_unknown_member_is_reported(harness: Harness) -> None:
     first, recorder = await harness.member(1, 10)
     assert not first.send(9, heartbeat(1))
     assert recorder.dropped == [(9, heartbeat(1))]
@@ -136,7 +136,9 @@ async def test_the_dialler_judges_the_answer_too(harness: Harness) -> None:
     assert recorder.connected == []
 
 
-async def test_the_end_of_a_peer_is_told_at_once_and_a_new_process_is_found(harness: Harness) -> None:
+async def test_the_end_of_a_peer_is_reported_at_once_and_its_next_incarnation_is_found(
+    harness: Harness,
+) -> None:
     first, recorder, second, _ = await harness.pair()
     await second.close()
     await recorder.until(lambda: 2 in recorder.disconnected and not first.connected_peers(), 1.0)
@@ -173,8 +175,8 @@ async def test_a_peer_that_dials_us_is_dialled_back_without_waiting(harness: Har
 async def test_probe_finds_the_same_process_alive(harness: Harness) -> None:
     first, _, _, other = await harness.pair()
     assert await first.probe(2) is Liveness.ALIVE
-    # The receiver hears of the stream only. A probe may arrive late, when another process of its member
-    # has said hello: that one would be forgotten.
+    # Only the stream's handshake reaches the receiver: a probe may be late, after the handshake of its
+    # member's next incarnation.
     assert len(other.handshakes) == 1
 
 
@@ -184,7 +186,7 @@ async def test_probe_finds_a_stopped_process_dead(harness: Harness) -> None:
     assert await first.probe(2) is Liveness.DEAD
 
 
-async def test_probe_takes_a_new_process_at_the_old_address_for_the_old_ones_death(harness: Harness) -> None:
+async def test_probe_of_another_incarnation_at_the_same_address_is_dead(harness: Harness) -> None:
     first, recorder, second, _ = await harness.pair()
     await second.close()
     await recorder.until(lambda: 2 in recorder.disconnected)
@@ -192,7 +194,7 @@ async def test_probe_takes_a_new_process_at_the_old_address_for_the_old_ones_dea
     assert await first.probe(2) is Liveness.DEAD
 
 
-async def test_probe_of_a_process_that_refuses_us_still_tells_who_it_is(harness: Harness) -> None:
+async def test_probe_of_a_process_that_refuses_us_still_finds_its_incarnation(harness: Harness) -> None:
     first, _, _, other = await harness.pair()
     other.refusal = "removed from the cluster"
     assert await first.probe(2) is Liveness.ALIVE
@@ -210,7 +212,7 @@ async def test_reset_ends_every_stream_and_all_come_back(harness: Harness) -> No
     assert await second.probe(1) is Liveness.ALIVE
 
 
-async def test_a_removed_peer_is_hung_up_on_and_not_dialled(harness: Harness) -> None:
+async def test_a_removed_peer_is_disconnected_and_not_dialled(harness: Harness) -> None:
     first, recorder, second, other = await harness.pair()
     other.refusal = recorder.refusal = "removed"
     first.remove_peer(2)

@@ -1,4 +1,4 @@
-"""The gRPC twin where processes and sockets are real: kills, silence, resets, latency."""
+"""The gRPC transport where processes and sockets are real: kills, silence, resets, latency."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def remote(grpc_harness: Harness) -> AsyncIterator[tuple[Any, Any, asyncio
         port = int(await asyncio.wait_for(process.stdout.readline(), 20))
         transport.set_peer(2, (f"http://127.0.0.1:{port}",))
         await recorder.until(lambda: bool(transport.connected_peers()) and bool(recorder.messages))
-        recorder.messages.clear()  # the greeting has proved the way back
+        recorder.messages.clear()  # the first message shows that both streams are open
         yield transport, recorder, process
     finally:
         if process.returncode is None:
@@ -220,7 +220,7 @@ async def test_reset_leaves_a_stuck_loop_refusing_probes(remote: Any) -> None:
     assert await transport.probe(2) is Liveness.ALIVE
 
 
-async def test_cutting_spares_the_sockets_of_strangers() -> None:
+async def test_a_shutdown_spares_other_sockets() -> None:
     left, right = socket.socketpair()
     with (
         left,
@@ -232,14 +232,14 @@ async def test_cutting_spares_the_sockets_of_strangers() -> None:
     ):
         accepted, _ = server.accept()
         with accepted:
-            assert sockets.cut(sockets.accepted_on(frozenset({server.getsockname()[1]}))) == 1
+            assert sockets.shut_down(sockets.accepted_on(frozenset({server.getsockname()[1]}))) == 1
             assert dialled.recv(1) == b""
         untouched.sendall(b"x")
         with stranger.accept()[0] as other:
             assert other.recv(1) == b"x"
         with socket.create_connection(server.getsockname()):
             pass
-        assert sockets.cut(sockets.listening_on(frozenset({server.getsockname()[1]}))) == 1
+        assert sockets.shut_down(sockets.listening_on(frozenset({server.getsockname()[1]}))) == 1
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(server.getsockname())
         left.sendall(b"y")
@@ -263,10 +263,10 @@ async def test_a_peer_needs_a_url() -> None:
 async def test_a_link_ends_though_the_library_swallows_its_cancellation(
     grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call that ends in the moment in which it is cancelled reports its own end instead."""
+    """A call that ends at the moment of its cancellation reports its end instead."""
     dialled = asyncio.Event()
 
-    async def converse(link: GrpcLink) -> str:
+    async def run_stream(link: GrpcLink) -> str:
         dialled.set()
         try:
             await asyncio.get_running_loop().create_future()
@@ -274,7 +274,7 @@ async def test_a_link_ends_though_the_library_swallows_its_cancellation(
             return "the stream ended"
         raise AssertionError("the future is never resolved")
 
-    monkeypatch.setattr(GrpcLink, "_converse", converse)
+    monkeypatch.setattr(GrpcLink, "_run_stream", run_stream)
     transport, _ = await grpc_harness.member(1, 10)
     transport.set_peer(2, ("http://127.0.0.1:1",))
     async with asyncio.timeout(10):
@@ -282,7 +282,7 @@ async def test_a_link_ends_though_the_library_swallows_its_cancellation(
         await transport.close()
 
 
-async def test_a_handshake_heard_while_closing_has_nobody_dialled(grpc_harness: Harness) -> None:
+async def test_a_handshake_received_while_closing_dials_no_peer(grpc_harness: Harness) -> None:
     transport, _ = await grpc_harness.member(1, 10)
     await transport.close()
     transport.set_peer(2, ("http://127.0.0.1:1",))
@@ -333,7 +333,7 @@ async def test_a_reset_member_listens_again_once_its_address_is_free(
         nonlocal refused
         if refused:
             refused -= 1
-            raise OSError(errno.EADDRINUSE, "planted")
+            raise OSError(errno.EADDRINUSE, "injected")
         await genuine()
 
     monkeypatch.setattr(grpc_transport, "REOPEN_RETRY_S", 0.01)
@@ -355,7 +355,7 @@ async def test_a_member_reset_while_it_reopens_listens_in_the_end(
         opened += 1
         if opened == 1:
             await asyncio.to_thread(first.reset_connections)
-            await asyncio.sleep(0)  # the loop hears of it before the opening is over
+            await asyncio.sleep(0)  # the loop sees the reset before the server is open
 
     monkeypatch.setattr(first, "_open_server", reset_meanwhile)
     first.reset_connections()
@@ -372,7 +372,7 @@ async def test_closing_does_not_wait_for_an_address_that_stays_taken(
     async def taken() -> None:
         nonlocal attempts
         attempts += 1
-        raise OSError(errno.EADDRINUSE, "planted")
+        raise OSError(errno.EADDRINUSE, "injected")
 
     monkeypatch.setattr(grpc_transport, "REOPEN_RETRY_S", 0.01)
     monkeypatch.setattr(transport, "_open_server", taken)

@@ -37,7 +37,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class Member:
-    """A transport and its receiver, writing down (time, event)."""
+    """A transport and its receiver, which records (time, event)."""
 
     def __init__(self, network: Network, member_id: int, incarnation: int) -> None:
         self.loop = network.loop
@@ -167,7 +167,7 @@ def test_a_one_way_partition_lets_the_other_way_through() -> None:
     run(main())
 
 
-def test_isolate_cuts_one_member_from_everybody() -> None:
+def test_isolate_partitions_one_member_from_all_others() -> None:
     async def main() -> None:
         network, (first, second, third) = await three()
         network.isolate(2)
@@ -181,7 +181,7 @@ def test_isolate_cuts_one_member_from_everybody() -> None:
     run(main())
 
 
-def test_a_crash_is_seen_after_the_delay_and_the_dead_hear_nothing() -> None:
+def test_a_crash_is_seen_after_the_delay_and_not_reported_to_the_crashed_member() -> None:
     async def main() -> None:
         network, (first, second, _) = await three(delay_min_s=0.01, delay_max_s=0.01)
         first.transport.send(2, heartbeat(1))
@@ -205,7 +205,7 @@ def test_a_crash_is_seen_after_the_delay_and_the_dead_hear_nothing() -> None:
     run(main())
 
 
-def test_a_crash_behind_a_partition_is_not_heard() -> None:
+def test_a_crash_behind_a_partition_is_only_silence() -> None:
     async def main() -> None:
         network, (first, _, _) = await three(delay_min_s=0.01, delay_max_s=0.01)
         network.isolate(2)
@@ -219,7 +219,7 @@ def test_a_crash_behind_a_partition_is_not_heard() -> None:
     run(main())
 
 
-def test_a_reset_stream_is_told_to_both_and_dialled_again() -> None:
+def test_a_reset_stream_is_reported_to_both_ends_and_dialled_again() -> None:
     async def main() -> None:
         network, (first, second, _) = await three()
         network.disconnect(1, 2)

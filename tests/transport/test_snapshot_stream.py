@@ -1,4 +1,4 @@
-"""An image of the state moves in chunks, resumably, in bounded memory, and never before a heartbeat."""
+"""A snapshot moves in chunks, resumably, in bounded memory, and never ahead of a heartbeat."""
 
 from __future__ import annotations
 
@@ -111,10 +111,10 @@ async def test_an_attempt_goes_on_where_the_one_before_was_interrupted(harness: 
 
         async def breaking(offset: int, size: int, stop: int = stop) -> bytes:
             if offset >= stop:
-                raise SnapshotFailed("planted")
+                raise SnapshotFailed("injected")
             return await read(offset, size)
 
-        with pytest.raises(SnapshotFailed, match="planted"):
+        with pytest.raises(SnapshotFailed, match="injected"):
             await first.send_snapshot(2, OFFER, breaking, lambda offset: None)
         await other.until(lambda sink=sink: sink.released == 1, poll=True)
         had, asked = len(sink.data), []
@@ -143,12 +143,12 @@ async def test_what_is_under_way_is_bounded_by_the_receivers_disk(harness: Any) 
         return await read(offset, size)
 
     sending = asyncio.create_task(first.send_snapshot(2, OFFER, counting, lambda offset: None))
-    await other.until(lambda: furthest == CHUNK * snapshot_stream.SNAPSHOT_WINDOW_CHUNKS, poll=True)
-    # Messages go on, however long the image waits.
+    await other.until(lambda: furthest == CHUNK * snapshot_stream.SNAPSHOT_CHUNKS_IN_FLIGHT, poll=True)
+    # Messages flow however long the snapshot waits.
     heartbeat = Message(MessageType.HEARTBEAT, 2, 1, 5)
     assert first.send(2, heartbeat)
     await other.until(lambda: heartbeat in other.received)
-    assert furthest == CHUNK * snapshot_stream.SNAPSHOT_WINDOW_CHUNKS
+    assert furthest == CHUNK * snapshot_stream.SNAPSHOT_CHUNKS_IN_FLIGHT
     sink.gate.set()
     await sending
     assert bytes(sink.data) == DATA
@@ -159,11 +159,11 @@ async def test_refusals_reach_the_sender_in_words(harness: Any) -> None:
     first, _, _, other = await harness.pair()
     sink = Sink()
     take_into(other, sink)
-    sink.open_refusal = "a newer image is on its way"
-    with pytest.raises(SnapshotFailed, match="a newer image is on its way"):
+    sink.open_refusal = "a newer snapshot is on its way"
+    with pytest.raises(SnapshotFailed, match="a newer snapshot is on its way"):
         await first.send_snapshot(2, OFFER, read, lambda offset: None)
-    sink.open_refusal, sink.finish_refusal = "", "its sum is wrong"
-    with pytest.raises(SnapshotFailed, match="its sum is wrong"):
+    sink.open_refusal, sink.finish_refusal = "", "its digest is wrong"
+    with pytest.raises(SnapshotFailed, match="its digest is wrong"):
         await first.send_snapshot(2, OFFER, read, lambda offset: None)
 
     def refuse(handshake: Handshake, offer: SnapshotOffer) -> Sink:
@@ -267,7 +267,7 @@ def test_frames_survive_the_wire() -> None:
 
 @pytest.mark.asyncio
 async def test_a_sender_that_is_cancelled_ends_so_wherever_it_is(harness: Any) -> None:
-    """Also when the receiver leaves in the same moment: gRPC tells of that by a cancellation, too."""
+    """Also if the receiver ends at the same moment: gRPC reports that by a cancellation, too."""
     first, _, second, other = await harness.pair()
     leaving = None
     for iterations in (0, 1, 2, 4, 8, 16, 64, 256):
