@@ -251,7 +251,7 @@ def _replay_entries(entries: list[Entry], contents: LogContents, segment: _Segme
     first = entries[0].index
     _discard(contents, first)
     log = contents.entries
-    # An empty list may start anywhere: older segments are gone, and `_finish` checks the base.
+    # An empty list may start anywhere: older segments are deleted, and `_finish` checks the base.
     if log and first != log[-1].index + 1:
         raise Damaged(f"entries between {log[-1].index} and {first} are missing", segment.path)
     if log and entries[0].term < log[-1].term:

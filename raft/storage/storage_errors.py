@@ -6,7 +6,7 @@ StorageError
 +-- DirectoryUnrecognized   the data directory belongs to another cluster or member
 +-- DirectoryEmpty      there is no member here and nothing was given to make one from
 +-- FormatUnknown       written by another (newer) version; left untouched
-+-- Damaged             bytes that were once durable are gone or changed: rejoin as a new member
++-- Damaged             durable bytes are missing or changed: rejoin as a new member
 +-- LogFailed           a write or sync of the log failed: its outcome is unknown, stop
 |   +-- LogFull         the log needs its next segment and the disk has no space for it
 |   +-- EntryTooLarge   one entry does not fit into one segment

@@ -75,7 +75,7 @@ class Watchdog:
         """Polls since then without a reaction of the loop."""
         away_s = 0.0
         """How much of the stall in progress this thread was late for: the whole process was paused then, and
-        the time says nothing about the disk."""
+        the time is no evidence about the disk."""
         polled_s = time.monotonic()
         while not self._stop.wait(poll_s):
             before_s, polled_s = polled_s, time.monotonic()

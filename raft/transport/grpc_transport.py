@@ -356,7 +356,7 @@ async def _wait_stopped(stopping: asyncio.Future[None], patience_s: float) -> No
         stopping.result()
     else:
         stopping.cancel()
-        logger.error("a gRPC server has not stopped within %.0f s and is given up", patience_s)
+        logger.error("a gRPC server has not stopped within %.0f s and is abandoned", patience_s)
 
 
 async def ask_description(url: str, timeout_s: float) -> bytes | None:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class OneWay(Generic[T]):
-    """Frames on their way in one direction, in order."""
+    """Frames in flight in one direction, in order."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, delay_s: Callable[[], float], blocked: Callable[[], bool]

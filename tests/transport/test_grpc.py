@@ -289,7 +289,7 @@ async def test_a_handshake_received_while_closing_dials_no_peer(grpc_harness: Ha
     assert transport.statistics() == {}
 
 
-async def test_a_server_that_does_not_stop_is_given_up(
+async def test_a_server_that_does_not_stop_is_abandoned(
     grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     transport, _ = await grpc_harness.member(1, 10)
@@ -302,7 +302,7 @@ async def test_a_server_that_does_not_stop_is_given_up(
     monkeypatch.setattr(server, "stop", never)
     async with asyncio.timeout(10):
         await transport.close()
-    assert "is given up" in caplog.text
+    assert "is abandoned" in caplog.text
     await stop(None)
 
 
