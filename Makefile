@@ -15,6 +15,8 @@ MIRROR_KEYS ?= 10000
 SEED ?=
 ROUNDS ?= 3
 SECONDS ?= 3
+# A commit: `make bench` compares with this project at it instead of with etcd.
+AGAINST ?=
 KILLS ?= 10
 WRITES ?= 200000
 CRASHES ?= 50
@@ -68,8 +70,8 @@ fix: $(STAMP) ## the gate that writes: sort, format, regenerate
 	$(BIN)/python tools/genproto.py
 	$(BIN)/python tools/configuration.py
 
-bench: $(STAMP) ## side by side with etcd, same client, alternating; writes bench/results/latest.json
-	$(BIN)/python -m bench.compare --rounds $(ROUNDS) --seconds $(SECONDS)
+bench: $(STAMP) ## side by side with etcd, or with AGAINST=<commit> of this project; writes bench/results/latest.json (against.json)
+	$(BIN)/python -m bench.compare --rounds $(ROUNDS) --seconds $(SECONDS) $(if $(AGAINST),--against $(AGAINST))
 
 profile: $(STAMP) ## where the leader spends its time under load; writes bench/results/profile.txt
 	$(BIN)/python -m bench.profile

@@ -1,4 +1,4 @@
-"""Clusters of real processes: this store and etcd behind one face, because both take etcd's flags.
+"""Clusters of real processes: this store, now or at another commit, and etcd; all take etcd's flags.
 
 Members are started directly, without a supervisor or proxy, on free loopback ports.
 A cluster is a context manager: leaving it kills every process it started.
@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,12 @@ def find_etcd(program: str = "etcd") -> Path | None:
 NO_ETCD = "needs etcd 3.5: set KVSTORE_ETCD_BIN_DIR to the folder that holds etcd and etcdctl"
 
 
+def environment(source: Path | None) -> dict[str, str]:
+    """The variables of a member: its checkout comes before whatever is installed."""
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return variables if source is None else {**variables, "PYTHONPATH": str(source)}
+
+
 @dataclass(slots=True, kw_only=True)
 class Member:
     """One process and where it listens."""
@@ -91,11 +98,8 @@ class Member:
     def start(self) -> None:
         assert self.process is None, f"{self.name} is running already"
         with self.log.open("ab") as log:
-            environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-            if self.source is not None:
-                environment["PYTHONPATH"] = str(self.source)
             self.process = subprocess.Popen(
-                self.command, stdout=log, stderr=log, env=environment, cwd=self.data_dir.parent
+                self.command, stdout=log, stderr=log, env=environment(self.source), cwd=self.data_dir.parent
             )
 
     def signal(self, number: signal.Signals) -> None:
@@ -191,6 +195,25 @@ class Cluster:
             )
             self.members.append(member)
 
+    def check_source(self) -> None:
+        """Raise ClusterError if the members of a Python cluster would import another copy than `source`.
+
+        Asks an interpreter started as theirs are: same program, variables and working folder.
+        """
+        assert self.source is not None, f"{self.label} is no Python program"
+        probe = "import kvstore, raft; print(kvstore.__file__, raft.__file__, sep='\\n')"
+        said = subprocess.run(
+            [self.program[0], "-c", probe],
+            env=environment(self.source),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for line in said.splitlines():
+            if not Path(line).resolve().is_relative_to(self.source.resolve()):
+                raise ClusterError(f"{self.label}: members would import {line}, not from {self.source}")
+
     @property
     def endpoints(self) -> list[str]:
         return [member.endpoint for member in self.members]
@@ -257,10 +280,39 @@ def pause(seconds: float = POLL_SECONDS) -> None:
     time.sleep(seconds)
 
 
-def ours(folder: Path, *, label: str = "ours", size: int = 3, flags: Sequence[str] = ()) -> Cluster:
-    """A cluster of this store, in the interpreter that runs this."""
+def ours(
+    folder: Path, *, label: str = "ours", size: int = 3, flags: Sequence[str] = (), source: Path = ROOT
+) -> Cluster:
+    """A cluster of this store, in the interpreter that runs this; `source` may hold another commit's code."""
     program = [sys.executable, "-m", "kvstore", "server"]
-    return Cluster(label=label, program=program, folder=folder, size=size, flags=flags)
+    return Cluster(label=label, program=program, folder=folder, size=size, flags=flags, source=source)
+
+
+def git(repository: Path, *words: str) -> str:
+    """What git prints, without the line's end. Raises ClusterError with git's own text."""
+    done = subprocess.run(
+        ["git", "-C", str(repository), *words],  # noqa: S607 -- the machine's git, wherever it is
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ClusterError(f"git {words[0]}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def resolve(commit: str, repository: Path = ROOT) -> str:
+    """The full hash of a branch, tag, abbreviated hash or `HEAD~1`."""
+    return git(repository, "rev-parse", "--verify", f"{commit}^{{commit}}")
+
+
+def extract(commit: str, folder: Path, repository: Path = ROOT) -> Path:
+    """The files of a commit, without touching the checkout; returns the folder that holds them."""
+    packed, source = folder / "source.zip", folder / "source"
+    git(repository, "archive", "--format=zip", f"--output={packed}", commit)
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(source)
+    return source
 
 
 def etcd(folder: Path, *, label: str = "etcd", size: int = 3, flags: Sequence[str] = ()) -> Cluster:
@@ -276,4 +328,15 @@ def etcd(folder: Path, *, label: str = "etcd", size: int = 3, flags: Sequence[st
 def both(folder: Path, *, size: int = 3) -> Iterator[tuple[Cluster, Cluster]]:
     """This store and etcd, side by side on the same disk."""
     with ours(folder / "ours", size=size) as mine, etcd(folder / "etcd", size=size) as peer:
+        yield mine, peer
+
+
+@contextlib.contextmanager
+def against(commit: str, folder: Path, *, size: int = 3) -> Iterator[tuple[Cluster, Cluster]]:
+    """This checkout and another commit of this project, side by side on the same disk."""
+    source = extract(commit, folder)
+    mine = ours(folder / "ours", size=size)
+    with mine, ours(folder / "theirs", label="theirs", size=size, source=source) as peer:
+        mine.check_source()
+        peer.check_source()
         yield mine, peer

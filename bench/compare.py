@@ -1,5 +1,7 @@
 """`make bench`: this store beside a three-node etcd, same disk, same client, in alternation.
 
+With `AGAINST=<commit>` the other cluster runs this project's code at that commit, and a slower row fails.
+
 Rounds go A B A B, because on a shared machine whole minutes drift; a ratio is formed within each round and
 the median of the ratios is reported. A measurement during which more than 5 % of the CPU was stolen by the
 host is repeated, at most twice.
@@ -25,6 +27,9 @@ IN_FLIGHT = (1, 16, 64, 256)
 STEAL_SHARE_MAX = 0.05
 REPEATS_MAX = 2
 START_SECONDS_MAX = 60.0
+FOLLOWERS = 2
+RATIO_MIN = 0.95
+"""Operations per second against another commit. The spread of equal code on a shared machine stays mostly above it."""
 NAMES = {"put": "put", "get": "linearizable get"}
 
 
@@ -82,8 +87,20 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def members_cpu(run: dict[str, Any]) -> float:
+    """CPU per operation of all members together, without the client."""
+    used: dict[str, float] = run["cpu_us_per_op"]
+    return used["leader"] + FOLLOWERS * used["follower"]
+
+
+def slower(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """The rows whose median ratio of operations per second is below RATIO_MIN."""
+    return [f"{one['work']} at {one['in_flight']}" for one in rows if one["ratio"] < RATIO_MIN]
+
+
 def row(work: str, in_flight: int, mine: list[dict[str, Any]], peer: list[dict[str, Any]]) -> dict[str, Any]:
-    ratios = [one["ops_per_s"] / other["ops_per_s"] for one, other in zip(mine, peer, strict=True)]
+    rounds = list(zip(mine, peer, strict=True))
+    ratios = [one["ops_per_s"] / other["ops_per_s"] for one, other in rounds]
 
     def spread(runs: list[dict[str, Any]]) -> list[float]:
         speeds = [run["ops_per_s"] for run in runs]
@@ -94,7 +111,9 @@ def row(work: str, in_flight: int, mine: list[dict[str, Any]], peer: list[dict[s
         "in_flight": in_flight,
         "ours": summary(mine),
         "peer": summary(peer),
-        "ratio": median(ratios),
+        "ratio": median(ratios, 3),
+        "ratio_p50": median((one["p50_ms"] / other["p50_ms"] for one, other in rounds), 3),
+        "ratio_cpu": median((members_cpu(one) / members_cpu(other) for one, other in rounds), 3),
         "spread": {
             "ratio": [round(min(ratios), 2), round(max(ratios), 2)],
             "ours": spread(mine),
@@ -104,14 +123,15 @@ def row(work: str, in_flight: int, mine: list[dict[str, Any]], peer: list[dict[s
     }
 
 
-SIDES = " ".join(f"| {name:>7} {'p50':>6} {'p99':>7}" for name in ("ours/s", "etcd/s"))
-HEADINGS = f"{'work':>16} {'in flight':>9} {SIDES} | ratio"
+def headings(peer: str) -> str:
+    sides = " ".join(f"| {name + '/s':>8} {'p50':>6} {'p99':>7}" for name in ("ours", peer))
+    return f"{'work':>16} {'in flight':>9} {sides} | ours/{peer}"
 
 
-def show(one: dict[str, Any]) -> str:
+def show(one: dict[str, Any], peer: str) -> str:
     def side(name: str) -> str:
         it = one[name]
-        return f"{it['ops_per_s']:7.0f} {it['p50_ms']:6.1f} {it['p99_ms']:7.1f}"
+        return f"{it['ops_per_s']:8.0f} {it['p50_ms']:6.1f} {it['p99_ms']:7.1f}"
 
     def cpu(name: str) -> str:
         return ", ".join(f"{process} {used:.0f}" for process, used in one[name]["cpu_us_per_op"].items())
@@ -122,15 +142,17 @@ def show(one: dict[str, Any]) -> str:
         f"; {one[name]['errors']} errors {name}" for name in ("ours", "peer") if one[name]["errors"]
     )
     return (
-        f"{head}{one['ratio']:.2f} [{low:.2f}..{high:.2f}] steal {one['steal_max']:.1%}{errors}\n"
-        f"{'':>27} CPU us/op: ours {cpu('ours')}; etcd {cpu('peer')}"
+        f"{head}{one['ratio']:.3f} [{low:.2f}..{high:.2f}] steal {one['steal_max']:.1%}{errors}\n"
+        f"{'':>27} CPU us/op: ours {cpu('ours')}; {peer} {cpu('peer')}; "
+        f"ours/{peer}: p50 {one['ratio_p50']:.3f}, CPU {one['ratio_cpu']:.3f}"
     )
 
 
 def bench(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     uvloop = importlib.util.find_spec("uvloop") is not None
     rows = []
-    with clusters.both(folder) as pair:
+    started = clusters.against(options.against, folder) if options.against else clusters.both(folder)
+    with started as pair:
         for index, work in enumerate(options.works):
             for position, in_flight in enumerate(options.in_flight):
                 runs: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
@@ -152,7 +174,8 @@ def bench(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                             measure_undisturbed(cluster, {**spec, "seconds": options.seconds, "fill": first})
                         )
                 rows.append(row(work, in_flight, *runs))
-                print(show(rows[-1]), flush=True)
+                mark = f"\n{'':>27} BELOW {RATIO_MIN}" if options.against and slower(rows[-1:]) else ""
+                print(show(rows[-1], pair[1].label) + mark, flush=True)
     return rows
 
 
@@ -166,18 +189,29 @@ def main() -> int:
     parser.add_argument(
         "--folder", type=Path, help="where both clusters keep their data; default: a temporary folder"
     )
-    parser.add_argument("--out", type=Path, default=Path("bench/results/latest.json"))
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="compare with this project at COMMIT, not with etcd"
+    )
+    parser.add_argument("--out", type=Path, help="default: bench/results/latest.json, or against.json there")
     options = parser.parse_args()
+    if options.against:
+        options.against = clusters.resolve(options.against)
+    options.out = options.out or Path("bench/results", "against.json" if options.against else "latest.json")
     print(f"{options.rounds} rounds of {options.seconds} s, 256 B values, endpoints: {options.endpoints}; ms")
-    print(HEADINGS)
+    print(f"theirs: {options.against}\n{headings('theirs')}" if options.against else headings("etcd"))
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder:
         rows = bench(options, Path(folder))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     settings = {"rounds": options.rounds, "seconds": options.seconds, "endpoints": options.endpoints}
+    if options.against:
+        settings |= {"against": options.against, "ratio_min": RATIO_MIN, "below": slower(rows)}
     options.out.write_text(json.dumps(rows, indent=2) + "\n")
     about_out = options.out.with_suffix(".about.json")
     about_out.write_text(json.dumps({**host.description(), **settings}, indent=2) + "\n")
     print(f"rows in {options.out}, settings in {about_out}")
+    if options.against and slower(rows):
+        print(f"below {RATIO_MIN} of {options.against[:10]}: {', '.join(slower(rows))}")
+        return 1
     return 0
 
 
