@@ -202,15 +202,17 @@ class Cluster:
         """
         assert self.source is not None, f"{self.label} is no Python program"
         probe = "import kvstore, raft; print(kvstore.__file__, raft.__file__, sep='\\n')"
-        said = subprocess.run(
+        done = subprocess.run(
             [self.program[0], "-c", probe],
             env=environment(self.source),
             cwd=self.folder,
             capture_output=True,
             text=True,
-            check=True,
-        ).stdout
-        for line in said.splitlines():
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ClusterError(f"{self.label}: members cannot import from {self.source}:\n{done.stderr}")
+        for line in done.stdout.splitlines():
             if not Path(line).resolve().is_relative_to(self.source.resolve()):
                 raise ClusterError(f"{self.label}: members would import {line}, not from {self.source}")
 
