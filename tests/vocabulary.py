@@ -81,6 +81,7 @@ EXEMPTIONS: tuple[Exemption, ...] = (
         r"rpc Image|Peer/Image|.Image.:",
         "a wire path of earlier versions",
     ),
+    Exemption("calm", "raft/sim/cluster.py", r'stream\("calm"\)', "key of a random stream of recorded seeds"),
     Exemption("cuts", ".*", r"[Pp]ower[ _-]?cuts", "the field's word for losing power"),
     Exemption(
         "image", r"raft/storage/snapshot_store\.py|docs/format\.md", r"\bimage-", "on-disk file prefix"

@@ -221,7 +221,7 @@ class Clients:
             return None
         except NodeError:
             self._judge.unknown(command)
-            self._probes.hit("a write's fate is unknown")
+            self._probes.hit("a write's outcome is unknown")
             self._end(process, f, "info")
             return None
         self._judge.acknowledged(command)

@@ -75,7 +75,7 @@ NODE_PROBES = (
     "a write is answered after a change of leader",
     "a write is known lost",
     "a write of unknown fate is applied",
-    "a write's fate is unknown",
+    "a write's outcome is unknown",
     "a watcher is told many revisions at once",
     "a watcher's past is compacted",
     "an entry carries several commands",

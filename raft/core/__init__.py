@@ -1,7 +1,7 @@
 """Consensus: one member of a Raft cluster as a pure, deterministic machine.
 
 Semantics of etcd-io/raft with asynchronous storage writes. The core never blocks, reads no clock,
-owns no thread and does no I/O. Whoever drives it (`raft.node`; tests) keeps this contract:
+owns no thread and does no I/O. Its caller (`raft.node`; tests) keeps this contract:
 
 * One caller at a time. Feed inputs (`step`, `tick`, `propose`, ...), then `take_ready()` and execute
   all of it. A take consumes: a Ready is never dropped and never taken twice.
@@ -11,16 +11,16 @@ owns no thread and does no I/O. Whoever drives it (`raft.node`; tests) keeps thi
   several. Only when it is durable do its `responses` leave and `on_append_done(token)` is called, in
   order (a later token's completion includes the earlier ones'). A failed write is the end of the process.
 * `Ready.apply` holds entries both committed and durable here, each exactly once, without gaps. Every
-  membership change among them is given to `apply_conf` in its place; then `on_apply_done`.
-* A SNAPSHOT message is a wish: bring that member an image at or above this log's base. The receiver's
-  driver steps the message, with the image's true metadata, only once the image's bytes are durable;
+  membership change among them is given to `apply_conf` in log order; then `on_apply_done`.
+* A SNAPSHOT message is a request: send that member a snapshot at or above this log's base. The receiving
+  node steps the message, with the snapshot's true metadata, only once the snapshot's bytes are durable;
   the core answers with `AppendWork.snapshot` if it wants it. That work is done when the log is
-  marked *and* the state machine holds the image. The sender's driver calls `report_snapshot`.
+  marked *and* the state machine holds the snapshot. The sending node calls `report_snapshot`.
 * Request contexts of `read_index` come back exactly once, as a read state or as dropped, or never if
   the network lost them: the caller keeps the clock.
 * Ticks are the only time. After a stall deliver one or two, not the backlog, and messages first.
 
-What is certain when: `propose` returns ids and promises nothing; an entry is committed when it is
+What is certain when: `propose` returns ids and guarantees nothing; an entry is committed when it is
 applied under its id; a read may be served once `applied >= ReadState.index`.
 """
 

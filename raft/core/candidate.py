@@ -1,4 +1,4 @@
-"""A pre-candidate or candidate: count answers, and follow whoever turns out to lead this term."""
+"""A pre-candidate or candidate: count votes, and follow the leader that this term gets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raft.core.types import Role
 
 
 def on_vote_response(s: State, m: Message) -> None:
-    """Count it if it answers the question being asked."""
+    """Count it if it answers the vote request of this campaign."""
     learn_commit(s, m)
     if s.role is Role.FOLLOWER:
         return

@@ -94,9 +94,9 @@ class ConfChange(NamedTuple):
                 for kind, member in _STEP.iter_unpack(data[_HEADER.size : end])
             )
         except struct.error as error:
-            raise ValueError("membership change cut short") from error
+            raise ValueError("membership change truncated") from error
         if len(steps) != count:
-            raise ValueError("membership change cut short")
+            raise ValueError("membership change truncated")
         return cls(steps, ConfTransition(transition), data[end:])
 
 
@@ -153,7 +153,7 @@ def leave_joint(conf: ConfState) -> ConfState:
 
 
 def check_conf(conf: ConfState) -> None:
-    """Assert what every configuration promises (invariant 21)."""
+    """Assert what holds of every configuration (invariant 21)."""
     for ids in (conf.voters, conf.voters_outgoing, conf.learners, conf.learners_next):
         assert ids == _sorted(ids), f"not sorted or not unique: {ids}"
     voters = dict.fromkeys(conf.voters + conf.voters_outgoing)
@@ -166,7 +166,7 @@ def check_conf(conf: ConfState) -> None:
 def _make_steps(conf: ConfState, steps: Sequence[ConfStep]) -> ConfState:
     for kind, member in steps:
         if member == NO_NODE:
-            continue  # names nobody, changes nothing
+            continue  # names no member, changes nothing
         if kind is ConfStepKind.ADD_VOTER:
             conf = _without(conf, member)
             conf = conf._replace(voters=_sorted((*conf.voters, member)))

@@ -15,7 +15,7 @@ from raft.core.types import NO_NODE
 
 
 class CoreError(Exception):
-    """Base of the room's errors. Anything else that escapes the core is a broken invariant: stop."""
+    """Base of the package's errors. Anything else that escapes the core is a broken invariant: stop."""
 
 
 class DropReason(Enum):
@@ -23,7 +23,7 @@ class DropReason(Enum):
 
     NOT_LEADER = "this member does not lead"
     REMOVED = "this member leads but is no longer a member"
-    TRANSFERRING = "leadership is being handed over"
+    TRANSFERRING = "leadership is being transferred"
     UNCOMMITTED_FULL = "too many bytes wait to be committed"
     CONF_PENDING = "an earlier membership change may not be applied yet"
     CONF_INVALID = "the membership change does not fit the present configuration"

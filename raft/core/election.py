@@ -9,7 +9,7 @@ from raft.core.transitions import become_candidate, become_follower, become_lead
 from raft.core.types import NO_NODE, Role
 
 TRANSFER = 1
-"""`context` of a vote request made at the leader's own wish: it overrides withheld votes."""
+"""`context` of a vote request in a leadership transfer: it overrides withheld votes."""
 
 
 def campaign(s: State, *, transfer: bool = False) -> None:
@@ -27,7 +27,7 @@ def campaign(s: State, *, transfer: bool = False) -> None:
 def _canvass(s: State) -> None:
     become_pre_candidate(s)
     _ask(s, MessageType.PRE_VOTE, s.term + 1, 0)
-    # Promises nothing, so unlike a vote it need not wait for the disk.
+    # Not binding, so unlike a vote it need not wait for the disk.
     count_vote(s, s.id, granted=True)
 
 

@@ -12,7 +12,7 @@ from raft.core.types import NO_NODE
 
 
 def on_append(s: State, m: Message) -> None:
-    """Entries, a probe or a commit notice from the leader of this term."""
+    """Entries, a probe or a commit broadcast from the leader of this term."""
     s.election_elapsed = 0
     s.leader = m.from_
     accept_append(s, m)
@@ -68,7 +68,7 @@ def accept_heartbeat(s: State, m: Message) -> None:
 
 
 def on_snapshot(s: State, m: Message) -> None:
-    """An image of the leader's state machine has arrived here and is durable."""
+    """A snapshot of the leader's state machine has arrived here and is durable."""
     s.election_elapsed = 0
     s.leader = m.from_
     accept_snapshot(s, m)
@@ -92,7 +92,7 @@ def accept_snapshot(s: State, m: Message) -> None:
 
 
 def on_timeout_now(s: State, m: Message) -> None:
-    """The leader hands over: stand at once, without a pre-vote, which its followers would refuse."""
+    """The leader transfers leadership: campaign at once; its followers would refuse a pre-vote."""
     campaign(s, transfer=True)
 
 
@@ -101,13 +101,13 @@ def on_transfer_request(s: State, m: Message) -> None:
 
 
 def transfer_leader(s: State, to: int) -> None:
-    """Pass the wish on to the leader, if there is one."""
+    """Forward the transfer request to the leader, if there is one."""
     if s.leader not in (NO_NODE, s.id):
         s.send(MessageType.TRANSFER_LEADER, s.leader).context = to
 
 
 def read_index(s: State, context: int) -> None:
-    """Send a read to the leader under an id of our own, so that a context used twice confuses nobody."""
+    """Send a read to the leader under an id of our own, so that a context used twice is harmless."""
     if s.leader == NO_NODE:
         s.dropped_reads.append(context)
         return

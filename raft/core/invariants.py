@@ -41,14 +41,14 @@ def check_state(core: RaftCore) -> None:
     if s.role in (Role.CANDIDATE, Role.LEADER):
         _require(s.vote == s.id, "who stands has voted for itself", s.id, s.vote)
     if s.role in (Role.CANDIDATE, Role.PRE_CANDIDATE):
-        _require(s.leader == NO_NODE, "who stands follows nobody", s.leader)
+        _require(s.leader == NO_NODE, "a candidate follows no leader", s.leader)
     if s.role is Role.CANDIDATE:
         _require(s.log.last_term < s.term, "a candidate's term is in no log of its own", s.term)
     _require(
         not (s.forwarded_reads and s.leader in (NO_NODE, s.id)), "forwarded reads have a leader to go to"
     )
     _require(len(s.forwarded_reads) <= s.config.pending_reads_max, "forwarded reads are bounded")
-    _require(all(response.to != s.id for response in s.responses), "no promise to oneself")
+    _require(all(response.to != s.id for response in s.responses), "no response to oneself")
     for message in (*s.messages, *s.responses):
         # A pre-vote asks about the sender's next term, and a granted one repeats it.
         asked = message.type in (MessageType.PRE_VOTE, MessageType.PRE_VOTE_RESPONSE)
@@ -98,22 +98,24 @@ def _check_progress(s: State, member: int, progress: Progress) -> None:
     _require(0 <= progress.match < progress.next, "match < next", member, progress.match, progress.next)
     _require(progress.match <= s.log.last_index, "match <= last", member, progress.match)
     _require(progress.next <= s.log.last_index + 1, "next <= last + 1", member, progress.next)
-    window, config = progress.inflights, s.config
-    _require(len(window) <= config.inflight_messages_max, "in-flight messages are bounded", len(window))
-    # The window is checked before each send, so the last message may reach past the limit.
-    excess = window.nbytes - window.newest_nbytes
-    _require(excess < config.inflight_bytes_max, "in-flight bytes are bounded", window.nbytes)
+    inflights, config = progress.inflights, s.config
+    _require(len(inflights) <= config.inflight_messages_max, "in-flight messages are bounded", len(inflights))
+    # The limit is checked before each send, so the last message may reach past the limit.
+    excess = inflights.nbytes - inflights.newest_nbytes
+    _require(excess < config.inflight_bytes_max, "in-flight bytes are bounded", inflights.nbytes)
     if progress.state is ProgressState.SNAPSHOT:
-        _require(progress.next == progress.pending_snapshot + 1, "in SNAPSHOT next follows the image", member)
+        _require(
+            progress.next == progress.pending_snapshot + 1, "in SNAPSHOT next follows the snapshot", member
+        )
     else:
-        _require(progress.pending_snapshot == 0, "an image is pending only in SNAPSHOT", member)
+        _require(progress.pending_snapshot == 0, "a snapshot is pending only in SNAPSHOT", member)
     if progress.state is not ProgressState.REPLICATE:
-        _require(len(window) == 0, "only REPLICATE sends ahead", member)
+        _require(len(inflights) == 0, "only REPLICATE sends ahead", member)
 
 
 def _check_no_leader(s: State) -> None:
-    _require(s.reads.pending == 0, "only a leader proves reads", s.reads.pending)
-    _require(s.transferee == NO_NODE, "only a leader hands over", s.transferee)
+    _require(s.reads.pending == 0, "only a leader confirms reads", s.reads.pending)
+    _require(s.transferee == NO_NODE, "only a leader transfers leadership", s.transferee)
     _require(s.uncommitted_bytes == 0 and s.pending_conf_index == 0, "only a leader proposes")
 
 

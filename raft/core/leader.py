@@ -1,4 +1,4 @@
-"""The leader: proposals in, acknowledgements counted, reads proved, leadership given up."""
+"""The leader: proposals in, acknowledgements counted, reads confirmed, leadership given up."""
 
 from __future__ import annotations
 
@@ -120,10 +120,10 @@ def _resume(s: State, progress: Progress, index: int) -> None:
     if progress.state is ProgressState.REPLICATE:
         progress.inflights.free_to(index)
     elif progress.state is ProgressState.PROBE or progress.match + 1 >= s.log.first_index:
-        # Out of SNAPSHOT by any image that reaches the log, whichever was asked for.
+        # Out of SNAPSHOT by any snapshot that reaches the log, whichever was requested.
         progress.become_replicate()
     elif progress.match >= progress.pending_snapshot:
-        progress.become_probe()  # the image arrived, but the log has moved past it: ask for a newer one
+        progress.become_probe()  # it arrived, but the log has moved past it: request a newer one
 
 
 def _on_rejection(s: State, progress: Progress, m: Message) -> None:
@@ -139,7 +139,7 @@ def _on_rejection(s: State, progress: Progress, m: Message) -> None:
 
 
 def _request_append(s: State, progress: Progress) -> None:
-    """An append must leave even if empty, because its answer tells what the follower holds."""
+    """An append must leave even if empty, because its answer reports what the follower holds."""
     progress.append_due = True
     s.append_due = True
 
@@ -159,7 +159,7 @@ def on_heartbeat_response(s: State, m: Message) -> None:
         answer_reads(s)
 
 
-# ---------------------------------------------------------------------- what the driver reports
+# ---------------------------------------------------------------------- what the node reports
 
 
 def report_unreachable(s: State, member: int) -> None:
@@ -179,7 +179,7 @@ def report_restarted(s: State, member: int) -> None:
 
 
 def report_snapshot(s: State, member: int, *, ok: bool) -> None:
-    """The image has been delivered, or has not: probe from behind it, or from what is known."""
+    """The snapshot was delivered, or was not: probe from behind it, or from what is known."""
     progress = s.tracker.progress.get(member)
     if progress is None or progress.state is not ProgressState.SNAPSHOT:
         return
@@ -208,7 +208,7 @@ def on_read_index(s: State, m: Message) -> None:
 
 
 def begin_read_round(s: State) -> None:
-    """Start proving leadership for every read that waits."""
+    """Begin to confirm leadership for every waiting read."""
     round_id = s.reads.begin(s.log.committed)
     broadcast_heartbeat(s, round_id, voters_only=True)
     answer_reads(s)  # a single voter is its own quorum

@@ -42,7 +42,7 @@ class Log:
         self._entries: list[Entry] = list(entries)
         """Entry i is at position i - base_index - 1: no gaps, terms never decrease."""
         self.base_index = base.index
-        """Highest index no longer held; everything up to it is in the state machine's durable image."""
+        """Highest index no longer held; everything up to it is in the state machine's backend."""
         self.base_term = base.term
         """Term of the entry at `base_index`, so that the entry after it can still be matched."""
         self._check_boot(committed, applied)
@@ -116,7 +116,7 @@ class Log:
         return self._entries[low - base - 1 : high - base - 1]
 
     def page(self, low: int, high: int, nbytes_max: int, count_max: int) -> list[Entry]:
-        """As `between`, cut off where bytes or count would exceed the limits; at least one entry."""
+        """As `between`, truncated where bytes or count would exceed the limits; at least one entry."""
         entries = self.between(low, min(high, low + count_max))
         if len(entries) > 1:
             total = 0
@@ -212,7 +212,7 @@ class Log:
         """Note that (index, term) and all before it are durable; False if that entry is no longer ours.
 
         The caller has checked that its term has not changed since the write was handed out; without
-        that an entry written, overwritten and written again in the same place would count too early.
+        that an entry written, overwritten and written again at the same index would count too early.
         """
         if index <= self.stable or not self.matches(index, term):
             return False
@@ -220,7 +220,7 @@ class Log:
         return True
 
     def snapshot_durable(self, index: int) -> None:
-        """The restored snapshot is durable and its image is now the state machine's."""
+        """The restored snapshot is durable and is now the state machine's state."""
         if self.snapshot is not None and self.snapshot.index == index:
             self.snapshot = None
             self.snapshot_submitted = False
@@ -241,7 +241,7 @@ class Log:
         return entries
 
     def applied_to(self, index: int) -> None:
-        """Entries up to `index` are applied. A report overtaken by a snapshot is old news."""
+        """Entries up to `index` are applied. A report superseded by a snapshot is ignored."""
         if index > self.applied:
             assert index <= self.applying, f"applied {index} was never handed out ({self.applying})"
             self.applied = index

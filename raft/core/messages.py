@@ -28,7 +28,7 @@ class MessageType(IntEnum):
     READ_INDEX = 12
     """A follower asks for the commit index as of now; `context` is the follower's own id for it."""
     READ_INDEX_RESPONSE = 13
-    """`index` is safe to read at, or with `reject` this member cannot prove any."""
+    """`index` is safe to read at, or with `reject` this member cannot confirm any."""
     PROPOSE = 15
     """Only test harnesses forward proposals as messages; the core ignores them."""
 
@@ -57,6 +57,6 @@ class Message:
     """Heartbeats and their answers: the read round they confirm, 0 for none, never reused.
     READ_INDEX and its answer: the asking member's own request id, never reused.
     VOTE: 1 when the campaign was ordered by a leadership transfer.
-    APPEND: 1 on a commit notice (no entries), which wants no answer unless it does not fit.
+    APPEND: 1 on a commit broadcast (no entries), which wants no answer unless it does not fit.
     TRANSFER_LEADER: the member that is to lead."""
     snapshot: SnapshotMeta | None = None

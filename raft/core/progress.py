@@ -1,7 +1,7 @@
 """One follower as its leader believes it to be, and what is on its way there.
 
 PROBE: the follower's log is not understood; one message at a time. REPLICATE: it is; send ahead.
-SNAPSHOT: entries it needs are compacted; nothing is sent until an image has arrived.
+SNAPSHOT: entries it needs are compacted; nothing is sent until a snapshot has arrived.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ProgressState(Enum):
 
 
 class Inflights:
-    """The window of unacknowledged append messages, bounded in messages and in bytes.
+    """The unacknowledged append messages, bounded in messages and in bytes.
 
     Kept in order of index; an acknowledgement frees every message it covers.
     """
@@ -33,7 +33,7 @@ class Inflights:
         self._messages_max = messages_max
         self._nbytes_max = nbytes_max
         self.nbytes = 0
-        """Sum over the window. Below the limit before each send, so at most limit + one message."""
+        """Bytes in flight. Below the limit before each send, so at most limit + one message."""
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -49,9 +49,9 @@ class Inflights:
         return self._messages[-1][1] if self._messages else 0
 
     def add(self, last_index: int, nbytes: int) -> None:
-        """Note a message whose last entry is `last_index`. The window must not be full."""
-        assert not self.full, "sent into a full window"
-        assert not self._messages or self._messages[-1][0] < last_index, "window out of order"
+        """Record a message whose last entry is `last_index`. Must not be full."""
+        assert not self.full, "sent beyond the in-flight limit"
+        assert not self._messages or self._messages[-1][0] < last_index, "in-flight messages out of order"
         self._messages.append((last_index, nbytes))
         self.nbytes += nbytes
 
@@ -86,21 +86,21 @@ class Progress:
     In SNAPSHOT it stands at pending_snapshot + 1."""
 
     sent_commit: int = 0
-    """Highest commit index sent in an append: a commit notice is due only above it."""
+    """Highest commit index sent in an append: a commit broadcast is due only above it."""
 
     awaited_commit: int = 0
-    """The member's own clients wait for the commit index to reach this: its notice is not deferred."""
+    """Clients of this member wait for the commit index to reach this: its broadcast is not deferred."""
 
     state: ProgressState = ProgressState.PROBE
 
     pending_snapshot: int = 0
-    """Index asked of the image on its way; not 0 exactly in SNAPSHOT."""
+    """Index of the requested snapshot; not 0 exactly in SNAPSHOT."""
 
     recent_active: bool = False
     """Heard from since CheckQuorum last looked."""
 
     paused: bool = False
-    """PROBE: the one message is out. REPLICATE: the window is full and has been topped with an empty
+    """PROBE: the one message is out. REPLICATE: the in-flight limit is reached, followed by one empty
     append. Lifted by any answer, a heartbeat's included, so that lost messages cannot stall it."""
 
     append_due: bool = False
@@ -119,7 +119,7 @@ class Progress:
         self.inflights.clear()
 
     def become_probe(self) -> None:
-        """Start over from what is known; an image that was on its way is assumed to have arrived."""
+        """Start over from what is known; a snapshot in flight is assumed to have arrived."""
         match_min = self.pending_snapshot if self.state is ProgressState.SNAPSHOT else 0
         self._enter(ProgressState.PROBE)
         self.next = max(self.match, match_min) + 1

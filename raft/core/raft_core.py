@@ -1,6 +1,6 @@
-"""The door of the room: every input a member can receive, and the one output, a Ready.
+"""The entry point of the package: every input a member can receive, and the one output, a Ready.
 
-Pure: no clock, disk, socket, log or chance of its own. Every input is legal in every role; what makes
+Pure: no clock, disk, socket, log or randomness of its own. Every input is legal in every role; what makes
 no sense in a role is ignored, or refused with a reason where a caller waits.
 """
 
@@ -80,7 +80,7 @@ class _Writing(NamedTuple):
 
 
 class RaftCore:
-    """One member. `take_ready` consumes: whoever takes a Ready must execute all of it."""
+    """One member. `take_ready` consumes: its caller must execute all of the Ready."""
 
     __slots__ = ("_applying_bytes", "_role_reported", "_sequence", "_state", "_submitted", "_writing")
 
@@ -140,7 +140,7 @@ class RaftCore:
 
     @property
     def held_by_all(self) -> int:
-        """Highest index known durable on every member: compacting up to it strands nobody."""
+        """Highest index known durable on every member: compacting up to it strands no member."""
         return self._state.held_by_all
 
     @property
@@ -150,7 +150,7 @@ class RaftCore:
 
     @property
     def commit_broadcast_due(self) -> bool:
-        """Leader: whether a deferred commit notice waits for `broadcast_commit`."""
+        """Leader: whether a deferred commit broadcast waits for `broadcast_commit`."""
         return self._state.commit_broadcast_due
 
     @property
@@ -204,7 +204,7 @@ class RaftCore:
     def _answer_from_later_term(self, m: Message) -> None:
         s = self._state
         if m.type in (_T.APPEND, _T.HEARTBEAT):
-            # A member whose term ran ahead while cut off is never elected (pre-vote, withheld votes) and
+            # A member whose term ran ahead while partitioned is never elected (pre-vote, withheld votes) and
             # never heard: unless its term reaches the leader, it could not come back.
             if s.config.check_quorum or s.config.pre_vote:
                 s.respond_after_append(Message(_T.APPEND_RESPONSE, m.from_, s.id, s.term))
@@ -215,7 +215,7 @@ class RaftCore:
         elif m.type is _T.READ_INDEX:
             follower.refuse_read_index(s, m)
 
-    # ------------------------------------------------------------------ wishes
+    # ------------------------------------------------------------------ requests
 
     def campaign(self) -> None:
         """Stand for election now (by pre-vote first), if this member may and does not lead already."""
@@ -260,7 +260,7 @@ class RaftCore:
         """Ask for an index whose application makes a local read linearizable.
 
         The answer comes as `Ready.read_states`, or the context in `Ready.dropped_reads`; a read sent to
-        a leader may also be lost on the way, which only the caller's clock can tell. Proof begins after
+        a leader may also be lost on the way: the caller keeps a timeout. Confirmation begins after
         this call, never before.
         """
         s = self._state
@@ -271,7 +271,7 @@ class RaftCore:
 
     def transfer_leader(self, to: int) -> None:
         """Ask that the voter `to` lead; passed on to the leader, ignored where impossible. While the
-        leader hands over it refuses proposals, at most for an election timeout."""
+        leader transfers leadership it refuses proposals, at most for an election timeout."""
         s = self._state
         if s.role is Role.LEADER:
             leader.transfer_leader(s, to)
@@ -298,13 +298,13 @@ class RaftCore:
             leader.report_restarted(self._state, member)
 
     def report_snapshot(self, member: int, ok: bool) -> None:
-        """The image asked for by a SNAPSHOT message was delivered, or will not be."""
+        """The snapshot requested by a SNAPSHOT message was delivered, or will not be."""
         if self._state.role is Role.LEADER:
             leader.report_snapshot(self._state, member, ok=ok)
 
     def on_append_done(self, token: AppendToken) -> None:
         """Append work `token`, and all handed out before it, is durable (and, if it carried a snapshot,
-        the state machine now holds that image)."""
+        the state machine now holds that snapshot)."""
         s = self._state
         assert self._writing, f"nothing is being written, yet {token} is done"
         assert self._writing[0].token.sequence <= token.sequence <= self._sequence, f"{token} done twice"
@@ -358,7 +358,7 @@ class RaftCore:
         return 0 if snapshot is None else snapshot.index
 
     def compact(self, index: int) -> None:
-        """Drop log entries up to `index`, which must be applied and in the state machine's durable image."""
+        """Drop log entries up to `index`, which must be applied and in the state machine's backend."""
         self._state.log.compact(index)
 
     # ------------------------------------------------------------------ output

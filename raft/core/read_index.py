@@ -1,10 +1,10 @@
-"""Linearizable reads without the log: prove that this leader still leads, then read at its commit index.
+"""Linearizable reads without the log: confirm that this leader still leads, then read at its commit index.
 
-A round is one broadcast of heartbeats carrying the round's id. Its answers prove that at some moment
+A round is one broadcast of heartbeats carrying the round's id. Its answers confirm that at some moment
 after the round began no newer leader was elected, so the commit index taken when it began covers every
 write acknowledged before. Hence the one rule: *a read joins only a round that begins after the read
 arrived.* Ids come from a counter and are never reused, a retry included, so a late answer to an old
-round can confirm nothing newer (etcd #20418). An answer to round n proves all rounds up to n, since
+round can confirm nothing newer (etcd #20418). An answer to round n confirms all rounds up to n, since
 its heartbeat left after they began. (Thesis 6.4.)
 """
 
@@ -19,7 +19,7 @@ from raft.core.types import ConfState
 
 ROUNDS_OPEN_MAX = 4
 """Rounds that may overlap: enough that a read need not first wait for the round before it to end,
-few enough that a busy leader's turns share rounds instead of each sending its own heartbeats."""
+few enough that a busy leader's iterations share rounds instead of each sending its own heartbeats."""
 
 
 class PendingRead(NamedTuple):
@@ -88,7 +88,7 @@ class ReadRounds:
         return done
 
     def drop_all(self) -> list[PendingRead]:
-        """Give up every pending read (step-down); who is to be told."""
+        """Give up every pending read (step-down); returns who is to be notified."""
         dropped = [read for opened in self.rounds for read in opened.reads]
         dropped += self.waiting
         self.rounds.clear()

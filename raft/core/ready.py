@@ -1,4 +1,4 @@
-"""What the core asks its driver to do: effects as values, with their ordering in the type.
+"""What the core asks its node to do: effects as values, with their ordering in the type.
 
 Two outboxes (etcd-io/raft, asynchronous storage writes): `Ready.messages` may leave at once;
 `AppendWork.responses` may leave only when that work is durable.
@@ -15,7 +15,7 @@ from raft.core.types import Entry, HardState, SnapshotMeta, SoftState
 
 
 class AppendToken(NamedTuple):
-    """Names one piece of append work, so that its completion can be told from a stale one.
+    """Names one piece of append work, so that its completion can be distinguished from a stale one.
 
     Invariant: `sequence` grows by one per AppendWork; a completion counts for (last_index,
     last_term) only while the core is still in `term` (the guard against the ABA race).
@@ -31,7 +31,7 @@ class AppendToken(NamedTuple):
 class AppendWork:
     """State to make durable, in the order handed out, before `responses` may leave.
 
-    Several may be in flight; they complete first in, first out. A driver may merge
+    Several may be in flight; they complete first in, first out. A node may merge
     consecutive ones into one sync (group commit) but delivers every response, in order.
     Writing entries discards every stored entry at or above `entries[0].index`.
     """
@@ -61,7 +61,7 @@ class ReadState(NamedTuple):
     """Read `context` may be served once the state machine has applied `index`."""
 
     context: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # hides tuple.index, which has no caller
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """The leader's side of replication: appending, sending ahead, committing by count.
 
 Appends leave when a Ready is taken, not when they become due: a proposal, an acknowledgement and a
-moved commit index of one turn then cost one message per follower, and a commit notice is sent only
+moved commit index of one iteration then cost one message per follower, and a commit broadcast is sent only
 when no append goes the same way; it may even be deferred, for the next append to carry.
 """
 
@@ -15,7 +15,7 @@ from raft.core.state import State
 from raft.core.types import Entry, EntryKind, SnapshotMeta
 
 QUIET = 1
-"""`context` of a commit notice, an empty append that wants no answer. A lost one is made good by the
+"""`context` of a commit broadcast, an empty append that wants no answer. A lost one is repaired by the
 next heartbeat, which carries the commit index too."""
 
 
@@ -50,7 +50,7 @@ def commit_by_count(s: State) -> bool:
 
 
 def flush_appends(s: State) -> None:
-    """Send every follower what it is owed: entries, a probe, or else a commit notice."""
+    """Send every follower what it is owed: entries, a probe, or else a commit broadcast."""
     s.append_due = False
     s.commit_broadcast_due = False
     for member, progress in s.tracker.progress.items():
@@ -111,13 +111,13 @@ def _send_append(s: State, member: int, progress: Progress, *, even_empty: bool,
 
 
 def _send_snapshot(s: State, member: int, progress: Progress) -> bool:
-    """Ask the driver to bring the member an image of the state machine.
+    """Ask the node to send the member a snapshot of the state machine.
 
-    The metadata names the newest state this core knows applied; the image actually sent may be any
-    not older than the log's base, and its true metadata is what the receiver is told.
+    The metadata names the newest state this core knows applied; the snapshot actually sent may be any
+    not older than the log's base, and the receiver gets its true metadata.
     """
     if not progress.recent_active:
-        return False  # nobody there to receive it; its next answer will ask again
+        return False  # no stream to it; its next answer will request again
     log = s.log
     term = log.term_at(log.applied)
     assert term is not None, "the applied index lies within the log"
@@ -130,7 +130,7 @@ def _send_snapshot(s: State, member: int, progress: Progress) -> bool:
 def broadcast_heartbeat(s: State, round_id: int, *, voters_only: bool) -> None:
     """Tell the others that this leader lives and, with a round id, ask them to confirm it.
 
-    `index` says what every member holds, so that all may forget it once their images cover it.
+    `index` says what every member holds, so that all may drop it once their backends hold it.
     """
     committed = s.log.committed
     for member, progress in s.tracker.progress.items():

@@ -1,4 +1,4 @@
-"""Everything one member knows, in one place; the modules beside it are functions over this.
+"""Everything one member knows; the modules beside it are functions over this.
 
 Nothing here decides. Every field says what it means and when it is valid.
 """
@@ -18,7 +18,7 @@ from raft.core.types import NO_NODE, Role
 
 
 class Rng(Protocol):
-    """What the core needs of a source of chance: `random.Random` fits."""
+    """What the core needs of a random number generator: `random.Random` fits."""
 
     def randrange(self, stop: int, /) -> int: ...
 
@@ -97,23 +97,23 @@ class State:
         """Leader: no membership change may be proposed until `applied` reaches this index. It stands at
         the newest change's index, and at a new leader's last index, where one may hide."""
         self.held_by_all = 0
-        """Highest index known durable on every member, as leaders have said. Never decreases: whoever leads
-        later holds those entries too, so nobody will ever ask for them again."""
+        """Highest index known durable on every member, as leaders have said. Never decreases: every later
+        leader holds those entries too, so no member will request them again."""
         self.uncommitted_bytes = 0
         """Leader: data bytes of entries in (committed, last]."""
         self.append_due = False
-        """Leader: some follower may be owed an append; settled when the next Ready is taken, so that
-        all that happens in one turn leaves in one message per follower."""
+        """Leader: some follower may be owed an append; sent when the next Ready is taken, so that
+        all that happens in one iteration leaves in one message per follower."""
         self.commit_broadcast_due = False
-        """Leader: some follower could raise its commit index, and its notice was deferred."""
+        """Leader: some follower could raise its commit index, and its commit broadcast was deferred."""
         self.commit_broadcast_wanted = False
-        """Leader: deferred notices leave with the next Ready."""
+        """Leader: deferred commit broadcasts leave with the next Ready."""
         self.commit_due = False
         """A tick has passed: a moved commit index is worth a write of its own. In between it travels
         with the next entries; a commit index on disk is a hint."""
 
         self.reads = ReadRounds()
-        """Leader: reads of all members waiting for their proof."""
+        """Leader: reads of all members that wait for confirmation."""
         self.forwarded_reads: dict[int, int] = {}
         """Follower: own request id -> the caller's context, oldest first. Emptied, every context
         reported dropped, whenever the leader they were sent to is no longer followed."""
@@ -123,7 +123,7 @@ class State:
         self.messages: list[Message] = []
         """Outbox one: may leave at once."""
         self.responses: list[Message] = []
-        """Outbox two: promises, which leave only when everything handed out before them is durable."""
+        """Outbox two: votes and acknowledgements, which leave when all earlier append work is durable."""
         self.read_states: list[ReadState] = []
         self.dropped_reads: list[int] = []
 
@@ -149,9 +149,9 @@ class State:
     def respond_after_append(self, message: Message) -> None:
         """Put a response into the outbox that waits for the disk.
 
-        An acknowledgement covers every earlier one to the same leader, so one turn's become one.
+        An acknowledgement covers every earlier one to the same leader, so one iteration's become one.
         """
-        assert message.to != self.id, "promises to oneself are kept by on_append_done"
+        assert message.to != self.id, "responses to oneself are handled by on_append_done"
         if message.type is MessageType.APPEND_RESPONSE and not message.reject and self.responses:
             last = self.responses[-1]
             if (

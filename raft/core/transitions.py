@@ -1,4 +1,4 @@
-"""One door per role. Nothing else assigns `role`, and only these and the vote handler touch the vote.
+"""One entry point per role. Nothing else assigns `role`, and only these and the vote handler touch the vote.
 
 follower -> pre-candidate -> candidate -> leader;  any -> follower
 (a transfer, and a configuration without pre-vote, go from follower to candidate directly)
@@ -14,7 +14,7 @@ from raft.core.types import NO_NODE, EntryKind, Role
 
 
 def become_follower(s: State, term: int, leader: int) -> None:
-    """Follow `leader`, or nobody yet, in `term`, which is the present or a later one."""
+    """Follow `leader`, or none yet, in `term`, which is the present or a later one."""
     assert term >= s.term, "terms never decrease"
     _reset(s, term)
     s.role = Role.FOLLOWER
@@ -22,7 +22,7 @@ def become_follower(s: State, term: int, leader: int) -> None:
 
 
 def become_pre_candidate(s: State) -> None:
-    """Ask whether an election could be won. Neither term nor vote changes: nothing is promised yet."""
+    """Ask whether an election could be won. Neither term nor vote changes: no vote is given yet."""
     assert s.role is not Role.LEADER
     s.tracker.votes.clear()
     s.role = Role.PRE_CANDIDATE
@@ -89,7 +89,7 @@ def _reset(s: State, term: int) -> None:
 
 
 def _drop_led_reads(s: State) -> None:
-    """Tell everyone whose read this leader can no longer prove; said in the term it led."""
+    """Reject every read that this leader can no longer confirm, in the term it led."""
     for member, context in s.reads.drop_all():
         if member == s.id:
             s.dropped_reads.append(context)

@@ -1,4 +1,4 @@
-"""The nouns of consensus: small frozen values that every room above may hold.
+"""The nouns of consensus: small frozen values that every package above may hold.
 
 Terms and indices are plain ints (0 means "none", the first real value is 1).
 Nothing here decides anything.
@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 NO_NODE = 0
-"""The member id that names nobody: no vote cast, no leader known."""
+"""The id of no member: no vote cast, no leader known."""
 
 
 class EntryKind(IntEnum):
@@ -29,7 +29,7 @@ class Entry(NamedTuple):
 
     term: int
     """Term of the leader that created the entry; never decreases along a log."""
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # hides tuple.index, which has no caller
     """Position in the log, from 1, without gaps."""
     kind: EntryKind
     data: bytes
@@ -39,11 +39,11 @@ class EntryId(NamedTuple):
     """Names an entry for ever: two entries with one id are the same entry (log matching)."""
 
     term: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # hides tuple.index, which has no caller
 
 
 class HardState(NamedTuple):
-    """What a member must never forget. Term and vote are durable before any promise leaves."""
+    """What a member must never forget. Term and vote are durable before any response leaves."""
 
     term: int
     """Latest term seen; never decreases, restarts included."""
@@ -76,7 +76,7 @@ class ConfState(NamedTuple):
 class SnapshotMeta(NamedTuple):
     """Everything up to and including (index, term), as the core sees it: never the bytes."""
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # hides tuple.index, which has no caller
     term: int
     conf: ConfState
 

@@ -1,12 +1,12 @@
 """A simulated cluster of cores: one seed is one history, judged at each step.
 
-`raft.core` is the real thing; driver, disk, network, clock and clients are models of it all that keep
+`raft.core` is the real thing; node, disk, network, clock and clients are models of it all that keep
 the core's contract and go wrong in every way it allows. No asyncio, no files, no wall clock: a minute of
 a cluster's life takes about a second.
 
 * `generate(seed)` makes a random `Schedule`, `quiet(seed)` one in which nothing goes wrong; a schedule
   is data and travels as JSON.
-* `run(schedule)` plays it and returns a `Report`; `report.invariant` names the broken promise or is None.
+* `run(schedule)` plays it and returns a `Report`; `report.invariant` names the violated invariant or is None.
 * `shrink(schedule, invariant)` shortens a failing schedule, `as_test` makes a test file of it.
 """
 

@@ -1,4 +1,4 @@
-"""How much of a run's time counts: a simulated hour in which nobody asks and nothing fails shows nothing."""
+"""How much of a run's time counts: a simulated hour without requests and faults shows nothing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 CALLS_PER_S_MIN = 20
 """Client calls per virtual second below which a stretch of time is idle."""
 
-WINDOW_S = 5
-"""Calls are counted in windows of this length: calls come at random, and a second is short."""
+INTERVAL_S = 5
+"""Calls are counted in intervals of this length: calls come at random, and a second is short."""
 
 HEALED_S = 30
 """A fault is felt for so long after its end: elections, catching up, retries."""
@@ -26,7 +26,7 @@ def busy_s(calls_s: Sequence[float], faults_s: Iterable[tuple[float, float]], en
     number = 0
     begin = 0.0
     while begin < end_s:
-        end = min(begin + WINDOW_S, end_s)
+        end = min(begin + INTERVAL_S, end_s)
         while number < len(spans) and spans[number][0] < end:
             felt_until = max(felt_until, spans[number][1])
             number += 1

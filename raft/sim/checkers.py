@@ -50,7 +50,7 @@ _FORBIDDEN_ROLES = frozenset(
 
 
 class Violation(AssertionError):
-    """A promise is broken. `invariant` is its name, the rest are values."""
+    """An invariant is violated. `invariant` is its name, the rest are values."""
 
     def __init__(self, invariant: str, *values: object) -> None:
         self.invariant = invariant
@@ -66,7 +66,7 @@ class Seen:
         self.restart(EMPTY_HARD_STATE)
 
     def restart(self, durable: HardState) -> None:
-        """The member restarted from what is durable: of the rest nothing was promised."""
+        """The member restarted from what is durable: nothing else was acknowledged."""
         self.term, self.vote = durable.term, durable.vote
         self.commit = self.applied = self.base = 0
         self.role, self.leader = Role.FOLLOWER, 0
@@ -85,7 +85,7 @@ class Judge:
         self.candidates: dict[int, int] = {}
         """Term -> the first member that stood in it."""
         self.votes: dict[tuple[int, int], int] = {}
-        """(member, term) -> whom it voted for, durably."""
+        """(member, term) -> the member it voted for, durably."""
         self.entries: dict[tuple[int, int], tuple[int, bytes]] = {}
         """(term, index) -> (term of the entry before, data): one entry for ever, with one past."""
         self.terms: list[int] = [0]
@@ -101,7 +101,7 @@ class Judge:
         self.refuted: set[bytes] = set()
         """Client data certainly not, and never to be, committed."""
         self.unknown: set[bytes] = set()
-        """Client data whose client was told that its fate is unknown."""
+        """Client data whose client got "outcome unknown"."""
         self.proposed: set[bytes] = set()
         self.checks = 0
 
@@ -220,7 +220,7 @@ class Judge:
             if entry.data not in self.proposed:
                 raise Violation("what is committed was proposed", entry)
             self.written[entry.data] = entry.index
-            probes.hit("a write whose fate is unknown is committed", when=entry.data in self.unknown)
+            probes.hit("a write of unknown outcome is committed", when=entry.data in self.unknown)
         self.terms.append(entry.term)
         self.known_in.append(term)
         self.confs.append(conf)
@@ -239,7 +239,7 @@ class Judge:
     # ------------------------------------------------------------------ what members do
 
     def took_work(self, member: Member, work: AppendWork) -> None:
-        """A member's work was taken: its new entries, and what it promises."""
+        """A member's work was taken: its new entries, and its responses."""
         s, seen = member.core._state, member.seen
         disk, snapshot = member.disk, work.snapshot
         longer = snapshot is not None and disk.last_index > snapshot.index
@@ -282,12 +282,12 @@ class Judge:
             raise Violation("one vote per term", member.id, after, self.votes[member.id, after.term])
 
     def responded(self, member: Member, message: Message) -> None:
-        """A message leaves that may promise what the disk must hold."""
+        """A message leaves that may acknowledge what the disk must hold."""
         kind = message.type
         disk = member.disk
         if kind is _T.APPEND_RESPONSE and not message.reject and message.index:
             if disk.hard.term > message.term:
-                return  # of an earlier term: it counts for nobody any more
+                return  # of an earlier term: it counts no more
             if disk.hard.term < message.term or disk.last_index < message.index:
                 raise Violation("acknowledged only when durable", member.id, message, disk.last_index)
             leader = self.members.get(message.to)
@@ -326,10 +326,10 @@ class Judge:
         if message.term > s.term and kind in _RAISES_TERM:
             raise Violation("a later term is always adopted", member.id, message)
         if withheld and kind is _T.VOTE and message.context == 0 and s.term != term:
-            raise Violation("nobody unseats a leader just heard from", member.id, message)
+            raise Violation("no vote unseats a leader just heard from", member.id, message)
         if kind in _FROM_A_LEADER:
             if message.term == s.term and s.leader != message.from_:
-                raise Violation("whoever hears the leader of its term follows it", member.id, message)
+                raise Violation("a member that hears the leader of its term follows it", member.id, message)
         elif kind is _T.APPEND_RESPONSE:
             self.check_match(member, message.from_)
             progress = s.tracker.progress.get(message.from_)
@@ -344,7 +344,7 @@ class Judge:
                 raise Violation("an answer confirms no later round", member.id, message, confirmed)
 
     def ticked(self, member: Member) -> None:
-        """A leader that reaches no quorum, or hands over, does so for a bounded time only."""
+        """A leader that reaches no quorum, or transfers leadership, does so for a bounded time only."""
         s = member.core._state
         if s.role is not Role.LEADER:
             return

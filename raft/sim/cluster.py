@@ -1,7 +1,7 @@
 """One run: members, network, faults and clients on one virtual clock, every event judged.
 
-`run(schedule)` is the whole interface. At the end comes the calm: a random majority is healed, everyone
-else stays dead or cut off, and that majority must agree, commit and serve reads within a bounded time.
+`run(schedule)` is the whole interface. At the end the cluster quiesces: a random majority is healed, everyone
+else stays dead or partitioned, and that majority must agree, commit and serve reads within a bounded time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Report:
 
     seed: int
     invariant: str | None
-    """The broken promise, None when all held."""
+    """The violated invariant, None when all held."""
     detail: str
     at_us: int
     """Virtual time of the violation, or of the end."""
@@ -68,7 +68,7 @@ class Cluster:
         self.probes = Probes()
         self.members: dict[int, Member] = {}
         self.snapshots: dict[tuple[int, int], Backend] = {}
-        """Every image sent, by index and term; equal keys hold equal images."""
+        """Every snapshot sent, by index and term; equal keys hold equal snapshots."""
         conf = ConfState(voters=tuple(range(1, schedule.size + 1)))
         self.judge = Judge(conf, self.members)
         self.network = Network(
@@ -84,11 +84,11 @@ class Cluster:
         self.reads = {"ok": 0, "dropped": 0}
         self._serial = 0
         self._asked = (0, 0, 0)
-        """The calm's last question: leader, its term, and reads dropped before it."""
+        """The last request of the quiescent phase: leader, its term, and reads dropped before it."""
         self._last_data = b""
-        """The calm's last write."""
+        """The last write of the quiescent phase."""
         self._last_read = 0
-        """The calm's last read, asked of every member under one context."""
+        """The last read of the quiescent phase, requested of every member under one context."""
         self.nemesis = Nemesis(self, schedule.faults)
         for member_id in range(1, schedule.size + schedule.spares + 1):
             self.members[member_id] = Member(self, member_id, conf)
@@ -120,7 +120,7 @@ class Cluster:
                 raise Violation("a write known lost stays lost", data)
             self.judge.refuted.add(data)
         elif outcome == "unknown":
-            self.probes.hit("a write's fate is unknown")
+            self.probes.hit("a write's outcome is unknown")
             self.judge.unknown.add(data)
         elif data not in self.judge.written:
             raise Violation("an acknowledged write is committed", data)
@@ -176,7 +176,7 @@ class Cluster:
         self._serial += 1
         return b"w%d" % self._serial
 
-    # ------------------------------------------------------------------ the calm
+    # ------------------------------------------------------------------ the quiescent phase
 
     def quiesce(self) -> None:
         """Heal a random majority only, and demand that it recovers."""
@@ -203,7 +203,7 @@ class Cluster:
     def _choose_core(self) -> dict[int, bool]:
         """Members that will be healed: at random, until every configuration that may be in force or
         come into force has a majority among them."""
-        rng = self.kernel.stream("calm")
+        rng = self.kernel.stream("calm")  # the key of old: recorded seeds replay
         confs = self.judge.possible_confs()
         confs += [leave_joint(conf) for conf in confs if is_joint(conf)]
         core = dict.fromkeys(self.members, False)
@@ -271,7 +271,7 @@ class Cluster:
 
 
 def run(schedule: Schedule, *, until_us: int | None = None) -> Report:
-    """Play a schedule, up to `until_us` if given (then without the calm)."""
+    """Play a schedule, up to `until_us` if given (then without the quiescent phase)."""
     cluster = Cluster(schedule)
     invariant, detail = None, ""
     try:

@@ -1,4 +1,4 @@
-"""What one member's disk holds, at the level of operations: a log, a hard state and an image.
+"""What one member's disk holds, at the level of operations: a log, a hard state and a backend.
 
 Work is written in the order handed out. A crash keeps everything synced and, of the rest, a random
 prefix, the first lost work perhaps in part: some of its entries, and its hard state if it has them all.
@@ -24,7 +24,7 @@ class Backend:
 
 
 class Disk:
-    """The durable part of a member. Invariant: image.index >= base.index, entries follow base."""
+    """The durable part of a member. Invariant: backend.index >= base.index, entries follow base."""
 
     __slots__ = ("backend", "base", "entries", "hard", "overwritten")
 
@@ -42,7 +42,7 @@ class Disk:
         return self.base.index + len(self.entries)
 
     def holds(self, index: int, term: int) -> bool:
-        """Whether this entry would survive a crash, itself or in the image."""
+        """Whether this entry would survive a crash, itself or in the backend."""
         position = index - self.base.index - 1
         if position < 0:
             return position < -1 or self.base.term == term
@@ -86,7 +86,7 @@ class Disk:
         return kept
 
     def drop_prefix(self, index: int) -> None:
-        """Compact: entries up to `index`, which the image covers, go."""
+        """Compact: entries up to `index`, which the backend holds, go."""
         assert self.base.index <= index <= self.backend.index
         count = index - self.base.index
         if count:

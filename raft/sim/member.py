@@ -1,7 +1,7 @@
-"""One member: a real core, and a driver in miniature that keeps the core's contract to the letter.
+"""One member: a real core, and a node in miniature that keeps the core's contract to the letter.
 
 What the contract leaves open is drawn from the seed: when work is taken, how many writes share a sync,
-how late a sync completes, how entries are applied in slices, which image a snapshot is.
+how late a sync completes, how entries are applied in slices, which backend a snapshot is taken of.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Member:
         """Present latency of this disk; 0 completes at once."""
         self.config = Config(member_id=member_id, **schedule.core)
         self.life = 0
-        """Number of the process; what an earlier one had scheduled is void."""
+        """Number of the process; what an earlier one had scheduled is ignored."""
         self.up = False
         self.paused = 0
         """Faults that now hold this process still."""
@@ -72,7 +72,7 @@ class Member:
         self.crashed_at = -SECOND
         """When a process of it last crashed."""
         self.doomed = ""
-        """What this process is to die in the midst of: sync, vote (a sync of nothing but a promise) or
+        """What this process is to die in the midst of: sync, vote (a sync of nothing but a hard state) or
         apply; empty while no such end is near."""
         self.boot()
 
@@ -91,7 +91,7 @@ class Member:
         self.life += 1
         probes = self.cluster.probes
         probes.hit("a process starts with entries that are not applied", when=disk.last_index > backend.index)
-        probes.hit("a process starts with nothing but an image", when=backend.index == disk.last_index > 0)
+        probes.hit("a process starts with nothing but its backend", when=backend.index == disk.last_index > 0)
         self.core = RaftCore(self.config, boot, self.cluster.kernel.stream(f"core/{self.id}/{self.life}"))
         self.up = True
         self.writing: list[AppendWork] = []
@@ -114,7 +114,7 @@ class Member:
         self.reads: dict[int, int] = {}
         """Unanswered reads: context -> what must at least be seen."""
         self.waiting: list[ReadState] = []
-        """Reads proved and not yet applied far enough."""
+        """Reads confirmed and not yet applied far enough."""
         self.ticks = 0
         self.leader_heard = -1_000_000
         """Tick at which a leader was last heard."""
@@ -303,14 +303,14 @@ class Member:
             self.cluster.after(int(delay * rng.random()), self._die, self.life)
 
     def _die(self, life: int) -> None:
-        if life == self.life and self.doomed:  # else its fault has ended, and nobody would start it again
+        if life == self.life and self.doomed:  # else its fault has ended, and nothing would start it again
             self.doomed = ""
             self.crash()
 
     def _synced(self, life: int) -> None:
         if life != self.life:
             return
-        if self.paused:  # the process cannot notice now
+        if self.paused:  # the process does not run now
             self.cluster.after(self.tick_us, self._synced, life)
             return
         works = self.writing[: self.syncing]
@@ -322,7 +322,7 @@ class Member:
         self.quiesce()
 
     def _complete(self, works: Sequence[AppendWork]) -> None:
-        """These works are durable: their promises leave, and the core is told, one by one or at once."""
+        """These works are durable: their responses leave, and the core is notified, one by one or at once."""
         one_by_one = len(works) > 1 and self.disk_rng.random() < 0.5
         overwritten = self.disk.overwritten
         for work in works:
@@ -357,14 +357,14 @@ class Member:
     # ------------------------------------------------------------------ the state machine
 
     def _install(self, snapshot: SnapshotMeta) -> None:
-        """The image that replaces this log is the state machine from now on."""
+        """The snapshot that replaces this log is the state machine from now on."""
         backend = self.disk.backend = self.cluster.snapshots[snapshot.index, snapshot.term]
         for index in [index for index in self.writes if index <= backend.index]:
             self.cluster.complete_write(self.writes.pop(index)[1], "unknown")
         self.applied, self.applied_term = backend.index, backend.term
         self.digest, self.conf = backend.digest, backend.conf
         self.cluster.probes.hit("a snapshot is installed")
-        self.cluster.probes.hit("a snapshot overtakes applying", when=bool(self.applying))
+        self.cluster.probes.hit("a snapshot supersedes applying", when=bool(self.applying))
 
     def _apply_soon(self) -> None:
         delay = self.cluster.schedule.apply_us
@@ -385,7 +385,7 @@ class Member:
             last = self.rng.randint(self.sliced + 1, last)
         for entry in entries[self.sliced : last]:
             if entry.index <= self.applied:
-                continue  # a snapshot has overtaken it
+                continue  # superseded by a snapshot
             if entry.index != self.applied + 1:
                 raise Violation("applied in order and without gaps", self.id, entry.index, self.applied)
             self.applied, self.applied_term = entry.index, entry.term
@@ -423,7 +423,7 @@ class Member:
         probes.watch_conf(before, self.conf, self.id, leads=leads)
 
     def _answer_writes(self, index: int, term: int) -> None:
-        """The fate rule: an entry is committed under its id, or never."""
+        """The outcome rule: an entry is committed under its id, or never."""
         own = self.writes.pop(index, None)
         if own is not None:
             self.cluster.complete_write(own[1], "ok" if own[0] == term else "failed")
@@ -432,7 +432,7 @@ class Member:
                 self.cluster.complete_write(self.writes.pop(other)[1], "failed")
 
     def _maintain(self) -> None:
-        """Write the image behind the log, and compact the log up to near it."""
+        """Checkpoint the backend, and compact the log up to near it."""
         schedule = self.cluster.schedule
         if schedule.compact_every and self.applied - self.disk.backend.index >= schedule.compact_every:
             self.checkpoint()
@@ -447,7 +447,7 @@ class Member:
             self.disk.backend = self.backend()
 
     def compact(self, index: int) -> None:
-        """Drop the log up to `index`, as far as the image and the core allow."""
+        """Drop the log up to `index`, as far as the backend and the core allow."""
         if self.core._state.log.snapshot is not None:
             return  # the log is being replaced
         index = min(index, self.disk.backend.index, self.core.applied)
@@ -459,7 +459,7 @@ class Member:
     # ------------------------------------------------------------------ snapshots
 
     def _send_snapshot(self, message: Message) -> None:
-        """Bring a member an image not older than this log's base."""
+        """Send a member a snapshot not older than this log's base."""
         backend = self.disk.backend if self.rng.random() < 0.5 else self.backend()
         self.cluster.snapshots[backend.index, backend.term] = backend
         meta = SnapshotMeta(backend.index, backend.term, backend.conf)

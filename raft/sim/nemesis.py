@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raft.sim.cluster import Cluster
     from raft.sim.member import Member
 
-_LINK_FAULTS = frozenset(("drop", "slow", "tail", "duplicate", "cut", "isolate", "lure", "narrow"))
+_LINK_FAULTS = frozenset(("drop", "slow", "tail", "duplicate", "partition", "isolate", "lure", "narrow"))
 
 
 class Nemesis:
@@ -45,7 +45,7 @@ class Nemesis:
             cluster.kernel.at(fault.at, self._begin, number)
 
     def heal(self, reachable: dict[int, bool]) -> None:
-        """End all troubles of members that are `reachable`; the others stay cut off from everyone."""
+        """End all troubles of members that are `reachable`; the others stay partitioned from everyone."""
         self.over = True
         self._links.clear()
         for number in list(self._broken):
@@ -72,16 +72,16 @@ class Nemesis:
                 if member in (source, target):
                     link.slow = max(link.slow, args["us"])
             elif kind == "narrow":
-                link.capacity = args["room"]
-            elif kind == "cut":
-                link.cut = link.cut or [source, target] in args["pairs"]
+                link.capacity = args["capacity"]
+            elif kind == "partition":
+                link.down = link.down or [source, target] in args["pairs"]
             elif kind == "lure":
                 apart = args["with"] not in (source, target)
-                link.cut = link.cut or (apart and member in (source, target))
+                link.down = link.down or (apart and member in (source, target))
             elif (member == target and args["way"] in ("both", "in")) or (
                 member == source and args["way"] in ("both", "out")
             ):
-                link.cut = True
+                link.down = True
 
     # ------------------------------------------------------------------ beginning and ending
 
@@ -152,7 +152,7 @@ class Nemesis:
         else:
             member.sync_us = self._cluster.schedule.sync_us
 
-    # ------------------------------------------------------------------ wishes
+    # ------------------------------------------------------------------ requests
 
     def _leading(self) -> Member | None:
         leader = self._cluster.leader()
@@ -198,7 +198,7 @@ class Nemesis:
         return ConfChange(tuple(steps), transition)
 
     def _nudge(self, member: Member, pick: int) -> None:
-        """A report or wish that may come at any time and must do no harm."""
+        """A report or request that may come at any time and must do no harm."""
         if not member.up or member.paused:
             return
         rng = stream(pick, "nudge")

@@ -23,7 +23,7 @@ class Link:
 
     __slots__ = (
         "capacity",
-        "cut",
+        "down",
         "drop",
         "duplicate",
         "generation",
@@ -45,7 +45,7 @@ class Link:
         self.quiesce()
 
     def quiesce(self) -> None:
-        self.cut = False
+        self.down = False
         self.drop = 0.0
         self.duplicate = 0.0
         self.tail = 0.0
@@ -95,10 +95,10 @@ class Network:
     def refresh(self) -> None:
         """Faults have come or gone."""
         for (source, target), link in self._links.items():
-            was_cut = link.cut
+            was_down = link.down
             link.quiesce()
             self.faulty(source, target, link)
-            if link.cut and not was_cut:
+            if link.down and not was_down:
                 link.generation += 1
 
     def disconnect(self, member: int) -> None:
@@ -111,7 +111,7 @@ class Network:
     def post(self, message: Message, life: int, extra_us: int = 0) -> bool:
         """Send, as a member's process number `life`; False when it is already certain to be lost."""
         link = self._links.get((message.from_, message.to)) or self.link(message.from_, message.to)
-        if link.cut:
+        if link.down:
             self.lost += 1
             return False
         rng = link.rng
@@ -144,7 +144,7 @@ class Network:
         if self._ordered and generation != link.generation:
             self.lost += 1
             self._hit("a stream breaks with messages on their way")
-            return  # a datagram, once under way, arrives behind a cut, too
+            return  # a datagram, once under way, arrives during a partition, too
         self._deliver(message, life)
 
     def after(self, delay_us: int, action: Callable[..., None], *args: Any) -> None:

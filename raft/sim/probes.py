@@ -39,7 +39,7 @@ PROBES = (
     "a vote is asked of who gave it to another",
     "a vote is asked while a leader is known",
     "a vote is refused for its log",
-    "a vote's answer tells of a commit",
+    "a vote's answer carries a commit index",
     "two members stand in one term",
     # leadership
     "a leader hears of a later term",
@@ -54,15 +54,15 @@ PROBES = (
     # replication
     "a commit covers entries of an earlier term",
     "a commit is known before the entry is durable here",
-    "a commit notice travels alone",
-    "a follower is sent nothing until an image arrives",
+    "a commit broadcast travels alone",
+    "a follower is sent nothing until a snapshot arrives",
     "a follower must be asked for its log again",
     "a probe is rejected",
     "a rejection is of an earlier append",
     "a rejection names a term",
     "a suffix is overwritten",
-    "a window is full in bytes",
-    "a window is full in messages",
+    "the in-flight limit in bytes is reached",
+    "the in-flight limit in messages is reached",
     "an acknowledgement comes from a stranger",
     "an acknowledgement goes beyond the leader's log",
     "an acknowledgement of an earlier term arrives",
@@ -75,7 +75,7 @@ PROBES = (
     "many entries are overwritten at once",
     "many entries commit at once",
     # reads
-    "a follower's read is proved",
+    "a follower's read is confirmed",
     "a follower's read is refused",
     "a read is dropped",
     "a read waits for an own-term commit",
@@ -108,7 +108,7 @@ PROBES = (
     "a snapshot is installed",
     "a snapshot is lost",
     "a snapshot meets a log that agrees with it",
-    "a snapshot overtakes applying",
+    "a snapshot supersedes applying",
     "a snapshot replaces one that is not yet durable",
     # disks and processes
     "a completion comes after its term",
@@ -123,7 +123,7 @@ PROBES = (
     "a member crashes twice in a second",
     "a pause ends with queued messages",
     "a process starts with entries that are not applied",
-    "a process starts with nothing but an image",
+    "a process starts with nothing but its backend",
     "all voters are down",
     "one sync covers several works",
     # network
@@ -137,8 +137,8 @@ PROBES = (
         f"a write is refused: {reason.value}"
         for reason in (DropReason.TRANSFERRING, DropReason.UNCOMMITTED_FULL, DropReason.REMOVED)
     ),
-    "a write's fate is unknown",
-    "a write whose fate is unknown is committed",
+    "a write's outcome is unknown",
+    "a write of unknown outcome is committed",
 )
 
 UNREACHED = {
@@ -191,7 +191,7 @@ class Probes:
         if m.index < log.committed:
             self.counts["an append arrives below the commit index"] += 1
         if m.context != 0:
-            self.counts["a commit notice travels alone"] += 1
+            self.counts["a commit broadcast travels alone"] += 1
         if m.index > log.last_index:
             self.counts["an append leaves a gap"] += 1
         if len(m.entries) > 1:
@@ -251,7 +251,7 @@ class Probes:
             self.hit("a vote answers an earlier term")
             self.hit("a vote answers another election of its asker", when=s.role is Role.CANDIDATE)
         elif m.log_term and m.commit > s.log.committed and s.log.matches(m.commit, m.log_term):
-            self.hit("a vote's answer tells of a commit")
+            self.hit("a vote's answer carries a commit index")
 
     def _heartbeat_response(self, s: State, m: Message) -> None:
         old = 0 < m.context < s.reads.last_id and bool(s.reads.rounds) and m.term == s.term
@@ -276,7 +276,7 @@ class Probes:
         self._successor = (s.id, m.term)
 
     def _read_index_response(self, s: State, m: Message) -> None:
-        self.hit("a follower's read is refused" if m.reject else "a follower's read is proved")
+        self.hit("a follower's read is refused" if m.reject else "a follower's read is confirmed")
 
     # ------------------------------------------------------------------ states
 
@@ -325,12 +325,12 @@ class Probes:
         for progress in s.tracker.progress.values():
             waits = progress.state is ProgressState.SNAPSHOT
             if waits:
-                self.counts["a follower is sent nothing until an image arrives"] += 1
-            window = progress.inflights
-            if len(window) >= config.inflight_messages_max:
-                self.counts["a window is full in messages"] += 1
-            if window.nbytes >= config.inflight_bytes_max:
-                self.counts["a window is full in bytes"] += 1
+                self.counts["a follower is sent nothing until a snapshot arrives"] += 1
+            inflights = progress.inflights
+            if len(inflights) >= config.inflight_messages_max:
+                self.counts["the in-flight limit in messages is reached"] += 1
+            if inflights.nbytes >= config.inflight_bytes_max:
+                self.counts["the in-flight limit in bytes is reached"] += 1
         if s.transferee in s.tracker.progress:
             lags = s.tracker.progress[s.transferee].match < s.log.last_index
             if lags:

@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 
 
 class Fault(NamedTuple):
-    """One trouble. `member` 0 means whoever leads when it begins."""
+    """One fault. `member` 0 means the leader at its begin."""
 
     kind: str
     at: int
@@ -59,11 +59,11 @@ class Schedule:
     lazy_us: int = 0
     """How long inputs gather before the core's work is taken; 0 takes it after every input."""
     compact_every: int = 0
-    """Entries applied between images; 0 never compacts."""
+    """Entries applied between checkpoints; 0 never compacts."""
     compact_keep: int = 0
-    """Entries kept in the log behind the image."""
+    """Entries kept in the log below the checkpoint."""
     liveness: bool = True
-    """Whether the run ends with a calm in which a majority must recover."""
+    """Whether the run ends with a quiescent phase in which a majority must recover."""
     faults: tuple[Fault, ...] = ()
     ops: tuple[Op, ...] = ()
 
@@ -181,7 +181,7 @@ def _everyone(schedule: Schedule) -> list[int]:
 
 
 def _member(rng: random.Random, schedule: Schedule) -> int:
-    """Some member, or (half the time) whoever leads."""
+    """Some member, or (half the time) the leader."""
     return 0 if rng.random() < 0.5 else rng.choice(_everyone(schedule))
 
 
@@ -217,8 +217,8 @@ _SHAPES = (
     "halves",
     "one",
     "one",
-    "deaf",
-    "mute",
+    "inbound",
+    "outbound",
     "bridge",
     "ring",
     "swizzle",
@@ -245,8 +245,8 @@ def _partitions(rng: random.Random, schedule: Schedule) -> list[Fault]:
             phase = int(schedule.tick_us * rng.choice((1, 5, 20)))
             flapping = {"member": left[0], "way": "both"}
             faults += [Fault("isolate", t, t + phase, flapping) for t in range(at, until, 2 * phase)]
-        elif shape in ("one", "deaf", "mute"):
-            way = {"one": "both", "deaf": "in", "mute": "out"}[shape]
+        elif shape in ("one", "inbound", "outbound"):
+            way = {"one": "both", "inbound": "in", "outbound": "out"}[shape]
             faults.append(Fault("isolate", at, until, {"member": _member(rng, schedule), "way": way}))
         elif shape == "usurp":
             # Someone is away, for a moment or long, and back at the moment the leader of then is gone.
@@ -257,12 +257,12 @@ def _partitions(rng: random.Random, schedule: Schedule) -> list[Fault]:
                 Fault("crash", until, until + rng.randint(1, 3 * SECOND), {"member": 0, "amid": ""})
             )
         elif shape == "ring":
-            faults.append(Fault("cut", at, until, {"pairs": _ring(members)}))
+            faults.append(Fault("partition", at, until, {"pairs": _ring(members)}))
         else:
             if shape == "bridge":
                 right = right[1:]  # its first member hears both sides
             pairs = [[a, b] for a in left for b in right] + [[b, a] for a in left for b in right]
-            faults.append(Fault("cut", at, until, {"pairs": pairs}))
+            faults.append(Fault("partition", at, until, {"pairs": pairs}))
     return faults
 
 
@@ -308,7 +308,7 @@ def _slow_disks(rng: random.Random, schedule: Schedule) -> list[Fault]:
 
 def _narrow(rng: random.Random, schedule: Schedule) -> list[Fault]:
     return [
-        Fault("narrow", at, until, {"room": rng.choice((1, 2, 5, 20))})
+        Fault("narrow", at, until, {"capacity": rng.choice((1, 2, 5, 20))})
         for at, until in _times(rng, schedule, 3, 15 * SECOND)
     ]
 
@@ -329,7 +329,7 @@ def _rolling(rng: random.Random, schedule: Schedule) -> list[Fault]:
 
 
 def _lures(rng: random.Random, schedule: Schedule) -> list[Fault]:
-    """The leader reaches nobody but one member with a slow disk, which is still writing what it was given
+    """The leader reaches only one member, with a slow disk, which is still writing what it was given
     when another leader, elected by the rest, overwrites it."""
     faults = []
     for at, until in _times(rng, schedule, 12, 8 * SECOND):

@@ -1,4 +1,4 @@
-"""Shortens a failing schedule while the *same* promise breaks: first the time after the violation goes,
+"""Shortens a failing schedule while the *same* invariant breaks: first the time after the violation goes,
 then faults, then operations, then details. Greedy and bounded; what is left is data again."""
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def shrink(schedule: Schedule, invariant: str, *, runs: int = RUNS_MAX) -> Sched
         raise ValueError(f"the schedule breaks {report.invariant!r}, not {invariant!r}")
     budget = _Budget(invariant, runs)
     if report.at_us <= schedule.duration_us:
-        schedule = _cut(schedule, report.at_us)
+        schedule = _truncate(schedule, report.at_us)
     faults = fewer(schedule.faults, lambda some: budget.fails(replace(schedule, faults=tuple(some))))
     schedule = replace(schedule, faults=tuple(faults))
     ops = fewer(schedule.ops, lambda some: budget.fails(replace(schedule, ops=tuple(some))))
@@ -50,7 +50,7 @@ def shrink(schedule: Schedule, invariant: str, *, runs: int = RUNS_MAX) -> Sched
     return schedule
 
 
-def _cut(schedule: Schedule, at_us: int) -> Schedule:
+def _truncate(schedule: Schedule, at_us: int) -> Schedule:
     """Nothing after the violation matters."""
     return replace(
         schedule,
@@ -72,7 +72,7 @@ def _members_exist(schedule: Schedule) -> bool:
 
 
 def fewer(entries: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> Sequence[T]:
-    """The entries without which `fails` no longer holds: strikes them out in halves first, then in ever
+    """The entries without which `fails` no longer holds: removes them in halves first, then in ever
     smaller pieces."""
     if entries and fails(()):
         return ()
@@ -92,7 +92,7 @@ def fewer(entries: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> Sequenc
 
 
 def as_test(schedule: Schedule, invariant: str, name: str) -> str:
-    """A test file that fails for as long as `schedule` breaks a promise."""
+    """A test file that fails for as long as `schedule` violates an invariant."""
     return f'''"""A shrunk run: {len(schedule.faults)} faults, {len(schedule.ops)} operations; it broke:
 {invariant}.
 """
