@@ -195,8 +195,8 @@ Layers
     Durability: a write-ahead log with group commit, and a backend in SQLite that holds the state machine's
     checkpoint behind the log. In-memory implementations lose at a crash what was not synced.
 `raft.transport`
-    Messages between members: best effort, in order within a lane, over gRPC or in memory. It tells a dead
-    process from an unreachable one by a handshake, never by a timer.
+    Messages between members: best effort, in order within a lane, over gRPC or in memory. A handshake,
+    never a timer, distinguishes a dead process from an unreachable one.
 `raft.node`
     One member: the event loop that owns a core and performs its effects, forwards commands and membership
     changes to the leader, and completes each request exactly once: with an outcome, with a certain "not
