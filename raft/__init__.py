@@ -103,7 +103,7 @@ executes all of it. A take consumes: a Ready is never dropped and never taken tw
    never be sent earlier. Then call `on_append_done(token)`. After a failed write the process must end: what
    is on the disk is unknown.
 4. Apply `Ready.apply` to the state machine, in log order. For an entry that changes the membership call
-   `apply_conf` at its place in the order (the example has none).
+   `apply_conf` in the same order (the example has none).
 5. Complete: call `on_apply_done(index, nbytes)`. Serve a read from `Ready.read_states` once its index is
    applied; begin the reads in `Ready.dropped_reads` anew.
 

@@ -51,7 +51,7 @@ def test_the_example_runs() -> None:
     assert attempted >= 15, "the example has shrunk"
 
 
-def test_an_example_that_is_wrong_is_noticed() -> None:
+def test_an_example_that_is_wrong_is_detected() -> None:
     wrong = page().replace("[EntryId(term=1, index=2)", "[EntryId(term=1, index=1)")
     assert wrong != page()
     assert failures(wrong)[0] == 1
@@ -62,7 +62,7 @@ def test_every_kind_of_message_is_described() -> None:
     assert set(message_glossary(page())) == {kind.name for kind in MessageType}, "one that does not exist"
 
 
-def test_a_missing_kind_of_message_is_noticed() -> None:
+def test_a_missing_kind_of_message_is_detected() -> None:
     for kind in MessageType:
         without = re.sub(rf"^{kind.name}\n(    .*\n)+", "", page(), flags=re.MULTILINE)
         assert undescribed(without) == [kind.name]

@@ -1,4 +1,4 @@
-"""Rooms are booked while the cluster breaks, and no room is ever booked twice."""
+"""Seats are booked while the cluster breaks, and no seat is ever booked twice."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from kvstore.wire.rpc_pb2 import Compare, PutRequest, RangeRequest, RequestOp, T
 Book = Callable[[Caller, str, str], Awaitable[bool]]
 
 
-async def book(store: Caller, room: str, guest: str) -> bool:
-    """Whether the room is now the guest's, whose name nobody else has. Asks until that is known."""
-    key = f"rooms/{room}".encode()
-    choice = TxnRequest(
+async def book(store: Caller, seat: str, guest: str) -> bool:
+    """Whether the seat is now the guest's, whose name is unique. Retries until that is known."""
+    key = f"seats/{seat}".encode()
+    request = TxnRequest(
         compare=[Compare(key=key, target=Compare.CREATE, result=Compare.EQUAL, create_revision=0)],
         success=[RequestOp(request_put=PutRequest(key=key, value=guest.encode()))],
         failure=[RequestOp(request_range=RangeRequest(key=key))],
     )
     while True:
         try:
-            answer = await store.call(TXN, choice)
+            answer = await store.call(TXN, request)
         except (OutcomeUnknown, Unavailable):
-            await asyncio.sleep(0.1)  # perhaps booked: asked again, it finds its own name
+            await asyncio.sleep(0.1)  # perhaps booked: a retry finds its own name
             continue
         return answer.succeeded or answer.responses[0].response_range.kvs[0].value == guest.encode()
 
 
-ROOMS, GUESTS = 8, 24
+SEATS, GUESTS = 8, 24
 
 
 async def weekend(seed: int, book: Book) -> list[str]:
-    """Guests compete for rooms while a leader is cut off and the next one dies. What went wrong."""
+    """Guests compete for seats while a leader is partitioned and the next one dies. What went wrong."""
     rng = random.Random(seed)
     cluster = SimulatedCluster(seed=seed, machine=SimulatedEngine)
     await cluster.start_all()
     first = (await cluster.wait_for_leader()).member_id
-    told: list[tuple[str, str]] = []
+    granted: list[tuple[str, str]] = []
 
-    async def guest(name: str, room: str, store: Caller) -> None:
+    async def guest(name: str, seat: str, store: Caller) -> None:
         await asyncio.sleep(rng.uniform(0, 4))
-        if await book(store, room, name):
-            told.append((room, name))
+        if await book(store, seat, name):
+            granted.append((seat, name))
 
     async with asyncio.TaskGroup() as group:
         for number in range(GUESTS):
             store = cluster.connect(*rng.sample([1, 2, 3], 3), timeout_s=1.0)  # each begins with another
-            group.create_task(guest(f"guest {number}", str(number % ROOMS), store))
+            group.create_task(guest(f"guest {number}", str(number % SEATS), store))
         await asyncio.sleep(1)
         cluster.partition([first], [other for other in cluster.members if other != first])
         await cluster.wait_until(lambda: (new := cluster.leader()) is not None and new.member_id != first)
@@ -64,18 +64,18 @@ async def weekend(seed: int, book: Book) -> list[str]:
         await asyncio.sleep(rng.uniform(0, 2))
         await cluster.start(second)
 
-    everything = RangeRequest(key=b"rooms/", range_end=b"rooms0")
+    everything = RangeRequest(key=b"seats/", range_end=b"seats0")
     found = {
         kv.key.decode(): kv.value.decode() for kv in (await cluster.connect().call(RANGE, everything)).kvs
     }
     await cluster.stop_all()
-    wrong = [f"{who} has no room {room}" for room, who in told if found.get(f"rooms/{room}") != who]
-    for room in sorted({room for room, _ in told}):
-        holders = [who for booked, who in told if booked == room]
+    wrong = [f"{who} has no seat {seat}" for seat, who in granted if found.get(f"seats/{seat}") != who]
+    for seat in sorted({seat for seat, _ in granted}):
+        holders = [who for booked, who in granted if booked == seat]
         if len(holders) > 1:
-            wrong.append(f"room {room} was given to {' and '.join(holders)}")
-    if len(found) != ROOMS:
-        wrong.append(f"{len(found)} of {ROOMS} rooms are booked")
+            wrong.append(f"seat {seat} was given to {' and '.join(holders)}")
+    if len(found) != SEATS:
+        wrong.append(f"{len(found)} of {SEATS} seats are booked")
     return wrong
 
 
@@ -83,13 +83,13 @@ SEEDS = range(6)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_no_room_is_booked_twice(seed: int) -> None:
+def test_no_seat_is_booked_twice(seed: int) -> None:
     assert run_virtual(weekend(seed, book)) == []
 
 
-async def book_without_compare(store: Caller, room: str, guest: str) -> bool:
+async def book_without_compare(store: Caller, seat: str, guest: str) -> bool:
     """The mistake: look, then write."""
-    key = f"rooms/{room}".encode()
+    key = f"seats/{seat}".encode()
     while True:
         try:
             found = (await store.call(RANGE, RangeRequest(key=key))).kvs
@@ -101,7 +101,7 @@ async def book_without_compare(store: Caller, room: str, guest: str) -> bool:
         return not found or found[0].value == guest.encode()
 
 
-def test_the_story_catches_who_looks_and_then_writes() -> None:
+def test_the_scenario_catches_who_looks_and_then_writes() -> None:
     assert any(
         "was given to" in wrong
         for seed in SEEDS
@@ -109,8 +109,8 @@ def test_the_story_catches_who_looks_and_then_writes() -> None:
     )
 
 
-def test_the_story_leaves_bookings_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where every call is answered, nothing is proven about those that are not."""
+def test_the_scenario_leaves_bookings_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scenario in which every call is answered shows nothing about those that are not."""
     in_doubt = 0
     call: Any = SimulatedConnection.call
 
