@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PROCESS_FOLDERS = frozenset(
-    {"cli", "conformance", "devcluster", "differential", "jepsen", "packaging", "processes"}
+    {"cli", "compatibility", "conformance", "devcluster", "differential", "jepsen", "packaging", "processes"}
 )
 """Folders of tests/ whose tests start processes: one worker runs them all, in order."""
 
