@@ -28,6 +28,9 @@ from raft.storage.backup import create_member_with_state, read_backup, replace_m
 
 logger = logging.getLogger("kvstore.server")
 
+_VOTERS = "found_voters"
+"""The key of `Kept.bootstrap_voters` in the log, where other versions read it too."""
+
 
 class Kept(NamedTuple):
     """What the data directory keeps of the beginning."""
@@ -45,7 +48,7 @@ def bootstrap_of(joined: Joined, *, recovered: bool = False) -> Bootstrap:
     rows = [[member.id, member.name, list(member.peer_urls)] for member in bootstrap_members]
     kept: dict[str, object] = {"members": rows}
     if joined.bootstrap_voters:
-        kept["bootstrap_voters"] = joined.bootstrap_voters
+        kept[_VOTERS] = joined.bootstrap_voters
     if recovered:
         kept["recovered"] = True
     voters = tuple(member.id for member in bootstrap_members)
@@ -56,7 +59,7 @@ def read_bootstrap(bootstrap: Bootstrap) -> Kept:
     """The other way."""
     kept = json.loads(bootstrap.blob)
     members = tuple(Member(id=row[0], name=row[1], peer_urls=tuple(row[2])) for row in kept["members"])
-    voters = kept.get("bootstrap_voters")
+    voters = kept.get(_VOTERS)
     return Kept(members, None if voters is None else tuple(voters), kept.get("recovered", False))
 
 

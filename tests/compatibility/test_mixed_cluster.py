@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from bench import clusters
 from bench.clusters import ROOT, Cluster, ClusterError, Member
 from kvstore.devcluster.plan import free_ports
 from kvstore.wire import rpc_pb2
@@ -208,6 +211,13 @@ def join(cluster: Cluster, code: Path) -> Member:
     return member
 
 
+def bootstrap_keys(member: Member) -> list[str]:
+    """Names in the JSON at the beginning of a member's log: few starts need them, so they are compared here."""
+    text = min((member.data_dir / "wal").glob("*.wal")).read_bytes().decode("latin-1")
+    value, _ = json.JSONDecoder().raw_decode(text, text.index('{"members"'))
+    return sorted(value)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("joins", ["new", "old"])
@@ -218,9 +228,49 @@ def test_a_member_joins_a_cluster_of_the_other_code(old_code: Path, tmp_path: Pa
         ledger = Ledger(cluster)
         ledger.go_on()
         joined = join(cluster, codes[joins])
+        assert bootstrap_keys(joined) == ["found_voters", "members"]
         ledger.go_on()
         lead(cluster, joined)
         ledger.go_on()
+
+
+def kvstore(code: Path, *words: str) -> None:
+    """Run a command of that code. Raises ClusterError with what it printed."""
+    check_code(code, code.parent)
+    done = subprocess.run(
+        [*PROGRAM[:-1], *words],
+        env=clusters.environment(code),
+        cwd=code.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ClusterError(f"{words}: {done.stderr}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("saves", ["new", "old"])
+def test_a_backup_is_restored_by_the_other_code(old_code: Path, tmp_path: Path, saves: str) -> None:
+    """One code saves it, the other makes a data directory of it, and the first one starts on that."""
+    codes = {"new": ROOT, "old": old_code}
+    saving = codes.pop(saves)
+    (restoring,) = codes.values()
+    file = tmp_path / "backup.db"
+    with cluster_of(tmp_path / "saved", [saving]) as cluster:
+        ledger = Ledger(cluster)
+        ledger.go_on()
+        kvstore(saving, f"--endpoints={cluster.endpoints[0]}", "snapshot", "save", str(file))
+    cluster = cluster_of(tmp_path / "restored", [saving])
+    (member,) = cluster.members
+    wanted = ("--name", "--data-dir", "--initial-cluster=", "--initial-cluster-token", "--initial-advertise")
+    flags = [flag for flag in member.command if flag.startswith(wanted)]
+    kvstore(restoring, "snapshot", "restore", str(file), *flags)
+    with cluster:
+        ledger.cluster = cluster
+        ledger.go_on()
+        assert bootstrap_keys(member) == ["members", "recovered"]
 
 
 # --- negative controls ---
