@@ -38,7 +38,7 @@ a run of full length. Where faults left too few, the calm makes up for them."""
 SERVED_MIN = 60
 """Acknowledged operations that a healed majority must at least have come to."""
 
-QUIESCE_S = 6.0
+CONVERGE_S = 6.0
 """Time after the last fault for what is still on its way, which is up to 5 s late."""
 
 LEADER_WITHIN_TIMEOUTS = 10
@@ -325,7 +325,7 @@ class Run:
         sound = [m for m in cluster.bootstrap_members if m not in cluster.wiped and m not in cluster.rotten]
         core = sorted(rng.sample(sound, rng.randint(self.plan.size // 2 + 1, len(sound))))
         back_s = max(at_s for at_s in cluster.start_at_s.values() if at_s != NEVER_S) - cluster.loop.time()
-        await asyncio.sleep(max(0.0, back_s) + QUIESCE_S if self.plan.faults else 0.0)
+        await asyncio.sleep(max(0.0, back_s) + CONVERGE_S if self.plan.faults else 0.0)
         if not self._can_elect(core):
             core = sound
         for other in cluster.bootstrap_members:
