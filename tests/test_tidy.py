@@ -1,4 +1,4 @@
-"""The house rules, run as a test: floors, lengths, bans with their replacement, fronts, documents.
+"""The house rules, run as a test: layers, lengths, bans with their replacement, entry points, words, texts.
 
 Each rule is a function from source text to a list of complaints, and each has a negative control: a bad
 snippet that it must flag and a good one that it must not. A rule that is in the way is changed here, in a
@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import vocabulary
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_FOLDERS = ("raft", "kvstore", "tests", "tools", "bench", "examples")
 PRODUCT_FOLDERS = ("raft", "kvstore")
@@ -29,15 +31,15 @@ GENERATED = re.compile(r"_pb2(_grpc)?\.pyi?$")
 FUNCTION_LINES_MAX = 70  # fits on one screen
 FILE_LINES_MAX = 700  # beyond it a file holds more than one idea
 
-# --- floors: a room may import these rooms besides itself ---
+# --- layers: a package may import these packages besides itself ---
 
 RAFT = ("raft.core", "raft.storage", "raft.transport", "raft.node")
 ENGINE = ("kvstore.engine", "kvstore.errors")
-BELOW_RPC = (*RAFT, *ENGINE, "kvstore.server", "kvstore.version", "kvstore.front")
+BELOW_RPC = (*RAFT, *ENGINE, "kvstore.server", "kvstore.version")
 COMPOSED = (*BELOW_RPC, "kvstore.wire", "kvstore.rpc", "kvstore.http")
 
 PACKAGES: dict[str, tuple[str, ...]] = {
-    "raft": (),  # the front: loads nothing
+    "raft": (),  # the entry point: loads nothing
     "raft.core": (),
     "raft.storage": ("raft.core",),
     "raft.transport": ("raft.core",),
@@ -48,12 +50,11 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "kvstore.server",
         "kvstore.version",
         "kvstore.client",
-    ),  # the front: loads lazily
+    ),  # the entry point: loads lazily
     "kvstore.version": (),
     "kvstore.errors": (),
     "kvstore.engine": ("kvstore.errors",),
     "kvstore.wire": (),
-    "kvstore.front": (),
     "kvstore.server": (*RAFT, *ENGINE, "kvstore.version"),  # never generated messages
     "kvstore.rpc": (*BELOW_RPC, "kvstore.wire"),
     "kvstore.http": BELOW_RPC,
@@ -81,7 +82,7 @@ IMPURE_MODULES = frozenset(
     }
 )
 HEAVY_MODULES = ("asyncio", "grpc", "google.protobuf", "logging", "random", "socket")
-"""What importing a pure room must not load, seen in a fresh interpreter."""
+"""What importing a pure package must not load, seen in a fresh interpreter."""
 
 
 def python_files(*folders: str) -> Iterator[Path]:
@@ -97,7 +98,7 @@ def module_name(path: Path) -> str:
 
 
 def package_of(module: str) -> str | None:
-    """The longest prefix of the module's name that is a room; None for what belongs to no room."""
+    """The longest prefix of the module's name that is a package of the table; None without one."""
     parts = module.split(".")
     if len(parts) == 1:
         return module if module in PACKAGES else None
@@ -119,7 +120,7 @@ def imports(tree: ast.AST, module: str, *, is_package: bool, with_types: bool) -
             base = module.split(".")
             base = base[: len(base) - child.level + is_package] if child.level else []
             name = ".".join([*base, *([child.module] if child.module else [])])
-            if name in ("raft", "kvstore"):  # `from raft import core` means the room
+            if name in ("raft", "kvstore"):  # `from raft import core` means the package
                 yield from ((child.lineno, f"{name}.{alias.name}") for alias in child.names)
             else:
                 yield child.lineno, name
@@ -129,7 +130,7 @@ def imports(tree: ast.AST, module: str, *, is_package: bool, with_types: bool) -
 def layer_complaints(source: str, module: str, *, is_package: bool = False) -> list[str]:
     package = package_of(module)
     if package is None:
-        return [f"{module}: belongs to no room of the table in tests/test_tidy.py"]
+        return [f"{module}: belongs to no package of the table in tests/test_tidy.py"]
     found = []
     for line, name in imports(ast.parse(source), module, is_package=is_package, with_types=True):
         if name.split(".")[0] not in PRODUCT_FOLDERS:
@@ -142,7 +143,7 @@ def layer_complaints(source: str, module: str, *, is_package: bool = False) -> l
 
 def purity_complaints(source: str, module: str) -> list[str]:
     found = [
-        f"{module}:{line}: a pure room may not import {name}; take it as an input"
+        f"{module}:{line}: a pure package may not import {name}; take it as an input"
         for line, name in imports(ast.parse(source), module, is_package=False, with_types=False)
         if name.split(".")[0] in IMPURE_MODULES
     ]
@@ -316,7 +317,7 @@ def ban_complaints(source: str, module: str) -> list[str]:
             if call.endswith(("create_task", "ensure_future")) and not re.match(
                 r"(tg|group|\w*group)\.", call
             ):
-                found.append(f"{module}:{node.lineno}: a task nobody keeps; keep it and await it")
+                found.append(f"{module}:{node.lineno}: a task without a reference; keep it and await it")
         elif isinstance(node, ast.ExceptHandler):
             broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
             if broad and all(isinstance(statement, ast.Pass) for statement in node.body):
@@ -387,7 +388,7 @@ def text_files() -> Iterator[Path]:
             yield path
 
 
-# --- fronts ---
+# --- entry points ---
 
 
 def entry_point_complaints(module: types.ModuleType) -> list[str]:
@@ -407,6 +408,31 @@ def entry_point_complaints(module: types.ModuleType) -> list[str]:
         if is_own and name not in exported and name not in ("annotations", "TYPE_CHECKING"):
             found.append(f"{module.__name__}: {name} is importable but not in __all__")
     return found
+
+
+# --- words ---
+
+
+def word_complaints(text: str, name: str) -> list[str]:
+    """Refused words of the file's name and of its lines; see tests/vocabulary.py."""
+    lines = enumerate([Path(name).name, *text.splitlines()])
+    return [
+        f"{name}:{number}: `{word}`; say: {vocabulary.instead_of(word)}"
+        for number, line in lines
+        for word in vocabulary.refused_in(name, line)
+    ]
+
+
+def worded_files() -> Iterator[tuple[Path, str]]:
+    """Every file of text that people wrote, with its name below the root."""
+    for path in [*text_files(), *sorted(ROOT.rglob("tests/conformance/**/*.[gj][os]"))]:
+        name = path.relative_to(ROOT).as_posix()
+        if not GENERATED.search(name) and name not in (
+            "tests/vocabulary.py",
+            "LICENSE",
+            "requirements-dev.lock",
+        ):
+            yield path, name
 
 
 # --- the rules, applied ---
@@ -436,7 +462,7 @@ def test_pure_packages_are_pure() -> None:
 
 
 def loaded_by(package: str) -> list[str]:
-    """The heavy modules that importing a room loads in a fresh interpreter."""
+    """The heavy modules that importing a package loads in a fresh interpreter."""
     program = f"import sys; before = set(sys.modules); import {package}; print(*(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {program}"],
                           capture_output=True, text=True, check=True, cwd=ROOT)  # fmt: skip
@@ -475,6 +501,25 @@ def test_no_machine_paths_or_registry_hosts() -> None:
         for line in text_complaints(path.read_text(), str(path.relative_to(ROOT)))
     ]
     assert not found, show(found)
+
+
+def test_words() -> None:
+    found = [line for path, name in worded_files() for line in word_complaints(path.read_text(), name)]
+    assert not found, show(found)
+
+
+def test_word_exemptions_are_used() -> None:
+    lines = [
+        (name, line) for path, name in worded_files() for line in [path.name, *path.read_text().splitlines()]
+    ]
+    unused = [
+        one
+        for one in vocabulary.EXEMPTIONS
+        if not any(
+            one.word in line.lower() and vocabulary.covers(one, name, line, one.word) for name, line in lines
+        )
+    ]
+    assert not unused, show([f"{one.word}: {one.reason}" for one in unused])
 
 
 def test_documents() -> None:
@@ -527,7 +572,7 @@ def links(text: str, name: str) -> list[str]:
 
 
 LAYER_CONTROLS: list[Control] = [
-    (layer_complaints, "raft.node.driver", "import kvstore.errors", "import raft.core.types"),
+    (layer_complaints, "raft.node.loop", "import kvstore.errors", "import raft.core.types"),
     (layer_complaints, "raft.core.log", "from raft.storage import protocol", "from raft.core import types"),
     (layer_complaints, "raft.storage.wal", "from ..transport import protocol", "from ..core import types"),
     (layer_complaints, "kvstore.server.x", "def f():\n    from kvstore.wire import y", "import raft.node"),
@@ -563,6 +608,10 @@ BAN_CONTROLS: list[Control] = [
 TEXT_CONTROLS: list[Control] = [
     (text_complaints, "m", "cd /wo" + "rk/main", "the work/main folder"),
     (text_complaints, "m", "https://py" + "pi.org/simple", "the package index"),
+    (word_complaints, "m", "the " + "image" + " is sent", "the snapshot is sent"),
+    (word_complaints, "m", "class " + "Hello" + "Frame: pass", "class HandshakeFrame: pass"),
+    (word_complaints, "m", "_on_" + "boot" + "_id = 1", "_on_incarnation = 1"),
+    (word_complaints, "raft/" + "image" + "_store.py", "", ""),
     (heading_complaints, "m", "# One\n\n# Two\n", "# One\n\n```\n# code\n```\n## Two\n"),
     (heading_complaints, "m", "## Two\n", "# One\n"),
     (links, "m", "[a](no-such.md)", "[a](pyproject.toml) [b](https://example.org)"),

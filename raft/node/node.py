@@ -78,7 +78,7 @@ _InboxItem = _FromPeer | AppendWork | Callable[[], None]
 
 
 class Node:
-    """A member of the cluster, from `start` to `stop`. Implements `raft.transport.transport_protocol.Receiver`.
+    """A member of the cluster, from `start` to `stop`. Implements the transport's `Receiver`.
 
     Every method is called in the event loop that ran `start`.
     """
