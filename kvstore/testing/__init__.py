@@ -8,38 +8,38 @@
 
     run_virtual(story())
 
-What runs is the product: its handlers, state machine, driver, consensus core and write-ahead log, three
-members (or `size`) in one process. Network, disks and clock are twins. What the kit promises:
+What runs is the product: its handlers, state machine, event loop, consensus core and write-ahead log, three
+members (or `size`) in one process. Network, disks and clock are in-memory fakes. What the kit guarantees:
 
 * *Virtual time.* `run_virtual` is `asyncio.run` on a loop that begins at 0.0 and puts its clock forward
   instead of waiting: a minute of timeouts passes in milliseconds. Code under test uses the loop's clock and
-  `asyncio.sleep`, no threads, sockets or real clocks. A program in which nothing can happen any more ends
-  in `NothingWillHappen` instead of hanging.
-* *Seeds.* Everything the kit draws (delays, election timeouts, what a power cut leaves) comes from the
-  cluster's `seed`; a program that draws its own choices from one too takes the same steps every time.
-* *Calls.* `connect()` gives what `kvstore.client.Connection` is to code that makes unary calls: the same
-  `call(method, request)`, errors and moving on to another member; `connect(2)` asks member 2 only. A write
-  whose member dies ends in `OutcomeUnknown`, as one whose connection broke; a read moves on. Streams
-  (watches, renewals) are not offered, nor TLS.
-* *Faults.* `partition([1], [2, 3])` is silence between members until `heal()`; clients reach either side.
-  `crash(2)` kills a member and cuts its power: its disk loses an arbitrary part of what was not synced;
-  with `power=False` it is a `kill -9`. `power_cut()` is that of all members at once. `start(2)` has a
-  member begin again from what its disk holds, `stop(2)` ends it in good order. Slower links, losses and
-  repetitions are `network.conditions(source, target)`.
-* *The end.* `stop_all()` fails when anything was thrown in the loop that nobody caught.
+  `asyncio.sleep`, no threads, sockets or real clocks. A program that waits without any timer ends in
+  `LoopStalled` instead of hanging.
+* *Seeds.* All randomness of the kit (delays, election timeouts, what a power cut leaves) comes from the
+  cluster's `seed`. A program that draws its own choices from a seed takes the same steps every time.
+* *Calls.* `connect()` returns what `kvstore.client.Connection` is to code that makes unary calls: the same
+  `call(method, request)`, errors and failover to another member; `connect(2)` calls member 2 only. A write
+  whose member dies fails with `OutcomeUnknown`, like one whose connection broke; a read is retried elsewhere.
+  Streams (watches, lease keep-alives) and TLS are not offered.
+* *Faults.* `partition([1], [2, 3])` drops messages between the groups until `heal()`; clients reach both
+  sides. `crash(2)` is a power cut of one member: its disk loses an arbitrary part of the un-synced writes;
+  with `power=False` it is a `kill -9`. `power_cut()` hits all members at once. `start(2)` restarts a member
+  from its disk, `stop(2)` shuts it down cleanly. Delay, loss and duplication of messages are set through
+  `network.conditions(source, target)`.
+* *The end.* `stop_all()` fails if the loop saw an uncaught exception.
 
 With the default `LedgerMachine` instead of the engine a cluster keeps a bare list of commands, for tests
-of replication itself. How the store is judged by seeded campaigns (`python -m kvstore.testing`) is no
-part of this face: `kvstore.testing.nodes` plays one run, `kvstore.testing.campaign` many.
+of replication itself. The seeded campaigns that judge the store (`python -m kvstore.testing`) are not part of
+this interface: `kvstore.testing.nodes` plays one run, `kvstore.testing.campaign` many.
 """
 
 from kvstore.testing.services import SimulatedConnection
 from kvstore.testing.simulation import LedgerMachine, SimulatedCluster, SimulatedEngine, SimulatedMember
-from kvstore.testing.virtual_loop import NothingWillHappen, VirtualTimeLoop, run_virtual
+from kvstore.testing.virtual_loop import LoopStalled, VirtualTimeLoop, run_virtual
 
 __all__ = [
     "LedgerMachine",
-    "NothingWillHappen",
+    "LoopStalled",
     "SimulatedCluster",
     "SimulatedConnection",
     "SimulatedEngine",

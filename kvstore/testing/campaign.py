@@ -1,9 +1,10 @@
 """`python -m kvstore.testing`: many seeds of both levels of simulation, on all processors; one verdict.
 
-* passed: every seed kept every promise, enough was asked and served, and the probes were reached.
-* failed: a promise was broken, a long campaign missed a probe that has no recorded reason, or a probe was
-  reached that on record cannot be.
-* inconclusive: nothing broke, and too little was shown: no seed, too few calls served, too many inconclusive seeds.
+* passed: every seed kept every invariant, enough calls were served, and the probes were reached.
+* failed: an invariant broke, a long campaign missed a probe that has no recorded reason, or it reached a
+  probe that is recorded as unreachable.
+* inconclusive: nothing broke, but the evidence is thin: no seed, too few calls served, too many inconclusive
+  seeds.
 """
 
 from __future__ import annotations
@@ -24,24 +25,25 @@ from typing import Any
 
 import click
 
-from kvstore.testing.levels import LEVELS, SeedResult
 from kvstore.testing.shrinking import shrink_seed
+from kvstore.testing.simulation_levels import LEVELS, SeedResult
 
-AHEAD = 3
-"""Seeds handed to the pool per worker, so that none waits for the next."""
+SEEDS_QUEUED_PER_WORKER = 3
+"""Seeds submitted to the pool per worker, so that no worker idles."""
 
 INCONCLUSIVE_SHARE_MAX = 0.1
 """With a larger share of inconclusive seeds the whole campaign is inconclusive."""
 
 FRESH_SEEDS = 1 << 40
-"""A fresh campaign begins at a random seed below this: no two meet, and its seeds are short to type."""
+"""A fresh campaign begins at a random seed below this: two campaigns do not overlap, and seeds stay short to
+type."""
 
 SHOWN_MAX = 5
 """Seeds of a kind shown on the screen; the file has all."""
 
 
 def run_one(level: str, seed: int, length_s: float) -> SeedResult:
-    """One seed, without the cyclic collector in between: its garbage is a whole cluster, at the end."""
+    """One seed, without the cyclic collector until its end, when the whole cluster is garbage."""
     gc.disable()
     try:
         return LEVELS[level].run(seed, length_s)
@@ -58,7 +60,7 @@ def results(
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         running: set[Future[SeedResult]] = set()
         while True:
-            while len(running) < AHEAD * workers and time.monotonic() < end_s:
+            while len(running) < SEEDS_QUEUED_PER_WORKER * workers and time.monotonic() < end_s:
                 seed = next(seeds, None)
                 if seed is None:
                     break
@@ -71,7 +73,7 @@ def results(
 
 
 class Tally:
-    """What all seeds of one level came to."""
+    """Totals over all seeds of one level."""
 
     def __init__(self, level: str) -> None:
         self.level = level
@@ -98,19 +100,23 @@ class Tally:
             getattr(self, name).update(getattr(result, name))
 
     def missed(self) -> tuple[dict[str, str], list[str]]:
-        """Probes never reached: those with their recorded reason, and the others."""
+        """Probes never reached: those recorded as unreachable with the reason, and the others."""
         unreached = LEVELS[self.level].unreached
         names = [name for name, count in sorted(self.probes.items()) if not count]
         return {n: unreached[n] for n in names if n in unreached}, [n for n in names if n not in unreached]
 
-    def belied(self) -> dict[str, str]:
-        """Probes reached against the recorded reason why they cannot be."""
+    def contradicted(self) -> dict[str, str]:
+        """Probes reached although recorded as unreachable, with that reason."""
         return {n: why for n, why in sorted(LEVELS[self.level].unreached.items()) if self.probes[n]}
 
     @property
     def verdict(self) -> str:
         level = LEVELS[self.level]
-        if self.failures or self.belied() or (self.seeds >= level.seeds_for_probes and self.missed()[1]):
+        if (
+            self.failures
+            or self.contradicted()
+            or (self.seeds >= level.seeds_for_probes and self.missed()[1])
+        ):
             return "failed"
         issued = self.operations.total()
         served = sum(count for how, count in self.operations.items() if how.endswith(" ok"))
@@ -123,7 +129,7 @@ class Tally:
         return "passed"
 
     def summary(self, wall_s: float, length_s: float) -> dict[str, Any]:
-        """All of it as one value for a machine."""
+        """The totals as JSON."""
         excused, missed = self.missed()
         return {
             "verdict": self.verdict,
@@ -145,13 +151,13 @@ class Tally:
             "probes": dict(sorted(self.probes.items())),
             "probes_not_reached": excused,
             "probes_missed": missed,
-            "probes_belied": self.belied(),
+            "probes_contradicted": self.contradicted(),
             "counts": dict(sorted(self.counts.items())),
         }
 
 
 def describe(level: str, found: dict[str, Any]) -> str:
-    """The same for a reader, in a few lines."""
+    """The JSON of `summary` as a few lines of text."""
     faults = ", ".join(f"{name} {count}" for name, count in found["faults"].items())
     size = f"{found['seeds']} seeds of {found['seed_virtual_s']:g} virtual s in {found['wall_s']} s"
     bad = f"{len(found['failures'])} failed, {len(found['inconclusive'])} inconclusive"
@@ -164,7 +170,7 @@ def describe(level: str, found: dict[str, Any]) -> str:
         f"  {found['faults_injected']} faults: {faults}",
         *(f"  not reached: {name} ({why})" for name, why in found["probes_not_reached"].items()),
     ]
-    lines += [f"  REACHED, and on record it cannot be: {name}" for name in found["probes_belied"]]
+    lines += [f"  REACHED, though recorded as unreachable: {name}" for name in found["probes_contradicted"]]
     if found["seeds"] >= LEVELS[level].seeds_for_probes:
         lines += [f"  missed: {name}" for name in found["probes_missed"]]
     lines += [
@@ -202,7 +208,7 @@ def _numbers(seeds: str) -> tuple[int, int | None]:
 def main(
     level: str, seeds: str, minutes: float, length_s: float, workers: int, output: str, shrink: int | None
 ) -> None:
-    """Simulate clusters under faults; exit 1 if a promise broke, 3 if too little was shown."""
+    """Simulate clusters under faults; exit 1 if an invariant broke, 3 if inconclusive."""
     if shrink is not None:
         if level == "both":
             raise click.UsageError("--shrink needs --level core or node")

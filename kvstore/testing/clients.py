@@ -1,7 +1,7 @@
-"""Clients of a simulated cluster, and the history of what they asked and were told.
+"""Clients of a simulated cluster, and the history of their requests and replies.
 
-Every written value is unique, so every command is, and a reply names the write it saw. A client asks one
-member at a time and never repeats a command: what it was not told stays unknown.
+Every written value is unique, so every command is, and a reply names the write it saw. A client calls one
+member at a time and never retries a command: without a reply its outcome stays unknown.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from kvstore.engine import (
     TxnResult,
     encode,
 )
-from kvstore.testing.judge import Judge
 from kvstore.testing.probes import NodeProbes
+from kvstore.testing.simulation_judge import Judge
 from kvstore.verify import Event
 from raft.node import NodeError, NotApplied
 
 RETRY_S = 0.02
-"""Wait of a client that finds nobody to ask."""
+"""Wait of a client while no member is usable."""
 
 
 class Members(Protocol):
-    """What clients see of a cluster."""
+    """The cluster as clients use it."""
 
     def usable(self) -> list[int]:
-        """Members whose process runs."""
+        """Members that run and belong to the cluster."""
 
     def paused(self, member_id: int) -> bool:
-        """Whether a member's process stands still: it takes requests and answers later."""
+        """Whether a member's process is paused: it accepts requests and answers later."""
 
     def term(self, member_id: int) -> int:
         """The term of a running member; 0 while its process is down."""
@@ -92,13 +92,13 @@ class Clients:
         """Operations begun; each is its own process in the history, as its client may go on after
         an unknown outcome."""
         self._seen: dict[str, str | None] = {}
-        """Value last seen per key, for a compare that has a chance."""
-        self.asked: Sequence[int] = ()
-        """The only members that clients ask from now on; everyone while it is empty."""
+        """Value last seen per key, so that a comparison can succeed."""
+        self.targets: Sequence[int] = ()
+        """The only members that clients call; all of them while it is empty."""
         self._stopping = False
 
     def stop(self) -> None:
-        """Every client ends after its present operation."""
+        """Every client ends after its current operation."""
         self._stopping = True
 
     @property
@@ -106,13 +106,13 @@ class Clients:
         return sum(count for how, count in self.outcomes.items() if how.endswith(" ok"))
 
     async def run(self, think_s: float) -> None:
-        """Be one client: ask, wait, think for `think_s` on average."""
+        """Run one client: call, await the reply, think for `think_s` on average."""
         rng = self._rng
         member_id = 0
         while not self._stopping and self._processes < self._operations_max:
             usable = self._members.usable()
-            if self.asked:
-                usable = [member for member in usable if member in self.asked]
+            if self.targets:
+                usable = [member for member in usable if member in self.targets]
             if not usable:
                 await asyncio.sleep(RETRY_S)
                 continue
@@ -130,7 +130,7 @@ class Clients:
             await asyncio.sleep(rng.uniform(0, 2 * think_s))
 
     async def put(self, member_id: int) -> bool:
-        """Write a fresh value; whether that was acknowledged."""
+        """Write a new value; whether that was acknowledged."""
         key, value = self._rng.choice(self.keys), self._value()
         command = encode(Put(key.encode(), value.encode()))
         answer = await self._write(member_id, "put", [key, value], command)
@@ -145,7 +145,7 @@ class Clients:
 
     async def delete(self, member_id: int) -> None:
         key = self._rng.choice(self.keys)
-        # The end of the interval makes the command unique and names no other key.
+        # The range end makes the command unique and covers no other key.
         command = encode(DeleteRange(key.encode(), f"{key}\0{self._value()}".encode()))
         answer = await self._write(member_id, "delete", [key], command)
         if answer is not None:
@@ -178,7 +178,7 @@ class Clients:
         key = key or self._rng.choice(self.keys)
         process = self._begin("get", [key, "serializable"] if serializable else [key])
         engine, term = self._members.engine(member_id), self._members.term(member_id)
-        assert engine is not None, "only a running member is asked"
+        assert engine is not None, "only a running member is called"
         if not serializable:
             try:
                 await self._members.read_barrier(member_id)
@@ -187,7 +187,7 @@ class Clients:
                 self._end(process, "get", "fail")
                 return False
         if self._members.engine(member_id) is not engine:
-            self._end(process, "get", "fail")  # that process is gone
+            self._end(process, "get", "fail")  # that incarnation is gone
             return False
         later = not serializable and self._members.term(member_id) > term
         self._probes.hit("a read is answered after a change of leader", when=later)
@@ -208,7 +208,7 @@ class Clients:
     async def _write(
         self, member_id: int, f: str, invoked: list[Any], command: bytes
     ) -> tuple[int, object] | None:
-        """Propose and wait; None when the end has been recorded already: not applied, or unknown."""
+        """Propose and wait; None when the completion is recorded already: not applied, or unknown."""
         process = self._begin(f, invoked)
         self._judge.issued(command)
         term = self._members.term(member_id)

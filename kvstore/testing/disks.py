@@ -1,4 +1,4 @@
-"""Disks of a simulated member that take their time, fail, or are full."""
+"""Disks of a simulated member that are slow, faulty or full."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from raft.storage.wal import Log
 
 
 class SlowLogWriter(InlineLogWriter):
-    """A log writer whose syncs last; what comes meanwhile shares the next one, as in a real member.
+    """A log writer whose syncs take time; jobs that arrive during one share the next, as in a real member.
 
-    The bytes reach the disk at the beginning or at the end of a sync, by chance: a crash in between finds
+    The bytes reach the disk at the beginning or at the end of a sync, at random: a crash in between finds
     them there and unacknowledged, or not there at all.
     """
 
@@ -31,7 +31,7 @@ class SlowLogWriter(InlineLogWriter):
         duration_s: Callable[[], float],
         draw: Callable[[], float],
     ) -> None:
-        """`duration_s` is asked before each sync; 0.0 means at once. `draw` is `Random.random`."""
+        """`duration_s` is called before each sync; 0.0 means at once. `draw` is `Random.random`."""
         super().__init__(log, loop=loop, fatal=fatal, on_space=on_space)
         self._duration_s = duration_s
         self._draw = draw
@@ -42,8 +42,8 @@ class SlowLogWriter(InlineLogWriter):
         self._written = False
         """The bytes of `_syncing` are on the disk already."""
         self._began_s = 0.0
-        self.gathered = 0
-        """Most pieces of work that shared one sync."""
+        self.jobs_per_sync_max = 0
+        """Most jobs that shared one sync."""
 
     @property
     def busy(self) -> bool:
@@ -70,7 +70,7 @@ class SlowLogWriter(InlineLogWriter):
     def _begin(self) -> None:
         duration_s = self._duration_s()
         group, self._queue = self._queue, []
-        self.gathered = max(self.gathered, len(group))
+        self.jobs_per_sync_max = max(self.jobs_per_sync_max, len(group))
         if duration_s <= 0.0:
             if self._write(group):
                 self._loop.call_soon(self._deliver, group)
@@ -93,34 +93,35 @@ class SlowLogWriter(InlineLogWriter):
 
 
 class FaultyDisk:
-    """One fault of a member's disk, to be planted as `MemoryFiles.fault`."""
+    """One fault of a member's disk; set it as `MemoryFiles.fault`."""
 
     def __init__(
         self,
         fault: Callable[[int, str, str], BaseException | None],
         *,
         log_directory: str,
-        state_path: Callable[[], str],
+        backend_path: Callable[[], str],
     ) -> None:
-        """`state_path` is asked for the state file that the member uses now; images stand beside it."""
+        """`backend_path` returns the file of the backend in use; snapshot files lie beside it."""
         self._fault = fault
         self._log_directory = log_directory
-        self._state_path = state_path
-        self.injected = 0
-        """Calls that failed in a way that no process outlives: with the power gone, or with an outcome that
-        is unknown, of the log or of the state file in use. A full disk is waited out, and an image that
-        cannot be written is given up."""
-        self.log_refused = 0
-        """Calls that found no room for another segment. A process outlives them while the last one lasts."""
+        self._backend_path = backend_path
+        self.fatal_calls = 0
+        """Failed calls that must end the process: at a power cut, or with an unknown outcome on the log or
+        on the backend in use. A member waits while its disk is full, and discards a snapshot that it cannot
+        write."""
+        self.log_full_calls = 0
+        """Calls that found no space for another segment. A process survives them until its last one is
+        full."""
 
     def __call__(self, call: int, operation: str, path: str) -> BaseException | None:
         error = self._fault(call, operation, path)
         if error is not None:
             in_log = f"{path}/".startswith(f"{self._log_directory}/")
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-            self.log_refused += full and in_log
-            no_snapshot = in_log or path == self._state_path()
-            self.injected += isinstance(error, PowerCut) or (no_snapshot and not full)
+            self.log_full_calls += full and in_log
+            is_own_state = in_log or path == self._backend_path()
+            self.fatal_calls += isinstance(error, PowerCut) or (is_own_state and not full)
         return error
 
 
@@ -136,14 +137,14 @@ def io_error(first_call: int, operations: Sequence[str]) -> Fault:
 
 
 def no_space(call: int, operation: str, path: str) -> BaseException | None:
-    """A full disk: no new segment of the log, no growth of the state file."""
+    """A full disk: no new segment of the log, no growth of the backend."""
     if operation == "allocate" or (operation == "pwrite" and "/wal/" not in path):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
     return None
 
 
 def power_cut(first_call: int, *, at_sync: bool) -> Fault:
-    """The disk stops at an operation; with `at_sync` at the next sync: written, and not yet durable."""
+    """The disk stops at an operation; with `at_sync` at the next sync: written, but not yet durable."""
     stopped = False
 
     def fault(call: int, operation: str, path: str) -> BaseException | None:
@@ -151,13 +152,13 @@ def power_cut(first_call: int, *, at_sync: bool) -> Fault:
         if not stopped and (call < first_call or (at_sync and operation != "datasync")):
             return None
         stopped = True
-        return PowerCut("the power is gone")
+        return PowerCut("power cut")
 
     return fault
 
 
 def flip(share: float, bit: int) -> Callable[[bytearray], None]:
-    """Damage: one bit of a byte at `share` of the newest record's last sector, the bytes that count."""
+    """Corruption: flips one bit of the byte at `share` (0 to 1) of the newest record's last sector."""
 
     def edit(data: bytearray) -> None:
         end = len(data.rstrip(b"\0"))

@@ -1,6 +1,6 @@
-"""One seeded run of whole members under faults: the schedule, the clients, the judge, and the end.
+"""One seeded run of whole members under faults: the schedule, the clients, the judge, and recovery.
 
-    start -> everybody admitted -> clients and faults -> heal a majority -> it must live -> judge the history
+    start -> all vote-eligible -> clients and faults -> heal a majority -> check liveness -> check the history
 
 `play` takes a plan, `run_seed` draws one; they return a Report or raise SimulationFailed.
 """
@@ -19,12 +19,12 @@ from typing import Any
 
 from kvstore.engine import Engine
 from kvstore.testing.clients import Clients
-from kvstore.testing.features import FEATURES, Feature
-from kvstore.testing.history import judge_history, with_other_revisions
-from kvstore.testing.judge import Broken, Judge, WitnessedEngine
-from kvstore.testing.nemesis import NEVER_S, FaultyCluster, Nemesis
+from kvstore.testing.features import FEATURES, Feature, stream_key
+from kvstore.testing.history_check import judge_history, with_other_revisions
+from kvstore.testing.node_nemesis import NEVER_S, FaultyCluster, Nemesis
 from kvstore.testing.plan import LENGTH_S, Plan, generate
 from kvstore.testing.simulation import CLUSTER_ID, POLL_S, SimulatedNode
+from kvstore.testing.simulation_judge import Broken, Judge, WitnessedEngine
 from kvstore.testing.virtual_loop import run_virtual
 from raft.core import RaftCore
 from raft.node import NodeConfig
@@ -32,31 +32,31 @@ from raft.sim.busy import busy_s
 from raft.sim.kernel import stream
 
 OPERATIONS_PER_S_MIN = 17
-"""Acknowledged operations per second of faults without which a run proves too little and is inconclusive: 500 in
-a run of full length. Where faults left too few, the calm makes up for them."""
+"""Acknowledged operations per second of faults below which a run is inconclusive: 500 in a run of
+full length. Where faults left too few, the clients catch up after healing."""
 
 SERVED_MIN = 60
-"""Acknowledged operations that a healed majority must at least have come to."""
+"""Acknowledged operations that a healed majority must reach at least."""
 
-CONVERGE_S = 6.0
-"""Time after the last fault for what is still on its way, which is up to 5 s late."""
+IN_FLIGHT_S = 6.0
+"""Time after the last fault for messages in flight, which are delayed by up to 5 s."""
 
 LEADER_WITHIN_TIMEOUTS = 10
 """A healed majority has a leader within so many election timeouts."""
 
 SERVED_WITHIN_S = 10.0
 """With a leader, every healed member takes a write and serves a read within this time: a request timeout
-for what was begun before, and a margin."""
+for earlier requests, and a margin."""
 
 POLL_STATUS_S = 0.05
-"""How often, in virtual time, members are asked how they are."""
+"""How often, in virtual time, the probes poll the members' status."""
 
-QUIESCE_S = 20.0
-"""Then the clients reach SERVED_MIN within this time, and then have as much again for the rest."""
+CATCH_UP_S = 20.0
+"""Then the clients reach SERVED_MIN within this time, and have as long again for the rest."""
 
 
 class SimulationFailed(Broken):
-    """A run broke a promise; the text names the seed and what was seen."""
+    """A run violated an invariant; the text names the seed and what was seen."""
 
     def __init__(self, run: Run, broken: Broken) -> None:
         super().__init__(broken.invariant, str(broken))
@@ -66,7 +66,7 @@ class SimulationFailed(Broken):
 
 @dataclass
 class Report:
-    """What one run went through."""
+    """The figures of one run."""
 
     seed: int
     size: int
@@ -84,18 +84,18 @@ class Report:
     torn: int = 0
     """Starts that found a torn log tail."""
     searched: int = 0
-    """Keys whose history the search judged as well."""
+    """Keys whose history the search checked as well."""
     undecided: int = 0
     """1 when the revisions left the history undecided."""
     beyond_budget: int = 0
-    """1 when more had been lost than the design promises to survive, so that life was not demanded."""
+    """1 when more was lost than the design tolerates, so that liveness was not checked."""
 
     acknowledged: int = 0
     """Operations that were answered."""
     busy_s: float = 0.0
-    """Virtual time with enough client calls and a fault at work or healed shortly before."""
+    """Virtual time with enough client calls and a fault active or healed shortly before."""
     inconclusive: str = ""
-    """Why the run proves too little; empty when it does not."""
+    """Why the run shows too little; empty when it is conclusive."""
     probes: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -103,14 +103,14 @@ class Report:
 
 
 class Simulation(FaultyCluster):
-    """A cluster with the product's engine, watched by the judge. Implements what `Clients` asks for."""
+    """A cluster with the product's engine, observed by the judge. Implements `clients.Members`."""
 
     features: Sequence[Feature] = ()
     quiet = False
-    """Nothing is to go wrong in this run."""
+    """No feature injects faults of its own in this run."""
 
-    quiesce_from_s = math.inf
-    """Loop time from which features, too, strike nothing any more; known once faults begin."""
+    faults_until_s = math.inf
+    """Loop time after which features inject no faults either; known once faults begin."""
 
     def make_machine(self, member_id: int) -> WitnessedEngine:
         return WitnessedEngine(member_id, self.judge, Engine())
@@ -119,7 +119,7 @@ class Simulation(FaultyCluster):
         node = await super().begin(member_id)
         life = self.lives[member_id]
         self.witness(member_id).starts_at(node.applied)
-        node.turned = self._turned
+        node.after_iteration = self._iteration_done
         node.subscribe_installed(self.witness(member_id).starts_at)
         node.subscribe(lambda event: self._role_seen(member_id, life, node))
         self.torn += not node.status().trusted
@@ -127,22 +127,22 @@ class Simulation(FaultyCluster):
             feature.started(member_id, node)
         return node
 
-    def gone(self, member_id: int) -> None:
-        super().gone(member_id)
+    def ended(self, member_id: int) -> None:
+        super().ended(member_id)
         for feature in self.features:
             feature.ended(member_id)
 
     def engine_of(self, member_id: int) -> Engine:
         return self.witness(member_id).engine
 
-    def _turned(self, core: RaftCore) -> None:
-        self.judge.turned(core, self.loop.time())
-        self.probes.turned(core)
+    def _iteration_done(self, core: RaftCore) -> None:
+        self.judge.iteration_done(core, self.loop.time())
+        self.probes.iteration_done(core)
 
     def _role_seen(self, member_id: int, life: int, node: SimulatedNode) -> None:
         if node.is_leader:
             self.judge.leads(node.term, member_id, life)
-            self.judge.look([node.core])
+            self.judge.check_cores([node.core])
 
     torn = 0
 
@@ -155,7 +155,7 @@ class Simulation(FaultyCluster):
         return [node.member_id for node in self.running if not node.failed and self._belongs(node)]
 
     def _belongs(self, node: SimulatedNode) -> bool:
-        """Whether clients would ask this member: not one that has yet to join, or was removed."""
+        """Whether clients would call this member: not one that has yet to join, or was removed."""
         conf = node.membership.conf
         return node.member_id in self.bootstrap_members or node.member_id in (*conf.voters, *conf.learners)
 
@@ -169,7 +169,7 @@ class Simulation(FaultyCluster):
 
 
 class Run:
-    """One plan, from start to verdict."""
+    """One plan, from start to result."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -197,7 +197,7 @@ class Run:
         cluster.quiet = not plan.noise
         cluster.segment_bytes = plan.segment_bytes
         cluster.features = [
-            FEATURES[name](cluster, stream(seed, f"feature/{name}")) for name in plan.features
+            FEATURES[name](cluster, stream(seed, f"feature/{stream_key(name)}")) for name in plan.features
         ]
         self.nemesis = Nemesis(cluster, stream(seed, "nemesis"))
         self.clients = Clients(
@@ -216,17 +216,17 @@ class Run:
             report = self.report
             report.virtual_s, report.wall_s = cluster.loop.time(), time.monotonic() - began_s
             report.digest, report.leaders = self.judge.digest, self.judge.leaders
-            report.faults, report.processes = dict(self.nemesis.injected), dict(cluster.processes)
+            report.faults, report.processes = dict(self.nemesis.fault_counts), dict(cluster.processes)
             operations = Counter(self.clients.outcomes)
             for feature in cluster.features:
                 operations.update(feature.operations())
             report.operations, report.torn = dict(operations), cluster.torn
             report.acknowledged = self.clients.acknowledged
-            cluster.probes.counts["a write of unknown fate is applied"] += self.judge.unknown_applied()
+            cluster.probes.counts["a write of unknown outcome is applied"] += self.judge.unknown_applied()
             report.busy_s = busy_s(self.clients.called_s, self.nemesis.spans_s, report.virtual_s)
             report.applied = self.judge.applied_batches
-        third_party = {revision for feature in cluster.features for revision in feature.revisions()}
-        events = with_other_revisions(self.clients.events, sorted(third_party))
+        other_revisions = {revision for feature in cluster.features for revision in feature.revisions()}
+        events = with_other_revisions(self.clients.events, sorted(other_revisions))
         decided, report.searched = judge_history(events, self.clients.keys)
         report.undecided = int(not decided)
         for feature in cluster.features:
@@ -239,31 +239,31 @@ class Run:
     async def _live(self) -> None:
         cluster, plan = self.cluster, self.plan
         await self._reach("every member starts", lambda: all(m.node for m in cluster.members.values()))
-        await self._reach("a fresh cluster elects a leader", lambda: cluster.leader() is not None)
-        await self._reach("every fresh member is admitted", self._all_vote_eligible)
+        await self._reach("a new cluster elects a leader", lambda: cluster.leader() is not None)
+        await self._reach("every new member is vote-eligible", self._all_vote_eligible)
         loop = cluster.loop
-        crowd = [loop.create_task(self.clients.run(plan.think_s)) for _ in range(plan.clients)]
-        crowd += [loop.create_task(feature.live()) for feature in cluster.features]
+        tasks = [loop.create_task(self.clients.run(plan.think_s)) for _ in range(plan.clients)]
+        tasks += [loop.create_task(feature.live()) for feature in cluster.features]
         injections = loop.create_task(self.nemesis.run(plan.faults))
         try:
-            await self._suffer(crowd, injections)
-            core = await self._heal() if plan.quiesce else []
+            await self._run_faults(tasks, injections)
+            core = await self._heal() if plan.recovery else []
             if core:
-                self.clients.asked = core
-                await self._demand_life(core)
-                await self._demand_operations()
+                self.clients.targets = core
+                await self._check_liveness(core)
+                await self._check_progress()
             self.clients.stop()
             for feature in cluster.features:
                 feature.stop()
-            await asyncio.gather(*crowd)
+            await asyncio.gather(*tasks)
         finally:
-            for task in (*crowd, injections):
+            for task in (*tasks, injections):
                 task.cancel()
-            await asyncio.gather(*crowd, injections, return_exceptions=True)
+            await asyncio.gather(*tasks, injections, return_exceptions=True)
         if core:
             await self._agree(core)
             for feature in cluster.features:
-                await feature.quiesce(core)
+                await feature.check_liveness(core)
         self._no_violation()
         for member_id in sorted(cluster.wiped):
             node = cluster.members[member_id].node
@@ -272,18 +272,18 @@ class Run:
         await cluster.end()
         self._no_violation()
 
-    async def _suffer(self, crowd: Sequence[asyncio.Task[None]], injections: asyncio.Task[None]) -> None:
-        """Let clients and faults go on for the plan's time."""
+    async def _run_faults(self, tasks: Sequence[asyncio.Task[None]], injections: asyncio.Task[None]) -> None:
+        """Run clients and faults for the plan's time."""
         loop = self.cluster.loop
-        end_s = self.cluster.quiesce_from_s = loop.time() + self.plan.length_s
+        end_s = self.cluster.faults_until_s = loop.time() + self.plan.length_s
         while loop.time() < end_s:
             await asyncio.sleep(POLL_STATUS_S)
             self._no_violation()
             statuses = {node.member_id: node.status() for node in self.cluster.running}
             self.cluster.probes.polled(statuses, self.cluster.wiped)
-            for client in crowd:
-                if client.done():
-                    client.result()  # only a failure ends it so early
+            for task in tasks:
+                if task.done():
+                    task.result()  # only a failure ends it so early
         injections.cancel()
         (end,) = await asyncio.gather(injections, return_exceptions=True)
         assert end is None or isinstance(end, asyncio.CancelledError), f"the nemesis failed: {end!r}"
@@ -291,7 +291,7 @@ class Run:
     async def _reach(
         self, invariant: str, condition: Callable[[], bool], timeout_s: float = 10.0, detail: str = ""
     ) -> None:
-        """Wait in virtual time for what must come; Broken when it does not."""
+        """Wait in virtual time for a condition; raises Broken when it does not hold in time."""
         end_s = self.cluster.loop.time() + timeout_s
         while not condition():
             if self.cluster.loop.time() >= end_s:
@@ -311,46 +311,48 @@ class Run:
         if self.judge.violations:
             raise self.judge.violations[0]
 
-    # ---- the liveness phase
+    # ---- recovery and liveness
 
     async def _heal(self) -> list[int]:
-        """Lift every fault from a random majority, leave the others as they may be; the majority.
+        """Heal every fault of a random majority and return it; the others may stay faulty.
 
-        Empty when so many members lost what they had promised that the design does not save them.
+        Empty when more members lost their votes and acknowledged entries than the design tolerates.
         """
         cluster, rng = self.cluster, self.rng
         for member_id in cluster.members:
             cluster.hung_until_s[member_id] = cluster.sync_s[member_id] = 0.0
             cluster.repair(member_id)
-        sound = [m for m in cluster.bootstrap_members if m not in cluster.wiped and m not in cluster.rotten]
+        sound = [
+            m for m in cluster.bootstrap_members if m not in cluster.wiped and m not in cluster.corrupted
+        ]
         core = sorted(rng.sample(sound, rng.randint(self.plan.size // 2 + 1, len(sound))))
         back_s = max(at_s for at_s in cluster.start_at_s.values() if at_s != NEVER_S) - cluster.loop.time()
-        await asyncio.sleep(max(0.0, back_s) + CONVERGE_S if self.plan.faults else 0.0)
+        await asyncio.sleep(max(0.0, back_s) + IN_FLIGHT_S if self.plan.faults else 0.0)
         if not self._can_elect(core):
             core = sound
         for other in cluster.bootstrap_members:
             if other in core or not self.plan.noise:
                 continue
-            noise = rng.choice(("dead", "deaf", "mute", "there"))
+            noise = rng.choice(("dead", "receives nothing", "sends nothing", "up"))
             others = [member_id for member_id in cluster.members if member_id != other]
             if noise == "dead":
                 cluster.kill(other, NEVER_S, power=True)
-            elif noise == "deaf":
-                self.nemesis.cut([(source, other) for source in others])
-            elif noise == "mute":
-                self.nemesis.cut([(other, target) for target in others])
+            elif noise == "receives nothing":
+                self.nemesis.block([(source, other) for source in others])
+            elif noise == "sends nothing":
+                self.nemesis.block([(other, target) for target in others])
         if self._can_elect(core):
             return core
         self.report.beyond_budget = 1
         return []
 
     def _can_elect(self, core: Sequence[int]) -> bool:
-        """Whether the design promises life: a quorum of trusted members, or all of them there."""
+        """Whether the design guarantees liveness: a quorum of trusted members, or all of them."""
         states = [self.cluster.members[member_id].running.status() for member_id in core]
         voting = sum(state.vote_eligible and state.trusted for state in states)
         return voting > self.plan.size // 2 or len(core) == self.plan.size
 
-    async def _demand_life(self, core: Sequence[int]) -> None:
+    async def _check_liveness(self, core: Sequence[int]) -> None:
         cluster = self.cluster
         timeout_s = NodeConfig(member_id=1, cluster_id=1).election_timeout_ms / 1000
 
@@ -375,24 +377,24 @@ class Run:
                     raise Broken("every healed member serves a read", f"member {member_id} of {core}")
             self._no_violation()
 
-    async def _demand_operations(self) -> None:
-        """The clients get on; what the faults left them short of is made up for."""
+    async def _check_progress(self) -> None:
+        """The clients make progress, and catch up on the operations that the faults prevented."""
         clients, loop = self.clients, self.cluster.loop
         few = min(SERVED_MIN, self.operations_min, self.plan.operations_max)
         await self._reach(
-            "clients of a healed cluster get on", lambda: clients.acknowledged >= few, QUIESCE_S
+            "clients of a healed cluster make progress", lambda: clients.acknowledged >= few, CATCH_UP_S
         )
-        end_s = loop.time() + QUIESCE_S
+        end_s = loop.time() + CATCH_UP_S
         while clients.acknowledged < self.operations_min and loop.time() < end_s:
-            await asyncio.sleep(POLL_S)  # virtual time: nobody sets an event
+            await asyncio.sleep(POLL_S)  # virtual time; there is no event to await
             self._no_violation()
 
     async def _agree(self, core: Sequence[int]) -> None:
-        """Everybody healed comes to the same state, and serves the same last values."""
+        """All healed members reach the same state, and serve the same last values."""
         cluster = self.cluster
         nodes = [cluster.members[member_id].running for member_id in core]
         await self._reach(
-            "healed members come to one index",
+            "healed members reach one index",
             lambda: len({node.applied for node in nodes}) == 1 and all(node.applied for node in nodes),
             SERVED_WITHIN_S,
             f"{core}",
@@ -401,13 +403,13 @@ class Run:
             self.judge.state(node.member_id, node.applied, cluster.witness(node.member_id).engine)
             for key in self.clients.keys:
                 await self.clients.get(node.member_id, key=key)
-        self.judge.look([node.core for node in nodes])
+        self.judge.check_cores([node.core for node in nodes])
 
 
 def play(plan: Plan) -> Report:
-    """Run a plan to its end. Raises SimulationFailed when a promise breaks.
+    """Run a plan to its end. Raises SimulationFailed when an invariant is violated.
 
-    Logging is off meanwhile: members complain, rightly, of what is done to them.
+    Logging is off meanwhile: members rightly report the injected faults.
     """
     run = Run(plan)
     level = logging.root.manager.disable
@@ -416,7 +418,7 @@ def play(plan: Plan) -> Report:
         run_virtual(run.main())
     except Broken as broken:
         raise SimulationFailed(run, broken) from broken
-    except Exception as error:  # whatever the product or the kit throws is a finding, and names itself
+    except Exception as error:  # any exception of the product or the kit is a violation, named after it
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise SimulationFailed(run, Broken(f"{type(error).__name__} in {where.name}", str(error))) from error
     finally:
@@ -427,9 +429,9 @@ def play(plan: Plan) -> Report:
 def run_seed(
     seed: int, *, length_s: float = LENGTH_S, classes: Sequence[str] = (), features: Sequence[str] = ()
 ) -> Report:
-    """Run one seed to its end; `classes` and `features` instead of the swarm's choice, if given.
+    """Run one seed to its end; `classes` and `features` instead of a drawn swarm, if given.
 
-    Raises SimulationFailed with the seed in its text when a promise breaks.
+    Raises SimulationFailed, with the seed in its text, when an invariant is violated.
     """
     return play(generate(seed, length_s=length_s, classes=classes, features=features))
 

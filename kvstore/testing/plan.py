@@ -1,7 +1,7 @@
-"""A run of whole members as data: everything that is not the product's own doing.
+"""A run of whole members as data: settings, features and faults.
 
-Drawn from a seed or read from JSON. What is drawn while running (delays, what a crash leaves, what the
-clients ask) comes from named streams of the same seed, so a shortened plan stays similar to the whole one.
+Drawn from a seed or read from JSON. Draws during the run (delays, what a crash leaves, the clients'
+operations) come from named streams of the same seed, so a shortened plan stays similar to the whole one.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kvstore.testing.faults import Draw, Fault
-from kvstore.testing.features import FEATURES
-from kvstore.testing.leases import Leases
-from kvstore.testing.members import Members
+from kvstore.testing.fault_schedule import Draw, Fault
+from kvstore.testing.features import FEATURES, stream_key
+from kvstore.testing.lease_feature import LeaseFeature
+from kvstore.testing.membership_feature import MembershipFeature
 from kvstore.testing.snapshot_faults import SnapshotFaults
 from raft.sim.kernel import stream
 from raft.storage.wal import SEGMENT_BYTES_MIN
 
 FORMAT_VERSION = 1
 
-FEATURES["leases"] = Leases
-FEATURES["members"] = Members
-FEATURES["images"] = SnapshotFaults
+FEATURES["leases"] = LeaseFeature
+FEATURES["members"] = MembershipFeature
+FEATURES["snapshots"] = SnapshotFaults
 
 LENGTH_S = 30.0
-"""Virtual time under faults: dozens of elections' worth, and about a second of real time."""
+"""Virtual time under faults: enough for dozens of elections; about a second of real time."""
 
 CALL_EVERY_S = (0.006, 0.015)
-"""Time between two calls of all clients together, in good weather. What is asked above 500 operations costs
-more than it shows."""
+"""Time between two calls of all clients together, without faults. More than 500 operations cost more than
+they show."""
 
 FEATURE_PROBABILITY = 0.5
-"""Chance of each feature to be exercised in a run, beside the clients, who always are."""
+"""Probability of each feature to be in a run. The plain clients always are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Plan:
     size: int = 3
     """Voters at the start."""
     length_s: float = LENGTH_S
-    """How long clients ask and faults come, before the calm."""
+    """Duration of the fault phase, before healing."""
     config: dict[str, Any] = field(default_factory=dict)
     """Settings of `raft.node.NodeConfig` besides the ids."""
     keys: int = 3
@@ -56,17 +56,18 @@ class Plan:
     roaming: bool = True
     """Whether each operation goes to any member; otherwise a client stays with the one it began with."""
     operations_max: int = 1 << 30
-    """Operations the clients ask in all; a shortened run has few."""
+    """Operations of all clients together; a shortened run has few."""
     segment_bytes: int = 1 << 16
     compaction_entries: int = 1024
     catchup_entries: int = 5000
     """Entries a log gathers before it is compacted."""
     features: tuple[str, ...] = ()
     """What is exercised besides puts, deletes, comparisons and reads; see `features`."""
-    quiesce: bool = True
+    recovery: bool = True
     """Whether a majority is healed at the end and must recover."""
     noise: bool = True
-    """Whether the members outside that majority are then dead, deaf, mute or there, by chance."""
+    """Whether the members outside that majority are then, at random, dead, up, or partitioned in one
+    direction."""
     faults: tuple[Fault, ...] = ()
 
     @property
@@ -96,14 +97,14 @@ def _fault(
 
 
 def quiet(seed: int, *, length_s: float = 5.0, features: Sequence[str] = ()) -> Plan:
-    """Three members, one client and a working day: what every bug that is worth hunting survives."""
+    """Three members, one client, no faults: a mutant worth having is not caught by it."""
     return Plan(seed, length_s=length_s, clients=1, roaming=False, features=tuple(features), noise=False)
 
 
 def generate(
     seed: int, *, length_s: float = LENGTH_S, classes: Sequence[str] = (), features: Sequence[str] = ()
 ) -> Plan:
-    """A random run. `classes` and `features` name the only ones to use, instead of the swarm's choice."""
+    """A random run. `classes` and `features` name the only ones to use, instead of a drawn swarm."""
     rng = stream(seed, "plan")
     size = rng.choice((3, 3, 5))
     faults = Draw(stream(seed, "plan/faults"), size).schedule(length_s, classes)
@@ -123,17 +124,19 @@ def generate(
         features=tuple(features) or _draw_features(seed),
         faults=tuple(faults),
     )
-    return Plan.from_json(plan.to_json())  # as it would be read: a plan is nothing but data
+    return Plan.from_json(plan.to_json())  # exactly as read from JSON
 
 
 def _draw_features(seed: int) -> tuple[str, ...]:
     return tuple(
-        name for name in FEATURES if stream(seed, f"plan/feature/{name}").random() < FEATURE_PROBABILITY
+        name
+        for name in FEATURES
+        if stream(seed, f"plan/feature/{stream_key(name)}").random() < FEATURE_PROBABILITY
     )
 
 
 def _draw_config(seed: int) -> dict[str, Any]:
-    """Small bounds reach their edges."""
+    """Small limits, so that runs reach them."""
     rng = stream(seed, "plan/config")
     return {
         "request_timeout_ms": rng.choice((1500, 3000, 7000)),

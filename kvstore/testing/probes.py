@@ -1,7 +1,7 @@
-"""Named rare situations of whole members. A campaign that never met one of them has not tested it.
+"""Probes: named rare situations of whole members. A campaign that never reached one has not tested it.
 
-Looked for where they show: in a core after each turn, in what members say of themselves every now and
-then, when processes begin and end, and in what clients are told. A feature adds names of its own.
+They are checked in a core after each loop iteration, in polled status, when processes start and end, and in
+the replies of clients. A feature adds names of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NODE_PROBES = (
     "a candidate gives up",
     "a candidate stands again",
     "a leader begins with entries that are not committed",
-    "a leader hands over",
+    "a leader starts a transfer",
     "a leader is deposed by a later term",
     "a leader is forgotten in its term",
     "a leader steps down by itself",
@@ -27,46 +27,46 @@ NODE_PROBES = (
     "a term passes without a leader",
     "a transfer succeeds",
     "two members believe they lead",
-    # logs and images
+    # logs and snapshots
     "a commit is known before it is durable here",
     "a learner follows",
     "a log is compacted",
-    "a log is replaced by an image",
+    "a log is replaced by a snapshot",
     "a member is behind the compacted log",
     "a suffix is overwritten",
-    "an image fails at its receiver",
-    "an image fails on its way",
-    "an image is brought to its end",
-    "an image is half received",
-    "the state file lags far behind",
-    # admission and trust
-    "a cut log is confirmed",
-    "a cut log waits for a leader's word",
-    "a fresh disk is not let in",
-    # the ends of processes
+    "a snapshot fails at its receiver",
+    "a snapshot fails in flight",
+    "a running member installs a snapshot",
+    "a snapshot is partly received",
+    "the backend lags far behind",
+    # vote eligibility and truncated logs
+    "a truncated log is confirmed",
+    "a truncated log awaits confirmation",
+    "a replica on an empty disk may not vote",
+    # processes that end
     "a damaged log is refused",
     "a failed disk ends a process",
     "a leader is killed",
-    "a leader is stopped in good order",
+    "a leader is stopped cleanly",
     "a leader loses power",
     "a process dies between a write and its sync",
-    "a process dies while an image is under way",
+    "a process dies during a snapshot transfer",
     "a process dies while its disk syncs",
     "a process dies young",
     "all members are down at once",
     "most members are down at once",
-    # their beginnings
-    "a process begins from an image",
-    "a process begins with a cut tail",
-    "a process begins with entries that are not committed",
-    "a process begins with entries to apply again",
-    "a process begins with the log of a later term than its last entry",
+    # processes that start
+    "a process starts from a backend",
+    "a process starts with a truncated tail",
+    "a process starts with entries that are not committed",
+    "a process starts with entries to apply again",
+    "a process starts with the log of a later term than its last entry",
     # pauses, disks, streams
-    "a late hello arrives",
+    "a late handshake arrives",
     "a leader is paused",
     "a leader's disk hangs",
-    "a paused leader finds another",
-    "one sync covers several works",
+    "a paused leader resumes in a later term",
+    "one sync covers several jobs",
     # clients
     "a comparison fails",
     "a read is answered after a change of leader",
@@ -74,25 +74,25 @@ NODE_PROBES = (
     "a serializable read is older than the newest write",
     "a write is answered after a change of leader",
     "a write is known lost",
-    "a write of unknown fate is applied",
+    "a write of unknown outcome is applied",
     "a write's outcome is unknown",
-    "a watcher is told many revisions at once",
+    "a watcher receives many revisions at once",
     "a watcher's past is compacted",
     "an entry carries several commands",
     "an entry is larger than a sector",
-    "commands wait while nobody leads",
+    "commands wait without a leader",
     "several batches are under way",
     *SNAPSHOT_PROBES,
 )
 
 NODE_UNREACHED: dict[str, str] = {}
-"""Probes that a campaign cannot reach, each with the reason. One that is reached belies its reason."""
+"""Probes that a campaign cannot reach, each with the reason. Reaching one contradicts its reason."""
 
 LAG = 20
-"""Entries by which a state file that lags far is behind."""
+"""Entries by which a backend that lags far is behind."""
 
 YOUNG_S = 0.5
-"""Age of a process that dies young: it has hardly met the others."""
+"""Age of a process that dies young, hardly connected."""
 
 
 class _Core(NamedTuple):
@@ -114,11 +114,11 @@ class NodeProbes:
         self.counts: Counter[str] = Counter(dict.fromkeys(NODE_PROBES, 0))
         self._cores: dict[int, _Core] = {}
         self._leaders: dict[int, int] = {}
-        """Term to who led it."""
+        """Term to its leader."""
         self._requested = (0, 0)
-        """The latest wish to hand over: term and successor."""
+        """The latest transfer: term and transferee."""
         self._status: dict[int, NodeStatus] = {}
-        """What each running process last said of itself."""
+        """The last polled status of each running process."""
 
     def hit(self, name: str, *, when: bool = True) -> None:
         if when:
@@ -126,19 +126,19 @@ class NodeProbes:
 
     # ---- cores
 
-    def turned(self, core: RaftCore) -> None:
-        """A member has ended a turn."""
+    def iteration_done(self, core: RaftCore) -> None:
+        """A member has finished a loop iteration."""
         s = core._state
         log = s.log
         seen = self._cores.get(s.id, _UNSEEN)
         now = _Core(s.term, s.role, s.leader, log.last_index)
         if s.transferee:
             self._requested = (s.term, s.transferee)
-            self.counts["a leader hands over"] += 1
+            self.counts["a leader starts a transfer"] += 1
         if log.committed > log.stable:
             self.counts["a commit is known before it is durable here"] += 1
         if log.snapshot is not None:
-            self.counts["a log is replaced by an image"] += 1
+            self.counts["a log is replaced by a snapshot"] += 1
         if now == seen:
             return
         self._cores[s.id] = now
@@ -167,36 +167,39 @@ class NodeProbes:
             self.hit("a term passes without a leader", when=s.term > 1 and s.term - 1 not in self._leaders)
             self.hit("a transfer succeeds", when=self._requested == (s.term - 1, s.id))
 
-    # ---- what members say of themselves
+    # ---- polled status
 
     def polled(self, statuses: Mapping[int, NodeStatus], wiped: Collection[int]) -> None:
-        """All running processes, every few hundredths of a second; `wiped` lost the disk they began with."""
+        """Status of all running members, polled; those in `wiped` lost their disk."""
         leaders = [status for status in statuses.values() if status.role is Role.LEADER]
         self.hit("two members believe they lead", when=len(leaders) > 1)
         for member_id, status in statuses.items():
             before = self._status.get(member_id)
-            self._look(status, before)
-            refused = member_id in wiped and not status.vote_eligible and bool(status.peers)
-            self.hit("a fresh disk is not let in", when=refused)
+            self._check_status(status, before)
+            ineligible = member_id in wiped and not status.vote_eligible and bool(status.peers)
+            self.hit("a replica on an empty disk may not vote", when=ineligible)
             for index in status.matched.values() if status.role is Role.LEADER else ():
                 self.hit("a member is behind the compacted log", when=0 < index < status.first_index - 1)
         self._status = dict(statuses)
 
-    def _look(self, status: NodeStatus, before: NodeStatus | None) -> None:
+    def _check_status(self, status: NodeStatus, before: NodeStatus | None) -> None:
         hit, snapshots = self.hit, status.snapshots
         hit("a learner follows", when=bool(status.conf.learners))
         hit("a log is compacted", when=status.first_index > 1)
-        hit("the state file lags far behind", when=status.durable_index + LAG < status.applied)
-        hit("a cut log waits for a leader's word", when=not status.trusted)
-        hit("commands wait while nobody leads", when=status.waiting_operations > 0 and not status.leader)
+        hit("the backend lags far behind", when=status.durable_index + LAG < status.applied)
+        hit("a truncated log awaits confirmation", when=not status.trusted)
+        hit("commands wait without a leader", when=status.waiting_operations > 0 and not status.leader)
         hit("several batches are under way", when=status.in_flight_operations > 1)
-        hit("an image is half received", when=snapshots.receiving is not None and snapshots.receiving[0] > 0)
+        hit(
+            "a snapshot is partly received",
+            when=snapshots.receiving is not None and snapshots.receiving[0] > 0,
+        )
         if before is not None:
-            hit("a cut log is confirmed", when=status.trusted and not before.trusted)
-            hit("an image is brought to its end", when=snapshots.installed > before.snapshots.installed)
-            hit("an image fails on its way", when=snapshots.send_failures > before.snapshots.send_failures)
+            hit("a truncated log is confirmed", when=status.trusted and not before.trusted)
+            hit("a running member installs a snapshot", when=snapshots.installed > before.snapshots.installed)
+            hit("a snapshot fails in flight", when=snapshots.send_failures > before.snapshots.send_failures)
             failed = snapshots.receive_failures > before.snapshots.receive_failures
-            hit("an image fails at its receiver", when=failed)
+            hit("a snapshot fails at its receiver", when=failed)
 
     # ---- processes
 
@@ -204,12 +207,12 @@ class NodeProbes:
         """A process has started on what its disk held; `last_term` is that of its last entry."""
         hit = self.hit
         self._cores[member_id] = _Core(status.term, Role.FOLLOWER, 0, status.last_index)
-        hit("a process begins from an image", when=status.durable_index > 0)
-        hit("a process begins with a cut tail", when=not status.trusted)
-        hit("a process begins with entries that are not committed", when=status.last_index > status.commit)
-        hit("a process begins with entries to apply again", when=status.commit > status.durable_index > 0)
+        hit("a process starts from a backend", when=status.durable_index > 0)
+        hit("a process starts with a truncated tail", when=not status.trusted)
+        hit("a process starts with entries that are not committed", when=status.last_index > status.commit)
+        hit("a process starts with entries to apply again", when=status.commit > status.durable_index > 0)
         later = status.term > last_term > 0
-        hit("a process begins with the log of a later term than its last entry", when=later)
+        hit("a process starts with the log of a later term than its last entry", when=later)
 
     def died(
         self, member_id: int, *, power: bool, leading: bool, syncing: bool, amid_write: bool, age_s: float
@@ -222,8 +225,8 @@ class NodeProbes:
         self.hit("a process dies young", when=age_s < YOUNG_S)
         status = self._status.pop(member_id, None)
         if status is not None:
-            under_way = status.snapshots.receiving is not None or bool(status.snapshots.sending)
-            self.hit("a process dies while an image is under way", when=under_way)
+            transferring = status.snapshots.receiving is not None or bool(status.snapshots.sending)
+            self.hit("a process dies during a snapshot transfer", when=transferring)
 
     def down(self, running: Collection[int], size: int) -> None:
         """Fewer processes run than before."""

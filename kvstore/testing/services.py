@@ -1,8 +1,8 @@
 """The services of simulated members, and clients of them, without a network between.
 
-What answers is the product's: rows of `kvstore.rpc` over `kvstore.server` over the member's driver and
-engine. Only the connection is a twin: requests and replies travel as bytes through the loop, and a call to
-a process that dies ends as one whose connection broke.
+The product answers: methods of `kvstore.rpc` over `kvstore.server` over the member's event loop and engine.
+Only the connection is a fake: requests and replies travel as bytes through the loop, and a call to a process
+that dies fails like one whose connection broke.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from kvstore.server.local_member import Limits, LocalMember
 from raft.node import Node
 
 ELECTION_TIMEOUT_MS = 1000
-"""The driver's default, which simulated members have."""
+"""The node's default, which simulated members have."""
 
 ROUND_PAUSE_S = 0.05
-"""Between two rounds of a connection over members none of which takes the call."""
+"""Between two rounds over all members, when none takes the call."""
 
 _NEVER_SENT = "failed to connect to all addresses"
 
@@ -49,7 +49,7 @@ class MemoryCall(Call):
         self.ended = False
         """No more replies will come."""
         self.error: KVError | None = None
-        """Why it ended, None for a good end."""
+        """Why it failed, None for success."""
         self._arrived = asyncio.Event()
 
     @property
@@ -93,13 +93,14 @@ class MemoryCall(Call):
             self.ended, self.error = True, error
             self._arrived.set()
 
-    def cut(self) -> None:
-        """The process at the other end is gone: what it sent before has arrived, nothing else will."""
+    def reset(self) -> None:
+        """The server's process has ended: its earlier replies have arrived, and no others will."""
         self._end(OutcomeUnknown("connection reset"))
         self.mark_gone()
 
     async def next_reply(self) -> bytes | None:
-        """The next reply, or None at a good end; raises the call's error after the last one."""
+        """The next reply, or None at the end of a successful call; raises the call's error after the last
+        one."""
         while not self.replies:
             if self.ended:
                 if self.error is not None:
@@ -111,10 +112,10 @@ class MemoryCall(Call):
 
 
 class MemberServices:
-    """Everything one process of a member serves, for as long as it lives."""
+    """The services of one incarnation of a member."""
 
     def __init__(self, node: Node, engine: Engine, *, cluster_id: int, rng: random.Random) -> None:
-        """Made before the driver starts, as in the product."""
+        """Created before the node starts, as in the product."""
         member = self.member = LocalMember(
             node=node,
             engine=engine,
@@ -145,7 +146,7 @@ class MemberServices:
     def begin(self, path: str, data: bytes) -> MemoryCall:
         """A call of one request has arrived."""
         row = self._rows[path]
-        call = self._admit()
+        call = self._new_call()
         try:
             message = answer(row, data, call)
         except KVError as error:
@@ -156,30 +157,30 @@ class MemberServices:
         return call
 
     def open(self, path: str, metadata: dict[str, str] | None = None) -> tuple[MemoryCall, Inbound | None]:
-        """A call whose requests are a stream has arrived; hand them to `hand`."""
-        call = self._admit(metadata)
+        """A call whose requests are a stream has arrived; pass them to `request`."""
+        call = self._new_call(metadata)
         try:
             return call, open_stream(self._rows[path], call)
         except KVError as error:
             call.fail(error)
             return call, None
 
-    def hand(self, path: str, call: MemoryCall, inbound: Inbound, data: bytes | None) -> None:
-        """One request of a stream, or None for its end."""
+    def request(self, path: str, call: MemoryCall, inbound: Inbound, data: bytes | None) -> None:
+        """One request of a stream, or None at its end."""
         try:
             receive(self._rows[path], inbound, data)
         except KVError as error:
             call.fail(error)
 
     def stop(self) -> None:
-        """The process is gone: every call breaks."""
+        """The process has ended: every call fails."""
         self.member.lessor.stop()
         self.member.leader_loss.close()
         calls, self._calls = self._calls, {}
         for call in calls:
-            call.cut()
+            call.reset()
 
-    def _admit(self, metadata: dict[str, str] | None = None) -> MemoryCall:
+    def _new_call(self, metadata: dict[str, str] | None = None) -> MemoryCall:
         for old in [call for call in self._calls if call.ended or call.gone]:
             del self._calls[old]
         call = MemoryCall(metadata)
@@ -188,20 +189,20 @@ class MemberServices:
 
 
 class Servers(Protocol):
-    """Who answers a client."""
+    """The members as a connection sees them."""
 
     def services_of(self, member_id: int) -> MemberServices | None:
-        """What a member serves; None while nobody answers there."""
+        """A member's services; None while it is down or has failed."""
 
     def paused(self, member_id: int) -> bool:
-        """Whether the member takes requests and answers later."""
+        """Whether the member is paused: it accepts requests and answers later."""
 
 
 class SimulatedConnection:
-    """A client's connection to some members: as `kvstore.client.Connection`, in memory.
+    """A client's connection to some members: like `kvstore.client.Connection`, in memory.
 
-    Promises the same: a call ends in its reply or in one error within its time, and nothing whose
-    outcome is unknown is sent again.
+    With the same guarantees: a call returns its reply or raises one error in time, and a request of unknown
+    outcome is never retried.
     """
 
     def __init__(self, servers: Servers, members: Sequence[int], *, timeout_s: float) -> None:

@@ -1,7 +1,7 @@
-"""A failing seed, shortened while the *same* promise breaks, and written out as a test file.
+"""Shrinks a failing seed while it violates the *same* invariant, and prints it as a test file.
 
-Faults go first, then features, operations and clients, then details. Greedy and bounded by a number of
-runs; what is left is data again.
+Removes faults first, then features, operations and clients, then details. Greedy, with a bounded number of
+runs; the result is a plan again.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ RUNS_MAX = 120
 
 
 _SIMPLER: dict[str, Any] = {"features": (), "clients": 1, "keys": 1, "padding": 0, "size": 3, "config": {}}
-"""What a plan is tried with, one after the other, once its faults are few."""
+"""Values tried one by one once the faults are few."""
 
 
 def failure_of(plan: Plan) -> SimulationFailed | None:
-    """What breaks in a plan, None when every promise holds."""
+    """The failure of a plan, None when every invariant holds."""
     try:
         play(plan)
     except SimulationFailed as failure:
@@ -51,18 +51,18 @@ class _Budget:
 
 
 def shrink_plan(plan: Plan, invariant: str, *, runs: int = RUNS_MAX) -> tuple[Plan, int]:
-    """The shortest plan found that still breaks `invariant`, and how many operations its clients ask.
+    """The shortest plan found that still violates `invariant`, and how many operations its clients perform.
 
-    Raises ValueError if the given one does not break it.
+    Raises ValueError if the given one does not violate it.
     """
     failure = failure_of(plan)
     if failure is None or failure.invariant != invariant:
-        raise ValueError(f"the plan breaks {failure and failure.invariant!r}, not {invariant!r}")
+        raise ValueError(f"the plan violates {failure and failure.invariant!r}, not {invariant!r}")
     budget = _Budget(invariant, runs)
     length_s = math.ceil(failure.report.virtual_s)
     if length_s < plan.length_s:
         early = [fault for fault in plan.faults if fault.at_s <= length_s]
-        shorter = replace(plan, length_s=float(length_s), quiesce=False, faults=tuple(early))
+        shorter = replace(plan, length_s=float(length_s), recovery=False, faults=tuple(early))
         plan = shorter if budget.fails(shorter) else plan
     faults = fewer(plan.faults, lambda some: budget.fails(replace(plan, faults=tuple(some))))
     plan = replace(plan, faults=tuple(faults))
@@ -85,8 +85,8 @@ def _members_exist(plan: Plan) -> bool:
 
 
 def plan_as_test(plan: Plan, invariant: str, name: str) -> str:
-    """A test file that fails for as long as `plan` breaks a promise."""
-    return f'''"""A shrunk run of whole members: {len(plan.faults)} faults; it broke:
+    """A test file that fails as long as `plan` violates an invariant."""
+    return f'''"""A shrunk run of whole members: {len(plan.faults)} faults; it violated:
 {invariant}.
 """
 
@@ -102,19 +102,19 @@ def test_{name}():
 
 
 def shrink_seed(level: str, seed: int, length_s: float) -> str:
-    """The text of a pytest file that fails for as long as the shortened run breaks its promise.
+    """The text of a pytest file that fails as long as the shortened run violates its invariant.
 
-    Raises ValueError when the seed breaks none.
+    Raises ValueError when the seed violates none.
     """
     name = f"{level}_seed_{seed}"
     if level == "core":
         schedule = generate_core(seed, seconds=int(length_s))
         invariant = run_core(schedule).invariant
         if invariant is None:
-            raise ValueError(f"seed {seed} keeps every promise")
+            raise ValueError(f"seed {seed} keeps every invariant")
         return as_test(shrink_core(schedule, invariant), invariant, name)
     plan = generate(seed, length_s=length_s)
     failure = failure_of(plan)
     if failure is None:
-        raise ValueError(f"seed {seed} keeps every promise")
+        raise ValueError(f"seed {seed} keeps every invariant")
     return plan_as_test(shrink_plan(plan, failure.invariant)[0], failure.invariant, name)

@@ -1,8 +1,8 @@
-"""Whole members on a virtual-time loop: real driver, real core, real log, twins of network and disk.
+"""Whole members on a virtual-time loop: real node, real core, real log, on a fake network and disk.
 
 Every choice (delays, what a crash loses, timers) comes from one seed, so a seed repeats a run.
-A crash is a power cut of one member: its process is gone in the middle of whatever it did, and of what
-it had not synced the disk keeps an arbitrary part.
+A crash is a power cut of one member: its process ends at any point, and its disk keeps an arbitrary part of
+the un-synced writes.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ logger = logging.getLogger(__name__)
 CLUSTER_ID = 0xC1
 DATA_DIRECTORY = "/data"
 SEGMENT_BYTES = 64 * 1024
-"""Small, so that segments change often, and cheap to hold in memory."""
+"""Small, so that segments are rolled often, and cheap to hold in memory."""
 POLL_S = 0.01
-"""How often, in virtual time, a condition is looked at."""
+"""How often, in virtual time, a condition is polled."""
 
 
 def seeded(seed: int) -> random.Random:
-    """A generator that repeats itself."""
+    """A repeatable random generator."""
     return random.Random(seed)  # noqa: S311  # simulation must be repeatable, not unguessable
 
 
 class LedgerMachine:
-    """Remembers every command ever applied, in order. The outcome of a command is its position.
+    """Records every command ever applied, in order. The outcome of a command is its position.
 
     The command of a membership change that removes member 3 must read `remove 3`.
     """
@@ -57,7 +57,7 @@ class LedgerMachine:
     def __init__(self) -> None:
         self.applied: list[bytes] = []
         self._saved = 0
-        """How many of `applied` have been drained for the state file."""
+        """How many of `applied` have been drained for the backend."""
         self._loading: dict[bytes, bytes] = {}
 
     def apply(self, index: int, term: int, commands: Sequence[bytes], wanted: bool) -> Sequence[object]:
@@ -111,7 +111,7 @@ class SimulatedEngine(Engine):
 
 
 class _ProcessFiles:
-    """The file system as one process sees it: once that process is gone, it can touch nothing."""
+    """The file system as one process sees it. After the process has ended, every access raises PowerCut."""
 
     def __init__(self, files: MemoryFiles) -> None:
         self._files = files
@@ -119,7 +119,7 @@ class _ProcessFiles:
 
     def _alive(self) -> MemoryFiles:
         if self._files.life != self._life:
-            raise PowerCut("this process is gone")
+            raise PowerCut("this process has ended")
         return self._files
 
     def open(self, path: str, *, create: bool = False) -> MemoryFile:
@@ -168,52 +168,52 @@ class SimulatedMember:
 
 
 class SimulatedNode(Node):
-    """A member whose process can be made to stand still, as by SIGSTOP."""
+    """A member whose process can be paused, as by SIGSTOP."""
 
     paused = False
     _paused_at_s = 0.0
-    """When it began to stand still; counts while `paused`."""
-    _still_s = 0.0
-    """How long it stood still before that."""
-    turned: Callable[[RaftCore], None] | None = None
-    """Called after each turn."""
+    """When the current pause began; valid while `paused`."""
+    _earlier_pauses_s = 0.0
+    """Length of all pauses before that."""
+    after_iteration: Callable[[RaftCore], None] | None = None
+    """Called after each loop iteration."""
 
     @property
     def core(self) -> RaftCore:
         return self._core
 
     @property
-    def state_path(self) -> str:
-        """The state file in use, as faults of the disk name it; what else stands beside it are images."""
+    def backend_path(self) -> str:
+        """The file of the backend in use, as disk faults name it; files beside it are snapshots."""
         state = self._checkpointer.state
         assert isinstance(state, MemoryBackend)
         return state.opened_as
 
     def ask(self, action: Callable[[RaftCore], None]) -> None:
-        """Have something done to the core by its owner, in its next turn."""
+        """Run an action on the core in the next loop iteration."""
         self._post(lambda: action(self._core))
 
     @property
     def failed(self) -> bool:
-        """This process has given up and answers nobody."""
+        """This process has failed and no longer answers."""
         return self._ended
 
     def _iterate(self) -> None:
         if not self.paused:
             super()._iterate()
-            if self.turned is not None and not self._ended:
-                self.turned(self._core)
+            if self.after_iteration is not None and not self._ended:
+                self.after_iteration(self._core)
 
     @property
-    def still_s(self) -> float:
-        """How long this process has stood still in all: time that nobody can ask it to account for."""
-        return self._still_s + (self._loop.time() - self._paused_at_s if self.paused else 0.0)
+    def paused_s(self) -> float:
+        """Length of all pauses of this process: time in which it could do nothing."""
+        return self._earlier_pauses_s + (self._loop.time() - self._paused_at_s if self.paused else 0.0)
 
     def pause(self) -> None:
         self.paused, self._paused_at_s = True, self._loop.time()
 
     def resume(self) -> None:
-        self._still_s = self.still_s
+        self._earlier_pauses_s = self.paused_s
         self.paused = False
         self._iterate()
 
@@ -240,15 +240,15 @@ class SimulatedCluster:
         )
         self.loop.set_exception_handler(self._on_stray_exception)
         self.stray: list[BaseException] = []
-        """Exceptions that nobody caught in the loop, besides those of processes that are gone."""
+        """Exceptions uncaught in the loop, except those of ended processes."""
         self._machine = machine
         self._config = config
         self._voters = tuple(range(1, size + 1))
         self.members = {member_id: SimulatedMember(member_id, MemoryFiles()) for member_id in self._voters}
         self.services: dict[int, MemberServices] = {}
-        """What each running process serves; empty unless the machine is the product's engine."""
+        """The services of each running process; empty unless the machine is the product's engine."""
         self._bootstrap_voters: dict[int, tuple[int, ...]] = {}
-        """Members that joined later, with the voters of the cluster they found."""
+        """Members that joined later, with the voters of the cluster at that time."""
 
     def _on_stray_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         error = context.get("exception")
@@ -257,14 +257,14 @@ class SimulatedCluster:
         self.stray.append(error if isinstance(error, BaseException) else RuntimeError(context["message"]))
         loop.default_exception_handler(context)
 
-    # ---- life
+    # ---- processes
 
     async def start_all(self) -> None:
         for member_id in self._voters:
             await self.start(member_id)
 
     async def start(self, member_id: int) -> SimulatedNode:
-        """Start a member's process on whatever its disk holds."""
+        """Start a member's process on the content of its disk."""
         member = self.members[member_id]
         assert member.node is None
         rng = seeded(self.rng.getrandbits(64))
@@ -306,36 +306,36 @@ class SimulatedCluster:
             fatal=lambda reason: self.on_failure(member_id, reason),
             bootstrap_voters=self._bootstrap_voters.get(member_id),
         )
-        self.attend(member_id, node)
+        self.serve(member_id, node)
         await node.start()
         return node
 
-    def attend(self, member_id: int, node: SimulatedNode) -> None:
-        """A member's process is about to start, on `members[member_id].machine`: have it serve clients."""
+    def serve(self, member_id: int, node: SimulatedNode) -> None:
+        """Let a member serve clients. Called before it starts, with `members[member_id].machine` set."""
         engine = self.engine_of(member_id)
         if engine is not None:
             self.services[member_id] = MemberServices(
                 node, engine, cluster_id=CLUSTER_ID, rng=seeded(self.rng.getrandbits(64))
             )
 
-    def gone(self, member_id: int) -> None:
-        """A member's process has ended: its clients' calls break."""
+    def ended(self, member_id: int) -> None:
+        """A member's process has ended: its clients' calls fail."""
         services = self.services.pop(member_id, None)
         if services is not None:
             services.stop()
 
     def engine_of(self, member_id: int) -> Engine | None:
-        """The state machine of the product, if that is what the member's process runs."""
+        """The member's engine, if its state machine is one."""
         machine = self.members[member_id].machine
         return machine if isinstance(machine, Engine) else None
 
     def services_of(self, member_id: int) -> MemberServices | None:
-        """What a member serves; None while its process is down or has given up."""
+        """A member's services; None while its process is down or has failed."""
         node = self.members[member_id].node
         return None if node is None or node.failed else self.services.get(member_id)
 
     def paused(self, member_id: int) -> bool:
-        """Whether a member's process stands still: it takes requests and answers later."""
+        """Whether a member's process is paused: it accepts requests and answers later."""
         node = self.members[member_id].node
         return node is not None and node.paused
 
@@ -346,23 +346,23 @@ class SimulatedCluster:
     def make_writer(
         self, member_id: int, log: Log, fatal: Callable[[str], None], on_space: Callable[[bool], None]
     ) -> InlineLogWriter:
-        """The disk's speed; a simulation may choose another."""
+        """The log writer of a process; a simulation may make a slower one."""
         return InlineLogWriter(log, loop=self.loop, fatal=fatal, on_space=on_space)
 
     def make_machine(self, member_id: int) -> StateMachine:
-        """A fresh state machine for a process; a simulation may wrap it."""
+        """A new state machine for a process; a simulation may wrap it."""
         return self._machine()
 
     def on_failure(self, member_id: int, reason: str) -> None:
-        """A process of the member gave up by itself, or was killed."""
+        """A process of the member failed by itself, or was killed."""
         self.members[member_id].failures.append(reason)
 
     async def stop(self, member_id: int) -> None:
-        """Stop a member in good order."""
+        """Stop a member cleanly."""
         member = self.members[member_id]
         node, member.node = member.running, None
         await node.stop()
-        self.gone(member_id)
+        self.ended(member_id)
         member.files.restart()
 
     def crash(
@@ -370,7 +370,7 @@ class SimulatedCluster:
     ) -> None:
         """Kill a member's process; with `power`, its disk also loses what it had not synced.
 
-        `choose` decides how much of it, as in `MemoryFiles.crash`; by default chance does.
+        `choose` decides how much of it, as in `MemoryFiles.crash`; by default it is drawn at random.
         """
         member = self.members[member_id]
         node, member.node = member.running, None
@@ -380,17 +380,17 @@ class SimulatedCluster:
         else:
             member.files.restart()
         node.fail("killed")
-        self.gone(member_id)
+        self.ended(member_id)
 
     def power_cut(self) -> None:
-        """Cut the power of every running member at once, as `crash` does for one."""
+        """A power cut of every running member at once, as `crash` is of one."""
         for node in self.running:
             self.crash(node.member_id)
 
     def partition(self, *groups: Iterable[int]) -> None:
-        """Let nothing through between members of different groups, silently, until `heal`.
+        """Silently drop messages between members of different groups, until `heal`.
 
-        Calls of clients still reach every member. Members in no group are untouched.
+        Clients still reach every member. Members in no group are unaffected.
         """
         self.network.partition(*groups)
 
@@ -399,21 +399,22 @@ class SimulatedCluster:
         self.network.heal()
 
     async def stop_all(self) -> None:
-        """Stop every running member; AssertionError if anything was thrown that nobody caught."""
+        """Stop every running member; AssertionError after an uncaught exception."""
         for member_id, member in self.members.items():
             if member.node is not None:
                 await self.stop(member_id)
         assert not self.stray, self.stray
 
-    # ---- asking
+    # ---- status and requests
 
     @property
     def running(self) -> list[SimulatedNode]:
         return [member.node for member in self.members.values() if member.node is not None]
 
     def leader(self) -> Node | None:
-        """The leader a majority of its voters follows, if there is one. What others believe, who were removed
-        or still learn of the cluster, is no matter."""
+        """The leader that a majority of its voters follows, if there is one. Removed members and learners do
+        not
+        count."""
         for node in self.running:
             if node.is_leader:
                 voters = node.core.conf.voters
@@ -432,7 +433,7 @@ class SimulatedCluster:
     async def wait_until(
         self, condition: Callable[[], bool], timeout_s: float = 10.0, what: str = "the condition"
     ) -> None:
-        """Wait in virtual time; AssertionError when `what` has not come after `timeout_s`."""
+        """Wait in virtual time; AssertionError, naming `what`, when it does not hold within `timeout_s`."""
         end_s = self.loop.time() + timeout_s
         while not condition():
             if self.loop.time() >= end_s:
@@ -440,27 +441,27 @@ class SimulatedCluster:
             await asyncio.sleep(POLL_S)
 
     def describe(self) -> str:
-        """Where each running member stands."""
+        """Term, leader and applied index of each running member."""
         return "; ".join(
             f"{n.member_id}: term {n.term} leader {n.leader} applied {n.applied}" for n in self.running
         )
 
     def propose(self, member_id: int, command: bytes) -> asyncio.Future[object]:
-        """Propose through a member; the future has the outcome or raises the NodeError."""
+        """Propose through a member; the future returns the outcome or raises the NodeError."""
         future, on_result = self._answer()
         self.members[member_id].running.propose(command, on_result)
         return future
 
     def change(self, member_id: int, change: ConfChange, command: bytes) -> asyncio.Future[object]:
-        """Ask a member for a membership change; the future as of `propose`."""
+        """Request a membership change from a member; the future is as of `propose`."""
         future, on_result = self._answer()
         self.members[member_id].running.membership.change(change, command, on_result)
         return future
 
     def add(self, member_id: int) -> None:
-        """Have a member that can be started once the cluster has let it in. Ids are never used twice."""
+        """Create a member that can be started once a change has added it. Ids are never reused."""
         leader = self.leader()
-        assert leader is not None, "a cluster is joined while it lives"
+        assert leader is not None, "joining needs a cluster with a leader"
         assert member_id not in self.members
         voters = leader.status().conf.voters
         self._bootstrap_voters[member_id] = voters
@@ -480,7 +481,7 @@ class SimulatedCluster:
         return future, on_result
 
     def read_barrier(self, member_id: int) -> asyncio.Future[None]:
-        """Ask a member for a linearizable read."""
+        """Start a linearizable read at a member."""
         future: asyncio.Future[None] = self.loop.create_future()
 
         def on_result(error: NodeError | None) -> None:

@@ -1,7 +1,7 @@
-"""Images of the state under faults of their own: cut off at any chunk, or with a process that dies amid one.
+"""Faults of snapshot transfers: a reset at any chunk, or the death of the sender or receiver.
 
-No clients and no oracle: what an image does wrong shows in everything the others watch. Images travel in
-small pieces here, so that there is a middle to strike.
+No clients and no oracle: the other oracles see what a snapshot breaks. Chunks are small here, so that a
+transfer can be interrupted.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ if TYPE_CHECKING:
 CHUNK_BYTES = (300, 2000, 20_000)
 """Some of these, for a whole run."""
 
-LOOK_S = 0.002
-"""Between two looks at what is under way: a few chunks' time."""
+CHECK_S = 0.002
+"""Between two checks for transfers in flight: the time of a few chunks."""
 
 INJECTIONS = ("reset", "reset", "reset", "receiver", "sender", "none", "none")
-"""What becomes of an image that is seen under way, again at each look that finds it still there."""
+"""Faults for a transfer in flight, drawn again at each check that still finds it."""
 
 INJECTION_PROBABILITY = 0.5
-"""Per look, so that the strike comes at any chunk, and that most images arrive in the end."""
+"""Per check, so that the fault hits any chunk, and most snapshots arrive in the end."""
 
 INJECTIONS_MAX = 12
-"""In a run: an image that can never arrive would only show that nothing is promised then."""
+"""In a run: without a bound a snapshot could fail for ever, which the design does not exclude."""
 
 DOWN_S = 1.5
-"""The longest that a struck process is down."""
+"""The longest that a killed process is down."""
 
-INSTALLED = "an image of the state is installed"
-RESUMED = "an interrupted image goes on where it stopped"
-SUPERSEDED = "a newer image takes the place of another"
-RECEIVER_DIES = "a member dies while it is brought an image"
-SENDER_DIES = "a leader dies while it brings an image"
+INSTALLED = "a snapshot is installed"
+RESUMED = "an interrupted snapshot resumes"
+SUPERSEDED = "a newer snapshot supersedes another"
+RECEIVER_DIES = "a member dies while it receives a snapshot"
+SENDER_DIES = "a leader dies while it sends a snapshot"
 
 SNAPSHOT_PROBES = (INSTALLED, RESUMED, SUPERSEDED, RECEIVER_DIES, SENDER_DIES)
 
 
 class SnapshotFaults:
-    """Implements `features.Feature`."""
+    """Implements `Feature`."""
 
     def __init__(self, cluster: Simulation, rng: random.Random) -> None:
         self._cluster = cluster
         self._rng = rng
         self._nodes: dict[int, SimulatedNode] = {}
-        """The newest process of each member."""
+        """The newest incarnation of each member."""
         self._stopped = False
         self._injections = 0
         cluster.network.snapshot_chunk_bytes = rng.choice(CHUNK_BYTES)
@@ -67,8 +67,8 @@ class SnapshotFaults:
     async def live(self) -> None:
         cluster, rng = self._cluster, self._rng
         while not self._stopped and self._injections < INJECTIONS_MAX:
-            await asyncio.sleep(LOOK_S)
-            if cluster.loop.time() >= cluster.quiesce_from_s:
+            await asyncio.sleep(CHECK_S)
+            if cluster.loop.time() >= cluster.faults_until_s:
                 return
             for source, target in cluster.network.snapshots_in_flight():
                 if rng.random() < INJECTION_PROBABILITY:
@@ -89,8 +89,8 @@ class SnapshotFaults:
     def stop(self) -> None:
         self._stopped = True
 
-    async def quiesce(self, core: Sequence[int]) -> None:
-        """Nothing more comes true than everybody's agreement, which was demanded already."""
+    async def check_liveness(self, core: Sequence[int]) -> None:
+        """Nothing to do: the agreement of all healed members was checked already."""
 
     def judge(self) -> None:
         for member_id in sorted(self._nodes):

@@ -1,8 +1,8 @@
-"""An asyncio event loop whose clock advances only when nothing else can happen.
+"""An asyncio event loop whose clock advances only when no callback is ready.
 
 Timers fire in order of their time, at once: a minute of timeouts passes in milliseconds, and two runs
 of one seeded program take the same steps. For programs that live in one thread and whose partners are
-in-memory twins; threads and sockets work, but then the order of events is the machine's again.
+in-memory fakes; threads and sockets work, but then the order of events is not repeatable.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class NothingWillHappen(RuntimeError):
-    """Everything waits, and no timer will ever wake it: the program under test is stuck."""
+class LoopStalled(RuntimeError):
+    """Every task waits and no timer is set: the program under test is stuck."""
 
 
-class _JumpingSelector(selectors.SelectSelector):
-    """Instead of waiting for `timeout`, puts the clock forward by it."""
+class _VirtualSelector(selectors.SelectSelector):
+    """Advances the clock by `timeout` instead of waiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class _JumpingSelector(selectors.SelectSelector):
         if events or timeout == 0:
             return events
         if timeout is None:
-            raise NothingWillHappen("every task waits and no timer is set")
+            raise LoopStalled("every task waits and no timer is set")
         self.now_s += timeout
         return events
 
@@ -40,11 +40,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """A loop that begins at time 0.0 and never sleeps."""
 
     def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
+        self._selector_clock = _VirtualSelector()
+        super().__init__(self._selector_clock)
 
     def time(self) -> float:
-        return self._jumping.now_s
+        return self._selector_clock.now_s
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:

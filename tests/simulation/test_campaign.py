@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from kvstore.testing import campaign
 from kvstore.testing.campaign import Tally, describe, main
-from kvstore.testing.levels import LEVELS, SeedResult, run_core
+from kvstore.testing.simulation_levels import LEVELS, SeedResult, run_core
 from raft.core.log import Log
 from raft.sim.busy import CALLS_PER_S_MIN, HEALED_S, busy_s
 
@@ -63,8 +63,8 @@ def test_a_long_campaign_must_reach_every_probe(monkeypatch: pytest.MonkeyPatch)
     found = tally(*[result(probes={"often": 1})] * 2)
     assert (found.verdict, found.missed()) == ("passed", ({"never": "it cannot be"}, []))
     found = tally(result(probes={"often": 1, "never": 1}))
-    assert (found.verdict, found.belied()) == ("failed", {"never": "it cannot be"})
-    assert "REACHED, and on record it cannot be: never" in describe("core", found.summary(1.0, 60.0))
+    assert (found.verdict, found.contradicted()) == ("failed", {"never": "it cannot be"})
+    assert "REACHED, though recorded as unreachable: never" in describe("core", found.summary(1.0, 60.0))
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -88,7 +88,7 @@ def test_a_seed_that_serves_too_little_is_inconclusive(monkeypatch: pytest.Monke
     assert not run_core(5, 10.0).inconclusive
     monkeypatch.setattr("raft.sim.member.Member.propose", lambda self, data: False)
     monkeypatch.setattr("raft.sim.cluster.Cluster.serve_reads", lambda self, member, count: None)
-    monkeypatch.setattr("raft.sim.cluster.Cluster.calm", lambda self: None)
+    monkeypatch.setattr("raft.sim.cluster.Cluster.quiesce", lambda self: None)
     assert "calls served" in run_core(5, 10.0).inconclusive
 
 
@@ -118,7 +118,7 @@ def test_the_command_writes_its_verdict(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_failing_seed_is_shortened_to_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--level", "core", "--length", "10", "--shrink", "1"]
     done = CliRunner().invoke(main, arguments)
-    assert (done.exit_code, done.output) == (1, "Error: seed 1 keeps every promise\n")
+    assert (done.exit_code, done.output) == (1, "Error: seed 1 keeps every invariant\n")
     monkeypatch.setattr(Log, "is_current", lambda self, index, term: True)
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.testing.disks import FaultyDisk
-from kvstore.testing.faults import CLASSES
+from kvstore.testing.fault_schedule import CLASSES
 from kvstore.testing.nodes import SimulationFailed, run_seed
 from kvstore.testing.virtual_loop import run_virtual
 from raft.core.read_index import ReadRounds, Round
@@ -50,7 +50,7 @@ EFFECTS = {
     "hung-disk": "a leader's disk hangs",
     "io-error": "a failed disk ends a process",
     "rot": "a damaged log is refused",
-    "wipe": "a fresh disk is not let in",
+    "wipe": "a replica on an empty disk may not vote",
 }
 """What faults of a class must have led to, where that has a name."""
 
@@ -166,13 +166,13 @@ def test_a_process_may_end_only_for_what_none_outlives(path: str, error: BaseExc
     disk = FaultyDisk(
         lambda call, operation, path: error if operation == "pwrite" else None,
         log_directory="/data/wal",
-        state_path=lambda: "/data/state-0000000000000007.db",
+        backend_path=lambda: "/data/state-0000000000000007.db",
     )
     assert disk(1, "datasync", path) is None
-    assert disk.injected == 0
+    assert disk.fatal_calls == 0
     assert disk(2, "pwrite", path) is error
-    assert disk.injected == ends
-    assert disk.log_refused == (error is ENOSPC and "wal" in path)
+    assert disk.fatal_calls == ends
+    assert disk.log_full_calls == (error is ENOSPC and "wal" in path)
 
 
 def test_faults_of_the_backend_bear_the_name_it_is_known_by() -> None:

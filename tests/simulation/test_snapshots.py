@@ -20,7 +20,7 @@ CLASSES = ("crash", "isolate-leader", "partition", "delay")
 def test_snapshots_under_faults_break_no_guarantee() -> None:
     met: Counter[str] = Counter()
     for seed in SEEDS:
-        plan = generate(seed, length_s=LENGTH_S, classes=CLASSES, features=("images",))
+        plan = generate(seed, length_s=LENGTH_S, classes=CLASSES, features=("snapshots",))
         config = plan.config | {"checkpoint_ms": 20, "request_timeout_ms": 3000}
         plan = replace(plan, compaction_entries=3, catchup_entries=1, config=config)
         report = play(plan)

@@ -124,7 +124,7 @@ MUTANTS = (
         _snapshot_named_before_it_is_durable,
         level="node",
         classes=("crash", "isolate-leader"),
-        features=("images",),
+        features=("snapshots",),
     ),
     Mutant(
         50,

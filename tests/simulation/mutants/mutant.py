@@ -82,7 +82,7 @@ def keeps_all_until(schedule: Schedule | Plan, until_s: float) -> Find | None:
         report = run(schedule, until_us=until_us if until_us <= schedule.duration_us else None)
         return _find(report)
     if until_s < schedule.length_s:
-        schedule = replace(schedule, length_s=float(math.ceil(until_s)), quiesce=False)
+        schedule = replace(schedule, length_s=float(math.ceil(until_s)), recovery=False)
     return look(schedule)
 
 

@@ -1,9 +1,9 @@
-"""The feature `members`: others come, are promoted, lead and go while the founders live through the faults.
+"""The feature `members`: guests join, are promoted, lead and are removed during the faults.
 
-Founders stay, so that the run's demands on a healed majority of them hold with any guests: those are
-healed with it. Faults strike founders only, but leaders, cut links and lost power know no difference:
-a guest may lead, and be removed while it does. The oracle: what was acknowledged came true and stays
-so, whoever was removed never speaks again, and all agree on who belongs to the cluster.
+The bootstrap members stay, so that what a run checks of a healed majority of them holds with any guests,
+which are healed too. Faults are drawn for bootstrap members only, but faults of the leader and of links hit
+guests as well: a guest may lead, and be removed while it does. The oracle: acknowledged changes are applied
+and stay, a removed member never runs again, and all agree on the configuration.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ if TYPE_CHECKING:
     from kvstore.testing.simulation import SimulatedNode
 
 GUESTS_MAX = 2
-"""Guests at once: with more, a majority of the founders and all guests need not be a quorum."""
+"""Guests at once: with more, a majority of the bootstrap members and all guests need not be a quorum."""
 
 THINK_S = (0.2, 1.5)
 """Between two changes."""
 
 TRANSFER_S = 3.0
-"""A member that leads all the while ends a transfer well before, or it stood still. Without a leader the
-caller waits for one as long as any request does."""
+"""A member that leads throughout, and is not paused, ends a transfer well before. Without a leader the caller
+waits for one as long as any request does."""
 
 CONVERGE_S = 10.0
-"""After healing: until all have applied the same changes, and removed members have ended."""
+"""After healing: until all have applied the same changes, and removed members have stopped."""
 
 
-class Members:
+class MembershipFeature:
     """Implements `Feature`."""
 
     def __init__(self, cluster: Simulation, rng: random.Random) -> None:
         self._cluster = cluster
         self._rng = rng
         self._guests: list[int] = []
-        """Asked for and, as far as anybody was told, not removed."""
+        """Added, perhaps, and not acknowledged as removed."""
         self._voters: set[int] = set()
-        """Guests whose vote was acknowledged. Never asked for in order: only membership in it counts."""
+        """Guests whose promotion was acknowledged. Never iterated without sorting."""
         self._present: set[int] = set()
-        """Guests whose addition was acknowledged and whose removal was not yet asked for."""
+        """Guests whose addition was acknowledged and whose removal was not yet requested."""
         self._removed: set[int] = set()
         """Guests whose removal was acknowledged."""
         self._next = max(cluster.members) + 100
@@ -63,10 +63,10 @@ class Members:
         self._counts: Counter[str] = Counter()
 
     def started(self, member_id: int, node: SimulatedNode) -> None:
-        """Nothing to do: a guest is a member like any other."""
+        """Nothing to do: guests need no client of their own."""
 
     def ended(self, member_id: int) -> None:
-        """As above."""
+        """See `started`."""
 
     def operations(self) -> Mapping[str, int]:
         return self._counts
@@ -75,7 +75,7 @@ class Members:
         self._stopping = True
 
     async def live(self) -> None:
-        """One change after the other."""
+        """One change after another."""
         while not self._stopping:
             await asyncio.sleep(self._rng.uniform(*THINK_S))
             if self._stopping:
@@ -103,10 +103,10 @@ class Members:
 
     async def _add(self) -> None:
         if self._cluster.leader() is None:
-            return  # who is to join asks a cluster that lives
+            return  # joining needs a cluster with a leader
         guest, self._next = self._next, self._next + 1
         voter = self._rng.random() < 0.3
-        self._cluster.enlist(guest)  # whatever becomes of the request: it may be added
+        self._cluster.enlist(guest)  # whatever the outcome of the request: it may be added
         self._guests.append(guest)
         kind = ConfStepKind.ADD_VOTER if voter else ConfStepKind.ADD_LEARNER
         command = MemberAdd(guest, (f"http://guest{guest}:1",), not voter, GUESTS_MAX)
@@ -128,14 +128,14 @@ class Members:
             self._guests.remove(guest)
 
     async def _change(self, name: str, kind: ConfStepKind, command: MemberCommand) -> bool:
-        """Ask any member; whether it was acknowledged."""
+        """Request a change from any member; whether it was acknowledged."""
         usable = self._cluster.usable()
         if not usable:
             return False
         change = ConfChange((ConfStep(kind, command.id),))
-        asked = self._cluster.change(self._rng.choice(usable), change, encode_member_command(command))
+        requested = self._cluster.change(self._rng.choice(usable), change, encode_member_command(command))
         try:
-            outcome = await asked
+            outcome = await requested
         except LearnerNotReady:
             self._counts[f"{name} too early"] += 1
         except NotApplied:
@@ -160,11 +160,11 @@ class Members:
             failed.append(error)
             ended.set()
 
-        term, began_s = leader.term, self._cluster.loop.time() - leader.still_s
+        term, began_s = leader.term, self._cluster.loop.time() - leader.paused_s
         leader.transfer.begin(to, on_result)
         await ended.wait()
         self._counts["transfer ok" if failed == [None] else "transfer fail"] += 1
-        took_s = self._cluster.loop.time() - leader.still_s - began_s
+        took_s = self._cluster.loop.time() - leader.paused_s - began_s
         if took_s > TRANSFER_S and leader.is_leader and leader.term == term:
             self._violate("a transfer of leadership ends", f"to {to}: only after {took_s:.1f} s")
 
@@ -173,51 +173,51 @@ class Members:
     def _violate(self, invariant: str, detail: str) -> None:
         self._cluster.judge.violate(invariant, detail)
 
-    async def quiesce(self, core: Sequence[int]) -> None:
+    async def check_liveness(self, core: Sequence[int]) -> None:
         cluster = self._cluster
         end_s = cluster.loop.time() + CONVERGE_S
-        while len(confs := self._confs(core)) > 1 or any(self._lives(guest) for guest in self._removed):
+        while len(confs := self._confs(core)) > 1 or any(self._runs(guest) for guest in self._removed):
             if cluster.loop.time() > end_s:
-                alive = sorted(guest for guest in self._removed if self._lives(guest))
+                alive = sorted(guest for guest in self._removed if self._runs(guest))
                 self._violate("membership converges", f"{confs}; removed and alive: {alive}")
                 return
-            await asyncio.sleep(0.05)  # virtual time: nobody sets an event
+            await asyncio.sleep(0.05)  # virtual time; there is no event to await
         (conf,) = confs
         if conf.voters_outgoing:
             self._violate("membership converges", f"still joint: {conf}")
-        bootstrap_members = [member for member in cluster.bootstrap_members if member not in conf.voters]
+        lost = [member for member in cluster.bootstrap_members if member not in conf.voters]
         missing = sorted(guest for guest in self._present if guest not in members_of(conf))
         back = sorted(guest for guest in self._removed if guest in members_of(conf))
-        if bootstrap_members or missing or back:
+        if lost or missing or back:
             self._violate(
                 "an acknowledged change of the membership holds",
-                f"gone: {bootstrap_members + missing}, back: {back}, in {conf}",
+                f"lost: {lost + missing}, back: {back}, in {conf}",
             )
         silent = sorted(guest for guest in self._voters if guest not in conf.voters)
         if silent:
-            self._violate("who was promoted votes", f"{silent} in {conf}")
+            self._violate("a promoted member votes", f"{silent} in {conf}")
         for member_id in core:
             engine = cluster.witness(member_id).engine
             listed = {member.id: member.is_learner for member in engine.members()}
             guests = [member for member in members_of(conf) if member not in cluster.bootstrap_members]
             if listed != {guest: guest in conf.learners for guest in guests}:
                 self._violate("the list of members is the configuration", f"{listed} and {conf}")
-            known = sorted(guest for guest in self._removed if not engine.is_removed(guest))
-            if known:
-                self._violate("who was removed is remembered", f"{known} on member {member_id}")
+            unknown = sorted(guest for guest in self._removed if not engine.is_removed(guest))
+            if unknown:
+                self._violate("a removed member is remembered", f"{unknown} on member {member_id}")
 
     def _confs(self, core: Sequence[int]) -> list[ConfState]:
         """The different configurations that the members of `core` have applied."""
         confs = [self._cluster.members[member_id].running.membership.conf for member_id in core]
         return list(dict.fromkeys(confs))
 
-    def _lives(self, guest: int) -> bool:
+    def _runs(self, guest: int) -> bool:
         node = self._cluster.members[guest].node
         return node is not None and not node.failed
 
     def revisions(self) -> Sequence[int]:
-        """Membership makes none."""
+        """Membership changes make no revision."""
         return ()
 
     def judge(self) -> None:
-        """All was demanded in `on_result`, while members could still be asked."""
+        """Nothing to do: `check_liveness` needed running members."""

@@ -1,7 +1,7 @@
 """The two levels of simulation, each seed run to one common result.
 
 * `core`: bare consensus cores against a model of everything around them (`raft.sim`); fast and broad.
-* `node`: whole members, driver and engine and log of the product, on twins of network, disk and clock
+* `node`: whole members, event loop and engine and log of the product, on a fake network, disk and clock
   (`kvstore.testing.nodes`); slow and deep.
 """
 
@@ -18,39 +18,39 @@ from kvstore.testing.probes import NODE_PROBES, NODE_UNREACHED
 from raft.sim import PROBES, UNREACHED, generate, run
 
 CORE_LENGTH_S = 60.0
-"""Virtual seconds of faults in each seed of cores; the calm comes on top."""
+"""Virtual seconds of faults in each seed of cores; recovery comes on top."""
 
 CORE_OPERATIONS_PER_S_MIN = 20
 """Client calls a seed of cores must issue, on average."""
 
 CORE_OK_SHARE_MIN = 0.1
-"""A seed of cores that serves a smaller share of its calls has shown little: members that were removed
-or a quorum that was lost early. Void, and counted."""
+"""A seed of cores that serves a smaller share of its calls shows little: members were removed, or the quorum
+was lost early. It is inconclusive, and counted."""
 
 FAULTS_MIN = 3
-"""Faults that must have begun in a seed of either level."""
+"""Faults that a seed of either level must have injected."""
 
 
 @dataclass(slots=True)
 class SeedResult:
-    """What one seed of one level came to."""
+    """The result of one seed of one level."""
 
     level: str
     seed: int
     failure: str = ""
-    """The broken promise and what was seen; empty when all held."""
+    """The violated invariant and what was seen; empty when all held."""
     inconclusive: str = ""
-    """Why the run proves too little to be counted as passed; empty when it does not."""
+    """Why the run shows too little to be counted as passed; empty when it is conclusive."""
     virtual_s: float = 0.0
     busy_s: float = 0.0
-    """Virtual seconds with enough client calls and a fault at work or healed shortly before."""
+    """Virtual seconds with enough client calls and a fault active or healed shortly before."""
     processor_s: float = 0.0
     faults: Mapping[str, int] = field(default_factory=dict)
     operations: Mapping[str, int] = field(default_factory=dict)
     """Client calls by kind and outcome, as `write ok`."""
     probes: Mapping[str, int] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Whatever else the level counts."""
+    """Further figures of the level."""
 
     @property
     def succeeded(self) -> int:
@@ -120,11 +120,11 @@ class Level(NamedTuple):
     length_s: float
     probes: tuple[str, ...]
     unreached: Mapping[str, str]
-    """Probes that a campaign cannot reach, each with the reason. One that is reached belies its reason."""
+    """Probes that a campaign cannot reach, each with the reason. Reaching one contradicts its reason."""
     ok_share_min: float
-    """A campaign that serves a smaller share of all calls has mostly tested refusals: inconclusive."""
+    """A campaign that serves a smaller share of all calls is inconclusive: it has mostly tested refusals."""
     seeds_for_probes: int
-    """From so many seeds on, a probe that was missed without a reason fails the campaign."""
+    """From this many seeds on, a probe missed without a recorded reason fails the campaign."""
 
 
 LEVELS: dict[str, Level] = {

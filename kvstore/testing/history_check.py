@@ -1,11 +1,11 @@
-"""The verdict on what clients saw: by the store's revisions, and key by key by search."""
+"""Checks the clients' history: by the store's revisions, and key by key by search."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from kvstore.testing.judge import Broken
+from kvstore.testing.simulation_judge import Broken
 from kvstore.verify import (
     MODELS,
     Event,
@@ -19,20 +19,20 @@ from kvstore.verify import (
 )
 
 SEARCH_BUDGET_S = 1.0
-"""Real time for the cross-check by search; undecided is no verdict."""
+"""Real time for the cross-check by search; an undecided search counts for nothing."""
 
 SEARCH_OPERATIONS_MAX = 400
-"""Histories of one key longer than this are left to the revisions."""
+"""Longer histories of one key are checked by revisions only."""
 
 OTHER_KEY = "other"
 OTHER_PROCESS = 1 << 40
-"""Key and first process of writes that are known by their revision alone. Clients number theirs from 1."""
+"""Key and first process of writes of which only the revision is known. Clients number theirs from 1."""
 
 LINEARIZABLE = "the history is linearizable"
 
 
 def judge_history(events: Sequence[Event], keys: Sequence[str]) -> tuple[bool, int]:
-    """Whether the revisions decided about the history, and how many keys the search judged as well.
+    """Whether the revisions decided, and how many keys the search checked as well.
 
     Raises Broken when the history is not linearizable.
     """
@@ -56,24 +56,24 @@ def judge_history(events: Sequence[Event], keys: Sequence[str]) -> tuple[bool, i
 
 
 def with_other_revisions(events: Sequence[Event], revisions: Sequence[int]) -> list[Event]:
-    """A history with writes at these revisions to a key that nobody reads, some time during the run."""
+    """The history plus writes at these revisions, to a key without readers, at any time during the run."""
     count = len(revisions)
     begun = [
         Event(position + 1, OTHER_PROCESS + position, "invoke", "put", [OTHER_KEY, f"{revision}"])
         for position, revision in enumerate(revisions)
     ]
-    told = [event._replace(line=event.line + count) for event in events]
+    shifted = [event._replace(line=event.line + count) for event in events]
     done = [
         Event(
             count + len(events) + position + 1, OTHER_PROCESS + position, "ok", "put", {"revision": revision}
         )
         for position, revision in enumerate(revisions)
     ]
-    return begun + told + done
+    return begun + shifted + done
 
 
 def _as_register(operations: Sequence[Operation], key: str) -> list[Operation]:
-    """One key's operations as those of a register; serializable reads promise nothing to it."""
+    """One key's operations as those of a register; serializable reads guarantee nothing to it."""
     register = []
     for operation in operations:
         if operation.invoked[0] != key or (operation.f == "get" and len(operation.invoked) > 1):
@@ -84,7 +84,7 @@ def _as_register(operations: Sequence[Operation], key: str) -> list[Operation]:
         elif operation.f == "cas":
             failed = operation.outcome is Outcome.OK and not operation.completed["succeeded"]
             if operation.outcome is Outcome.FAIL:
-                continue  # never took place, so its comparison says nothing
+                continue  # never applied, so its comparison shows nothing
             outcome = Outcome.FAIL if failed else operation.outcome
             register.append(_replaced(operation, "cas", operation.invoked[1:], None, outcome))
         else:

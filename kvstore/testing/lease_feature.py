@@ -1,11 +1,11 @@
-"""Leases and locks under faults.
+"""LeaseFeature and locks under faults.
 
-Sessions grant a lease, hang a key on it, renew it for a while and then let it end, or revoke it. Some
-stand in the queue of a lock meanwhile. The oracle keeps for each lease the time until which its owner may
-count on it: the sending of the last acknowledged renewal plus its time to live. Before that no member may
-have applied its end (unless the owner asked for it), and two holders of the lock may never both count on
-theirs. Whoever is told that it holds must have its key at that moment. In the calm afterwards everything
-that nobody renews must end.
+A session grants a lease, attaches a key to it, keeps it alive for a while, and then lets it expire or revokes
+it. Some queue for a lock meanwhile. The oracle keeps for each lease the time until which its client may count
+on it: when the last acknowledged keep-alive was sent, plus the TTL. Before that, no member may have applied
+the expiry (unless the client revoked the lease), and two holders of the lock may never both count on their
+leases. When a lock is granted, its key must exist. After the faults, every lease without keep-alives must
+expire.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ if TYPE_CHECKING:
     from kvstore.testing.simulation import SimulatedNode
 
 SESSIONS = 4
-"""Leases at a time."""
+"""LeaseFeature at a time."""
 
 TTLS_SECONDS = (2, 2, 3)
 
 KEEP_ALIVE_S = (0.2, 0.9)
-"""Between two renewals."""
+"""Between two keep-alives."""
 
-LOOK_S = 0.02
-"""Between two looks at whose lease has ended where."""
+CHECK_S = 0.02
+"""Between two checks of which leases each member still has."""
 
 ANSWER_S = 9.0
-"""After this no answer comes any more: the process that was asked is gone."""
+"""After this no answer comes any more: the process that was called has ended."""
 
 HOLD_S = (0.3, 3.5)
-"""The longest that a lock is held: mostly, and by some, who outlast the lease of a waiter that sleeps."""
+"""The longest that a lock is held: usually, and by some, who outlast the lease of an idle waiter."""
 
-ENDED_WITHIN_S = 15.0
-"""In the calm, whatever nobody renews is gone by then: the longest time to live, and an election or two."""
+EXPIRED_WITHIN_S = 15.0
+"""After healing, every lease without keep-alives has expired by then: the longest TTL, and an election or
+two."""
 
-TOO_EARLY = "a lease lives as long as its owner may count on it"
+TOO_EARLY = "a lease lives as long as its client may count on it"
 TWO_HOLDERS = "a lock has one holder"
-DEAD_HOLDER = "whoever is told that it holds a lock has its key"
-NEVER_ENDS = "a lease that nobody renews ends, with its keys"
+DEAD_HOLDER = "a granted lock has its key"
+NEVER_EXPIRES = "a lease without keep-alives expires, with its keys"
 
 KEYS, KEYS_END = b"sim-", b"sim."
 """All keys of these clients."""
@@ -58,41 +59,40 @@ PREFIX = b"sim-lease/"
 
 
 class Session:
-    """One lease and what its owner knows of it."""
+    """One lease and what its client knows of it."""
 
     def __init__(self, number: int, home: int) -> None:
         self.number = number
         self.home = home
-        """The member its owner prefers."""
+        """The member its client prefers."""
         self.lease = 0
         self.granted_at = 0
         self.ttl_seconds = 0
         self.safe_until_s = 0.0
-        """Until then the owner counts on it."""
+        """Until then the client counts on it."""
         self.abandoned = False
-        """The owner asked for the end, or cannot know any more."""
+        """The client revoked it, or can no longer know whether it lives."""
 
 
-class Leases:
-    """Implements `features.Feature`."""
+class LeaseFeature:
+    """Implements `Feature`."""
 
     def __init__(self, cluster: Simulation, rng: random.Random) -> None:
         self._cluster = cluster
         self._judge = cluster.judge
         self._rng = rng
         self._loop = cluster.loop
-        self._cluster = cluster
         self._members: dict[int, LocalMember] = {}
         self._queues: dict[int, LockQueues] = {}
         self._sessions: dict[int, Session] = {}
-        """By number: those whose owner still counts on them."""
+        """By number: those whose client still counts on them."""
         self._holder: Session | None = None
-        """Who was told last that it holds the lock, and has not begun to release it."""
+        """The last session to be granted the lock, until it begins to release it."""
         self._numbers = 0
         self._stopping = False
         self._outcomes: Counter[str] = Counter()
         self._revisions: set[int] = set()
-        """At which a key of these clients was written or deleted, as any member told."""
+        """At which a key of these clients was written or deleted, as any member reported."""
 
     def started(self, member_id: int, node: SimulatedNode) -> None:
         self._members[member_id] = self._cluster.services[member_id].member
@@ -106,28 +106,28 @@ class Leases:
         self._queues.pop(member_id, None)
 
     async def live(self) -> None:
-        looking = self._loop.create_task(self._watch_over())
+        checking = self._loop.create_task(self._check_leases())
         try:
-            await asyncio.gather(*(self._owner() for _ in range(SESSIONS)))
+            await asyncio.gather(*(self._run_client() for _ in range(SESSIONS)))
         finally:
-            looking.cancel()
-            await asyncio.wait([looking])
+            checking.cancel()
+            await asyncio.wait([checking])
 
     def stop(self) -> None:
         self._stopping = True
 
-    async def quiesce(self, core: Sequence[int]) -> None:
-        """Whatever nobody renews any more must end on every healed member."""
-        end_s = self._loop.time() + ENDED_WITHIN_S
-        while any(self._left(member_id) for member_id in core):
+    async def check_liveness(self, core: Sequence[int]) -> None:
+        """Every lease must expire on every healed member: no client keeps one alive any more."""
+        end_s = self._loop.time() + EXPIRED_WITHIN_S
+        while any(self._remaining(member_id) for member_id in core):
             if self._loop.time() > end_s:
-                left = {member_id: self._left(member_id) for member_id in core}
-                self._judge.violate(NEVER_ENDS, f"{left}")
+                left = {member_id: self._remaining(member_id) for member_id in core}
+                self._judge.violate(NEVER_EXPIRES, f"{left}")
                 return
             await asyncio.sleep(0.1)
 
     def judge(self) -> None:
-        """Everything is told as it happens."""
+        """Violations are reported as they happen."""
 
     def revisions(self) -> Iterable[int]:
         return self._revisions
@@ -135,10 +135,10 @@ class Leases:
     def operations(self) -> Mapping[str, int]:
         return self._outcomes
 
-    # ---- owners
+    # ---- clients
 
-    async def _owner(self) -> None:
-        """One session after the other."""
+    async def _run_client(self) -> None:
+        """One session after another."""
         while not self._stopping:
             session = await self._open()
             if session is None:
@@ -159,8 +159,8 @@ class Leases:
             await waiting
         if self._rng.random() < 0.3 and not session.abandoned:
             session.abandoned = True
-            await self._ask(session, "revoke", lambda m, s: m.lessor.revoke(session.lease, s))
-        # Otherwise nobody renews it, and it must live until its time is up, which is looked at.
+            await self._call(session, "revoke", lambda m, s: m.lessor.revoke(session.lease, s))
+        # Otherwise no keep-alive follows, and `_check_leases` checks that it lives until its time is up.
         await asyncio.sleep(max(0.0, session.safe_until_s - self._loop.time()))
         session.abandoned = True
         del self._sessions[session.number]
@@ -170,7 +170,7 @@ class Leases:
         session = Session(self._numbers, self._rng.choice(list(self._cluster.members)))
         ttl_seconds = self._rng.choice(TTLS_SECONDS)
         sent_s = self._loop.time()
-        granted = await self._ask(session, "grant", lambda m, s: m.lessor.grant(0, ttl_seconds, s))
+        granted = await self._call(session, "grant", lambda m, s: m.lessor.grant(0, ttl_seconds, s))
         if granted is None:
             return None
         session.lease, session.ttl_seconds = granted.id, granted.ttl_seconds
@@ -181,17 +181,17 @@ class Leases:
             if (lease := member.engine.leases.find(granted.id)) is not None
         ]
         if not found:
-            return None  # ended, or the only member that has it is gone: nobody can tell when
+            return None  # expired, or the only member that has it is down: the time of its grant is unknown
         session.granted_at = found[0]
         self._sessions[session.number] = session
         put = Put(PREFIX + b"%d" % session.number, lease=session.lease)
-        await self._ask(session, "put", lambda m, s: m.propose(put, s))
+        await self._call(session, "put", lambda m, s: m.propose(put, s))
         return session
 
     async def _keep_alive(self, session: Session) -> bool:
-        """Whether it goes on."""
+        """Whether the lease still exists, as far as known."""
         sent_s = self._loop.time()
-        left = await self._ask(session, "keep_alive", lambda m, s: m.lessor.keep_alive(session.lease, s))
+        left = await self._call(session, "keep_alive", lambda m, s: m.lessor.keep_alive(session.lease, s))
         if left is None:
             return True
         assert isinstance(left, TimeLeft)
@@ -204,19 +204,19 @@ class Leases:
         return True
 
     async def _contend(self, session: Session, *, asleep: bool) -> None:
-        """Queue for the lock, perhaps give up, hold it a while, release it. Who is asleep gives up late."""
-        member_id = self._somewhere(session)
+        """Queue for the lock, perhaps give up, hold it a while, release it. With `asleep`, give up late."""
+        member_id = self._choose_member(session)
         if member_id is None:
             return
         answered: asyncio.Future[Held | KVError] = self._loop.create_future()
         member = self._members[member_id]
 
-        def quiesce(outcome: Held | KVError) -> None:
+        def on_outcome(outcome: Held | KVError) -> None:
             if not answered.done():
                 answered.set_result(outcome)
-                self._told(session, member, outcome)
+                self._granted(session, member, outcome)
 
-        waiter = self._queues[member_id].enter(LOCK, session.lease, quiesce)
+        waiter = self._queues[member_id].enter(LOCK, session.lease, on_outcome)
         patience_s = ANSWER_S if asleep else self._rng.choice((1.0, 4.0))
         try:
             outcome = await asyncio.wait_for(asyncio.shield(answered), patience_s)
@@ -232,10 +232,10 @@ class Leases:
             if self._holder is session:
                 self._holder = None
             release = DeleteRange(outcome.key)
-            await self._ask(session, "unlock", lambda m, s: m.propose(release, s))
+            await self._call(session, "unlock", lambda m, s: m.propose(release, s))
 
-    def _told(self, session: Session, member: LocalMember, outcome: Held | KVError) -> None:
-        """At the very moment at which the member says so."""
+    def _granted(self, session: Session, member: LocalMember, outcome: Held | KVError) -> None:
+        """Check a grant at the moment at which the member reports it."""
         if isinstance(outcome, KVError):
             return
         found = member.engine.range(Range(outcome.key)).kvs
@@ -247,10 +247,10 @@ class Leases:
             self._judge.violate(TWO_HOLDERS, f"leases {other.lease:x} and {session.lease:x}")
         self._holder = session
 
-    # ---- asking
+    # ---- calls
 
-    def _somewhere(self, session: Session) -> int | None:
-        """The member to ask: mostly the same one, so that one who has lost touch is asked too."""
+    def _choose_member(self, session: Session) -> int | None:
+        """The member to call: mostly the same one, so that a partitioned one is called too."""
         usable = [member_id for member_id in self._cluster.usable() if member_id in self._members]
         if not usable:
             return None
@@ -258,20 +258,20 @@ class Leases:
             return self._rng.choice(usable)
         return session.home
 
-    async def _ask(
+    async def _call(
         self, session: Session, kind: str, begin: Callable[[LocalMember, Callable[[Any], None]], None]
     ) -> Any:
         """What a member answered; None for an error, and for no answer at all."""
-        member_id = self._somewhere(session)
+        member_id = self._choose_member(session)
         if member_id is None:
             return None
         answered: asyncio.Future[Any] = self._loop.create_future()
 
-        def quiesce(outcome: Any) -> None:
+        def on_outcome(outcome: Any) -> None:
             if not answered.done():
                 answered.set_result(outcome)
 
-        begin(self._members[member_id], quiesce)
+        begin(self._members[member_id], on_outcome)
         try:
             outcome = await asyncio.wait_for(answered, ANSWER_S)
         except TimeoutError:
@@ -283,12 +283,12 @@ class Leases:
         self._outcomes[f"{kind} ok"] += 1
         return outcome
 
-    # ---- looking
+    # ---- checks
 
-    async def _watch_over(self) -> None:
-        """No member may have applied the end of a lease on which its owner counts."""
+    async def _check_leases(self) -> None:
+        """No member may have applied the expiry of a lease on which its client counts."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CHECK_S)
             now_s = self._loop.time()
             for session in self._sessions.values():
                 if session.abandoned or session.safe_until_s <= now_s:
@@ -301,12 +301,12 @@ class Leases:
                         session.abandoned = True
                         left_s = session.safe_until_s - now_s
                         self._judge.violate(
-                            TOO_EARLY, f"member {member_id} ended {session.lease:x} {left_s:.2f} s before"
+                            TOO_EARLY, f"member {member_id} expired {session.lease:x} {left_s:.2f} s early"
                         )
                         break
 
-    def _left(self, member_id: int) -> list[str]:
-        """Leases and keys of leases that a member still has."""
+    def _remaining(self, member_id: int) -> list[str]:
+        """LeaseFeature and keys of leases that a member still has."""
         member = self._members.get(member_id)
         if member is None:
             return []

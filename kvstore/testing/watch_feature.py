@@ -1,7 +1,7 @@
-"""Watches in a simulated run: watchers of every kind, and what they must have been told in the end.
+"""Watches in a simulated run: watchers of every kind, and the events that they must receive.
 
-The truth is what the first member to apply a revision found in its history. Each watcher's events are held
-against it one by one as they come, over reconnections, other members, compactions and images.
+The reference is the history of the first member to apply a revision. Each watcher's events are compared with
+it one by one as they arrive, over reconnections, other members, compactions and snapshots.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ KEPT_REVISIONS = 30
 """History left by a compaction, at most: less than a watcher misses in a partition."""
 
 PATIENCE_S = 1.0
-"""Silence after which a watcher asks for progress or goes elsewhere."""
+"""Silence after which a watcher reconnects, perhaps to another member."""
 
 CAUGHT_UP_WITHIN_S = 10.0
-"""Once the cluster is healed and silent, every watcher has been told everything within this time."""
+"""Once the cluster is healed and without writes, every watcher receives all events within this time."""
 
 SHOWN_BYTES = 12
-"""Of a value that are compared, and shown: they name the write."""
+"""Of a value: compared and shown; they identify the write."""
 
 ALL_KEYS = b"\0"
-TOLD_ONCE = "a watcher is told every change once and in order"
+ONCE_IN_ORDER = "a watcher receives every change once and in order"
 
 
-class _Told(NamedTuple):
-    """A change as watchers are told of it."""
+class _Change(NamedTuple):
+    """A change as watchers receive it."""
 
     revision: int
     key: bytes
@@ -55,52 +55,52 @@ class _Told(NamedTuple):
 
 
 class _Watcher:
-    """One client that watches an interval for the whole run."""
+    """One client that watches a range for the whole run."""
 
     def __init__(self, key: bytes, range_end: bytes, start_revision: int) -> None:
         self.key = key
         self.range_end = range_end
         self.next_revision = start_revision
-        """Told everything below it; 0 until the first server says where it begins."""
+        """All changes below it were received; 0 until the first server reports where the watch starts."""
         self.lower_bound = 0
-        """Changes of lower revisions are not for it: before its start, or compacted."""
+        """It receives no changes of lower revisions: they precede its start, or are compacted."""
         self.at = 0
-        """How many of the truth's changes are behind it. Valid once `next_revision` is set."""
+        """How many of the reference's changes it has passed. Valid once `next_revision` is set."""
 
     def wants(self, key: bytes) -> bool:
         return self.range_end == ALL_KEYS or self.key <= key < self.range_end
 
 
-class Watches:
+class WatchFeature:
     """Implements `Feature`."""
 
     def __init__(self, cluster: Simulation, rng: random.Random) -> None:
         self._cluster = cluster
         self._rng = rng
-        self._truth: list[_Told] = []
+        self._changes: list[_Change] = []
         """Every change ever applied, in order."""
         self._known = 1
-        """The highest revision whose changes are in the truth."""
+        """The highest revision in `_changes`."""
         self._stopping = False
         self._counts: Counter[str] = Counter()
         self._watchers: list[_Watcher] = []
         cluster.judge.on_applied.append(self._applied)
 
     def started(self, member_id: int, node: SimulatedNode) -> None:
-        """Watchers find it by themselves."""
+        """Nothing to do: watchers choose among usable members."""
 
     def ended(self, member_id: int) -> None:
-        """Its calls break by themselves."""
+        """Nothing to do: the member's calls have failed."""
 
     def stop(self) -> None:
         self._stopping = True
 
     def judge(self) -> None:
-        """Everything was held against the truth as it came."""
+        """Nothing to do: every event was checked as it arrived."""
 
     def revisions(self) -> Iterable[int]:
-        # Of every other feature too: a compaction of ours may keep them from seeing their own.
-        return [told.revision for told in self._truth if not told.key.startswith(b"k")]
+        # Of all features: a compaction may hide revisions from the others.
+        return [change.revision for change in self._changes if not change.key.startswith(b"k")]
 
     def operations(self) -> Mapping[str, int]:
         return self._counts
@@ -110,8 +110,8 @@ class Watches:
             part = engine.history(ALL_KEYS, ALL_KEYS, self._known + 1)
             for revision, changes in part.revisions:
                 for event in map(to_event, changes):
-                    self._truth.append(
-                        _Told(revision, event.kv.key, event.is_delete, event.kv.value[:SHOWN_BYTES])
+                    self._changes.append(
+                        _Change(revision, event.kv.key, event.is_delete, event.kv.value[:SHOWN_BYTES])
                     )
             self._known = max(self._known, part.next_revision - 1)
 
@@ -169,7 +169,7 @@ class Watches:
     # ---- one connection
 
     async def _listen(self, watcher: _Watcher, members: Sequence[int]) -> None:
-        """Watch at one of the members until the connection ends or is given up."""
+        """Watch at one of the members until the connection ends or the watcher gives up."""
         services = self._cluster.services_of(self._rng.choice(members)) if members else None
         if services is None:
             return
@@ -178,7 +178,7 @@ class Watches:
             return
 
         def send(request: pb.WatchRequest) -> None:
-            services.hand(WATCH, call, inbound, request.SerializeToString())
+            services.request(WATCH, call, inbound, request.SerializeToString())
 
         create = pb.WatchCreateRequest(
             key=watcher.key, range_end=watcher.range_end, start_revision=watcher.next_revision
@@ -200,44 +200,44 @@ class Watches:
             call.mark_gone()
 
     def _take(self, watcher: _Watcher, response: pb.WatchResponse) -> bool:
-        """Hold a response against the truth; False when this watch is over."""
+        """Compare a response with the reference; False when this watch is over."""
         if response.canceled:
             self._counts["watch canceled"] += 1
             if response.compact_revision:
                 self._cluster.probes.hit("a watcher's past is compacted")
-                self._go_to(watcher, max(watcher.next_revision, response.compact_revision))
+                self._move_to(watcher, max(watcher.next_revision, response.compact_revision))
             return False
         if response.created:
             if watcher.next_revision == 0:
                 watcher.next_revision = response.header.revision + 1
-            self._go_to(watcher, watcher.next_revision)
+            self._move_to(watcher, watcher.next_revision)
             return True
         if not response.events:
             self._check_progress(watcher, response.header.revision)
             return True
         revisions = {event.kv.mod_revision for event in response.events}
-        self._cluster.probes.hit("a watcher is told many revisions at once", when=len(revisions) > 1)
+        self._cluster.probes.hit("a watcher receives many revisions at once", when=len(revisions) > 1)
         for event in response.events:
             deleted = event.type == 1  # the wire's DELETE
-            told = _Told(event.kv.mod_revision, event.kv.key, deleted, event.kv.value[:SHOWN_BYTES])
+            change = _Change(event.kv.mod_revision, event.kv.key, deleted, event.kv.value[:SHOWN_BYTES])
             expected = self._next(watcher)
-            if told != expected:
-                self._cluster.judge.violate(TOLD_ONCE, f"{told} where {expected} was due")
+            if change != expected:
+                self._cluster.judge.violate(ONCE_IN_ORDER, f"{change} where {expected} was due")
             watcher.at += 1
-            watcher.next_revision = max(watcher.next_revision, told.revision + 1)
+            watcher.next_revision = max(watcher.next_revision, change.revision + 1)
         self._counts["watch ok"] += 1
         return True
 
-    def _go_to(self, watcher: _Watcher, revision: int) -> None:
+    def _move_to(self, watcher: _Watcher, revision: int) -> None:
         watcher.next_revision = watcher.lower_bound = revision
-        watcher.at = max(watcher.at, bisect_left(self._truth, revision, key=_revision_of))
+        watcher.at = max(watcher.at, bisect_left(self._changes, revision, key=_revision_of))
 
-    def _next(self, watcher: _Watcher) -> _Told | None:
-        """The change this watcher must be told next; None while there is none."""
-        while watcher.at < len(self._truth):
-            told = self._truth[watcher.at]
-            if told.revision >= watcher.lower_bound and watcher.wants(told.key):
-                return told
+    def _next(self, watcher: _Watcher) -> _Change | None:
+        """The change this watcher must receive next; None while there is none."""
+        while watcher.at < len(self._changes):
+            change = self._changes[watcher.at]
+            if change.revision >= watcher.lower_bound and watcher.wants(change.key):
+                return change
             watcher.at += 1
         return None
 
@@ -248,14 +248,12 @@ class Watches:
         self._counts["watch progress"] += 1
         due = self._next(watcher)
         if due is not None and due.revision <= revision:
-            self._cluster.judge.violate(
-                "progress is told after what came before it", f"{revision}, due {due}"
-            )
+            self._cluster.judge.violate("progress follows all earlier events", f"{revision}, due {due}")
 
-    # ---- the end
+    # ---- liveness
 
-    async def quiesce(self, core: Sequence[int]) -> None:
-        """Nothing is written any more: everybody is told the rest."""
+    async def check_liveness(self, core: Sequence[int]) -> None:
+        """The writes have ended: every watcher receives the rest."""
         loop = self._cluster.loop
         for watcher in self._watchers:
             end_s = loop.time() + CAUGHT_UP_WITHIN_S
@@ -268,5 +266,5 @@ class Watches:
                 await asyncio.sleep(0.05)
 
 
-def _revision_of(told: _Told) -> int:
-    return told.revision
+def _revision_of(change: _Change) -> int:
+    return change.revision

@@ -1,4 +1,4 @@
-"""Carries a schedule of faults out on a simulated cluster, and takes everything back at the end."""
+"""Injects a schedule of faults into a simulated cluster, and heals each at its end."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from kvstore.testing.disks import FaultyDisk, SlowLogWriter, flip, io_error, no_space, power_cut
-from kvstore.testing.faults import Fault
-from kvstore.testing.judge import Judge
+from kvstore.testing.fault_schedule import Fault
 from kvstore.testing.probes import NodeProbes
 from kvstore.testing.simulation import DATA_DIRECTORY, SimulatedCluster, SimulatedNode
+from kvstore.testing.simulation_judge import Judge
 from raft.node.membership import REMOVED_REASON
 from raft.storage import Damaged, MemoryFiles
 from raft.storage.directory import LOG_NAME
@@ -22,10 +22,10 @@ from raft.storage.wal import LOG_USED_UP, Log
 from raft.transport.transport_protocol import Handshake
 
 SUPERVISE_S = 0.01
-"""How often dead processes are looked for, in virtual time."""
+"""How often the supervisor looks for ended processes, in virtual time."""
 
 RESTART_S = 0.5
-"""A process that ended by itself is started again after this."""
+"""A process that failed by itself is restarted after this."""
 
 NEVER_S = float("inf")
 
@@ -36,43 +36,44 @@ SEGMENT_BYTES_MAX = 1 << 20
 
 
 class FaultyCluster(SimulatedCluster):
-    """A cluster with disks that can be slow, hung, full or failing, and a supervisor for its processes."""
+    """A cluster with disks that can be slow, hung, full or faulty, and a supervisor for its processes."""
 
     judge: Judge
     probes: NodeProbes
 
     def prepare(self, judge: Judge) -> None:
-        """Set what faults change. Called once, before the first start."""
+        """Initialize what faults change. Called once, before the first start."""
         self.judge = judge
         self.probes = judge.probes
         self.begun_s = dict.fromkeys(self.members, 0.0)
-        """When each member's newest process began."""
+        """When each member's newest incarnation started."""
         self.sync_s = dict.fromkeys(self.members, 0.0)
         """Longest sync of each member's disk; 0.0 for at once."""
         self.hung_until_s = dict.fromkeys(self.members, 0.0)
         self.start_at_s = dict.fromkeys(self.members, 0.0)
         """When a process that is down may be started."""
         self.lives: Counter[int] = Counter()
-        """Processes of each member so far."""
+        """Incarnations of each member so far."""
         self.wiped: set[int] = set()
-        self.rotten: set[int] = set()
-        """Members whose log is damaged and that have not been started since."""
+        self.corrupted: set[int] = set()
+        """Members whose log is corrupt and that have not been restarted since."""
         self.handshakes: dict[int, list[Handshake]] = {}
-        """What each process of a member said of itself, oldest first."""
+        """The handshake of each incarnation of a member, oldest first."""
         self.disks: dict[int, FaultyDisk] = {}
-        """The fault planted in each member's disk, while its process lives."""
-        self.cutting: set[int] = set()
-        """Members whose power is going: their process ends with it."""
+        """The fault injected into each member's disk, while its process lives."""
+        self.losing_power: set[int] = set()
+        """Members whose disk faults with a power cut: the process is killed at it."""
         self.processes: Counter[str] = Counter()
         """How processes ended."""
         self.bootstrap_members = tuple(self.members)
-        """The members the cluster began with; faults are drawn for them."""
+        """The members the cluster was bootstrapped with; faults are drawn for them."""
         self.may_leave: set[int] = set()
-        """Members whose removal was asked for: they may find themselves removed."""
+        """Members whose removal was requested: they may stop because of it."""
         self._supervisor = self.loop.create_task(self._supervise(), name="supervisor")
 
     def enlist(self, member_id: int) -> None:
-        """Have another member, which is started soon. It must be asked for (`change`) to take part."""
+        """Create another member, which the supervisor starts. It takes part once a change (`change`) adds
+        it."""
         self.add(member_id)
         self.sync_s[member_id] = self.hung_until_s[member_id] = self.start_at_s[member_id] = 0.0
 
@@ -105,39 +106,39 @@ class FaultyCluster(SimulatedCluster):
             self.loop.call_soon(self._bury, member_id, self.lives[member_id])
             return
         disk = self.disks.get(member_id)
-        log_full = disk is not None and disk.log_refused > 0 and reason.endswith(LOG_USED_UP)
-        if disk is None or not (disk.injected or log_full):
+        log_full = disk is not None and disk.log_full_calls > 0 and reason.endswith(LOG_USED_UP)
+        if disk is None or not (disk.fatal_calls or log_full):
             self.judge.violate("no member stops by itself", f"member {member_id}: {reason}")
         self.processes["gave up"] += 1
-        self.probes.hit("a failed disk ends a process", when=disk is not None and disk.injected > 0)
+        self.probes.hit("a failed disk ends a process", when=disk is not None and disk.fatal_calls > 0)
         self.loop.call_soon(self._bury, member_id, self.lives[member_id])
 
     def _bury(self, member_id: int, life: int) -> None:
         if self.members[member_id].node is not None and self.lives[member_id] == life:
-            self.kill(member_id, RESTART_S, power=member_id in self.cutting)
+            self.kill(member_id, RESTART_S, power=member_id in self.losing_power)
 
     def kill(self, member_id: int, down_s: float, *, power: bool) -> None:
-        """End a process now and let it start again after `down_s`."""
+        """Kill a process now; the supervisor restarts it after `down_s`."""
         if self.members[member_id].node is not None:
             self._note_death(member_id, power=power)
             self.crash(member_id, power=power)
             self.probes.down([node.member_id for node in self.running], len(self.members))
             self.processes["power" if power else "kill"] += 1
         self.disks.pop(member_id, None)
-        self.cutting.discard(member_id)
+        self.losing_power.discard(member_id)
         self.start_at_s[member_id] = max(self.start_at_s[member_id], self.loop.time() + down_s)
 
     def _note_death(self, member_id: int, *, power: bool) -> None:
         member, disk = self.members[member_id], self.disks.get(member_id)
         writer = member.writer
         assert isinstance(writer, SlowLogWriter)
-        self.probes.hit("one sync covers several works", when=writer.gathered > 1)
+        self.probes.hit("one sync covers several jobs", when=writer.jobs_per_sync_max > 1)
         self.probes.died(
             member_id,
             power=power,
             leading=member.running.is_leader,
             syncing=writer.busy,
-            amid_write=member_id in self.cutting and disk is not None and disk.injected > 0,
+            amid_write=member_id in self.losing_power and disk is not None and disk.fatal_calls > 0,
             age_s=self.loop.time() - self.begun_s[member_id],
         )
 
@@ -148,36 +149,36 @@ class FaultyCluster(SimulatedCluster):
         self.wiped.add(member_id)
 
     def inject_disk_fault(self, member_id: int, fault: DiskFault) -> FaultyDisk | None:
-        """Have the member's disk fail from now on; None if there is no process to see it."""
-        self._cut_for_good(member_id)
+        """Inject a disk fault from now on; None if the member is down."""
+        self._finish_power_cut(member_id)
         node = self.members[member_id].node
         if node is None:
             return None
-        disk = FaultyDisk(fault, log_directory=LOG_DIRECTORY, state_path=lambda: node.state_path)
+        disk = FaultyDisk(fault, log_directory=LOG_DIRECTORY, backend_path=lambda: node.backend_path)
         self.disks[member_id] = self.members[member_id].files.fault = disk
         return disk
 
-    def _cut_for_good(self, member_id: int) -> None:
-        """A process whose power went in a callback of its own, which the loop caught, is no less dead."""
+    def _finish_power_cut(self, member_id: int) -> None:
+        """Kill a process that met its power cut in a callback, where the loop caught the exception."""
         disk = self.disks.get(member_id)
-        if disk is not None and disk.injected and member_id in self.cutting:
+        if disk is not None and disk.fatal_calls and member_id in self.losing_power:
             self.kill(member_id, RESTART_S, power=True)
 
     def repair(self, member_id: int) -> None:
-        self._cut_for_good(member_id)
+        self._finish_power_cut(member_id)
         self.disks.pop(member_id, None)
         self.members[member_id].files.fault = None
 
     def late_handshake(self, member_id: int) -> None:
-        """If an earlier process of the member is gone, its peers hear a hello of it now."""
+        """Deliver the handshake of the member's previous incarnation, if there is one, to its peers."""
         for handshake in self.handshakes.get(member_id, [])[:-1][-1:]:
             for other in self.members:
                 if other != member_id:
-                    self.probes.hit("a late hello arrives", when=self.network.listener(other) is not None)
+                    self.probes.hit("a late handshake arrives", when=self.network.listener(other) is not None)
                     self.network.late_handshake(handshake, other)
 
     async def begin(self, member_id: int) -> SimulatedNode:
-        """Start a member's process under the judge's eyes."""
+        """Start a member's process and record its incarnation."""
         self.judge.restarted(member_id)
         self.lives[member_id] += 1
         self.begun_s[member_id] = self.loop.time()
@@ -193,89 +194,89 @@ class FaultyCluster(SimulatedCluster):
         while True:
             for member_id, member in list(self.members.items()):
                 if member.node is None and self.loop.time() >= self.start_at_s[member_id]:
-                    await self._try(member_id)
+                    await self._restart(member_id)
             await asyncio.sleep(SUPERVISE_S)
 
-    async def _try(self, member_id: int) -> None:
-        """Start a member's process; that it cannot is a finding, unless its log was damaged."""
-        rotten = member_id in self.rotten
+    async def _restart(self, member_id: int) -> None:
+        """Start a member's process; a failure is a violation, unless its log was corrupted."""
+        corrupted = member_id in self.corrupted
         try:
             await self.begin(member_id)
-        except Exception as error:  # noqa: BLE001  # whatever keeps a member from starting is a finding
-            if not rotten or not isinstance(error, Damaged):
+        except Exception as error:  # noqa: BLE001  # any error at a start is a violation
+            if not corrupted or not isinstance(error, Damaged):
                 self.judge.violate("a member starts on what its disk holds", f"member {member_id}: {error!r}")
                 self.start_at_s[member_id] = NEVER_S
                 return
             self.processes["refused"] += 1
             self.probes.hit("a damaged log is refused")
-            self.wipe(member_id, RESTART_S)  # what its operator is told to do
+            self.wipe(member_id, RESTART_S)  # as the operator's manual says
         else:
-            if rotten:
+            if corrupted:
                 self.judge.violate("a damaged log is refused", f"member {member_id} started")
-        self.rotten.discard(member_id)
+        self.corrupted.discard(member_id)
 
     async def end(self) -> None:
-        """Stop everything; AssertionError when an exception went astray."""
+        """Stop everything; AssertionError after an uncaught exception."""
         self._supervisor.cancel()
         await asyncio.gather(self._supervisor, return_exceptions=True)
         await self.stop_all()
 
 
 class Nemesis:
-    """Strikes each fault at its time and lifts it at its end."""
+    """Injects each fault at its time and heals it at its end."""
 
     def __init__(self, cluster: FaultyCluster, rng: random.Random) -> None:
         self._cluster = cluster
         self._network = cluster.network
         self._rng = rng
         first, second, *_ = cluster.members
-        self._fair = replace(cluster.network.conditions(first, second))
-        """The weather before any fault, the same on all links."""
-        self._cuts: Counter[tuple[int, int]] = Counter()
+        self._normal = replace(cluster.network.conditions(first, second))
+        """The conditions before any fault, the same on all links."""
+        self._blocks: Counter[tuple[int, int]] = Counter()
         """How many faults block each link now."""
-        self.injected: Counter[str] = Counter()
-        """Faults by class that found something to strike."""
+        self.fault_counts: Counter[str] = Counter()
+        """Faults begun, by class."""
         self.spans_s: list[tuple[float, float]] = []
-        """When each of them began and was to end, in the loop's time."""
+        """When each of them began and was due to end, in the loop's time."""
 
     async def run(self, faults: Sequence[Fault]) -> None:
-        """Carry out a schedule; returns when the last fault has been lifted."""
+        """Inject a schedule; returns when the last fault is healed."""
         async with asyncio.TaskGroup() as group:
             for fault in faults:
-                group.create_task(self._carry_out(fault))
+                group.create_task(self._inject(fault))
 
-    async def _carry_out(self, fault: Fault) -> None:
+    async def _inject(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at_s)
-        self.injected[fault.kind] += 1
+        self.fault_counts[fault.kind] += 1
         now_s = self._cluster.loop.time()
         self.spans_s.append((now_s, now_s + fault.for_s))
         await _INJECTORS[fault.kind](self, fault)
 
     # ---- network
 
-    def cut(self, links: Sequence[tuple[int, int]]) -> None:
+    def block(self, links: Sequence[tuple[int, int]]) -> None:
         for link in links:
-            self._cuts[link] += 1
-            if self._cuts[link] == 1:
+            self._blocks[link] += 1
+            if self._blocks[link] == 1:
                 self._network.block(*link)
 
-    def repair(self, links: Sequence[tuple[int, int]]) -> None:
+    def unblock(self, links: Sequence[tuple[int, int]]) -> None:
         for link in links:
-            self._cuts[link] -= 1
-            if self._cuts[link] == 0:
+            self._blocks[link] -= 1
+            if self._blocks[link] == 0:
                 self._network.unblock(*link)
 
-    async def _cut(self, fault: Fault) -> None:
-        self.cut(fault.links)
+    async def _partition(self, fault: Fault) -> None:
+        self.block(fault.links)
         try:
             await asyncio.sleep(fault.for_s)
         finally:
-            self.repair(fault.links)
+            self.unblock(fault.links)
 
     async def _flap(self, fault: Fault) -> None:
         end_s = self._cluster.loop.time() + fault.for_s
         while self._cluster.loop.time() < end_s:
-            await self._cut(fault._replace(for_s=self._rng.uniform(0.5, 1) * fault.detail))
+            await self._partition(fault._replace(for_s=self._rng.uniform(0.5, 1) * fault.detail))
             await asyncio.sleep(self._rng.uniform(0.5, 1) * fault.detail)
 
     async def _isolate_leader(self, fault: Fault) -> None:
@@ -285,10 +286,11 @@ class Nemesis:
             others = [other for other in self._cluster.members if other != leader]
             out = [(leader, other) for other in others] if fault.detail != "in" else []
             into = [(other, leader) for other in others] if fault.detail != "out" else []
-            await self._cut(fault._replace(links=out + into))
+            await self._partition(fault._replace(links=out + into))
 
-    async def _weather(self, fault: Fault) -> None:
-        """Delays, losses, repetitions. Where two faults meet the later rules, and any end is fair weather."""
+    async def _degrade(self, fault: Fault) -> None:
+        """Delay, loss, duplication. On a link with two faults the later one applies, and the first end heals
+        both."""
         conditions = [self._network.conditions(*link) for link in fault.links]
         try:
             for link in conditions:
@@ -298,7 +300,7 @@ class Nemesis:
         finally:
             for link in conditions:
                 for name in fault.detail:
-                    setattr(link, name, getattr(self._fair, name))
+                    setattr(link, name, getattr(self._normal, name))
 
     async def _reset(self, fault: Fault) -> None:
         for source, target in fault.links:
@@ -317,30 +319,30 @@ class Nemesis:
             for member_id in up:
                 files = cluster.members[member_id].files
                 first = files.calls + self._rng.randrange(1, 60)
-                cluster.cutting.add(member_id)
+                cluster.losing_power.add(member_id)
                 cluster.inject_disk_fault(member_id, power_cut(first, at_sync=self._rng.random() < 0.7))
             await asyncio.sleep(self._rng.uniform(0, 0.3))
         for member_id in up:
             cluster.kill(member_id, fault.for_s * self._rng.random(), power=fault.detail != "kill")
 
     async def _comeback(self, fault: Fault) -> None:
-        """A member misses a change of leader, comes back, and loses power in the midst of catching up."""
+        """A member misses a change of leader, comes back, and loses power while it catches up."""
         cluster, (member_id,) = self._cluster, fault.members
         others = [other for other in cluster.members if other != member_id]
         links = [(member_id, other) for other in others] + [(other, member_id) for other in others]
-        self.cut(links)
+        self.block(links)
         try:
             await asyncio.sleep(fault.for_s / 2)
             for leader in [node.member_id for node in cluster.running if node.is_leader]:
                 cluster.kill(leader, 0.0, power=False)
             await asyncio.sleep(fault.for_s / 2)
         finally:
-            self.repair(links)
+            self.unblock(links)
         if cluster.members[member_id].node is None or member_id in cluster.disks:
             return
         calls, at_sync = fault.detail
         files = cluster.members[member_id].files
-        cluster.cutting.add(member_id)
+        cluster.losing_power.add(member_id)
         disk = cluster.inject_disk_fault(member_id, power_cut(files.calls + calls, at_sync=at_sync))
         await asyncio.sleep(1.0)
         if disk is not None and cluster.disks.get(member_id) is disk:
@@ -351,7 +353,7 @@ class Nemesis:
         if cluster.members[member_id].node is not None and member_id not in cluster.disks:
             cluster.start_at_s[member_id] = cluster.loop.time() + fault.for_s
             leads = cluster.members[member_id].running.is_leader
-            cluster.probes.hit("a leader is stopped in good order", when=leads)
+            cluster.probes.hit("a leader is stopped cleanly", when=leads)
             await cluster.stop(member_id)
             cluster.processes["stopped"] += 1
 
@@ -365,15 +367,15 @@ class Nemesis:
         cluster.probes.hit("a leader is paused", when=bool(led))
         for node in paused:
             node.pause()
-        self.cut(links)  # what arrives waits in the sockets
+        self.block(links)  # what arrives waits in the sockets
         try:
             await asyncio.sleep(fault.for_s)
         finally:
-            self.repair(links)
+            self.unblock(links)
             for node in paused:
                 terms = [other.term for other in cluster.running]
                 newer = max(terms, default=0) > led.get(node.member_id, 1 << 62)
-                cluster.probes.hit("a paused leader finds another", when=newer)
+                cluster.probes.hit("a paused leader resumes in a later term", when=newer)
                 node.resume()
 
     # ---- disks
@@ -394,7 +396,7 @@ class Nemesis:
         self._cluster.hung_until_s[fault.members[0]] = self._cluster.loop.time() + fault.for_s
 
     async def _io_error(self, fault: Fault) -> None:
-        """The disk fails for good: the process must be gone as soon as that shows."""
+        """The disk fails for good: the process must end at the first failed call."""
         cluster, (member_id,) = self._cluster, fault.members
         if cluster.members[member_id].node is None or member_id in cluster.disks:
             return
@@ -403,11 +405,11 @@ class Nemesis:
         disk = cluster.inject_disk_fault(
             member_id, io_error(cluster.members[member_id].files.calls + after, operations)
         )
-        assert disk is not None, "the process runs and no power is going"
+        assert disk is not None, "the process runs, and no power cut is due"
         await asyncio.sleep(fault.for_s)
         alive = cluster.members[member_id].node is not None and cluster.lives[member_id] == life
-        if disk.injected and alive:
-            cluster.judge.violate("a failed disk ends its process", f"member {member_id} lives on")
+        if disk.fatal_calls and alive:
+            cluster.judge.violate("a failed disk ends its process", f"member {member_id} still runs")
         if alive and cluster.disks.get(member_id) is disk:
             cluster.repair(member_id)
 
@@ -425,14 +427,14 @@ class Nemesis:
             self._cluster.wipe(fault.members[0], fault.for_s)
 
     async def _rot(self, fault: Fault) -> None:
-        """A bit of the newest record flips while the process is away: the start must refuse the log."""
+        """A bit of the newest record flips while the process is down: the start must refuse the log."""
         cluster, (member_id,) = self._cluster, fault.members
         if cluster.members[member_id].node is None or member_id in cluster.disks:
             return
         cluster.kill(member_id, fault.for_s, power=False)
         share, bit = fault.detail
         cluster.members[member_id].files.damage(_newest_segment(cluster, member_id), flip(share, bit))
-        cluster.rotten.add(member_id)
+        cluster.corrupted.add(member_id)
 
 
 def _newest_segment(cluster: FaultyCluster, member_id: int) -> str:
@@ -447,15 +449,15 @@ def _newest_segment(cluster: FaultyCluster, member_id: int) -> str:
 
 
 _INJECTORS = {
-    "delay": Nemesis._weather,
-    "drop": Nemesis._weather,
-    "duplicate": Nemesis._weather,
+    "delay": Nemesis._degrade,
+    "drop": Nemesis._degrade,
+    "duplicate": Nemesis._degrade,
     "reset": Nemesis._reset,
-    "late-hello": Nemesis._late_handshake,
-    "partition": Nemesis._cut,
-    "one-way": Nemesis._cut,
+    "late-handshake": Nemesis._late_handshake,
+    "partition": Nemesis._partition,
+    "one-way": Nemesis._partition,
     "isolate-leader": Nemesis._isolate_leader,
-    "bridge": Nemesis._cut,
+    "bridge": Nemesis._partition,
     "flapping": Nemesis._flap,
     "crash": Nemesis._crash,
     "comeback": Nemesis._comeback,

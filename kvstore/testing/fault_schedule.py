@@ -1,7 +1,7 @@
-"""The schedule of what goes wrong in a simulated run: drawn from a seed, then plain data.
+"""The fault schedule of a simulated run: drawn from a seed, then plain data.
 
-Swarm: each class of faults is in a run with probability one half, and then has its own rate. A run with
-few classes goes deep into their combinations; all runs together cover all of them.
+Swarm testing: each class of faults is in a run with probability one half, and then has its own rate. A run
+with few classes explores their combinations deeply; all runs together cover all classes.
 """
 
 from __future__ import annotations
@@ -10,33 +10,34 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-KEPT_PROBABILITY = 0.5
-"""Chance of each class to be in a run."""
+CLASS_PROBABILITY = 0.5
+"""Probability of each class to be in a run."""
 
 LOST_DISKS = ("wipe", "rot")
-"""Faults that cost a disk. At most one of them strikes in a run: a majority must keep what it promised."""
+"""Faults that lose a disk. At most one is injected per run: a majority must keep its votes and acknowledged
+entries."""
 
 LOST_DISK_PROBABILITY = 0.1
-"""A lost disk leaves a cluster of three no member to spare for the rest of the run, so each is rarer."""
+"""After a lost disk, a cluster of three tolerates no further loss in that run, so these faults are rarer."""
 
 RATES_PER_S = (0.05, 0.15, 0.5)
 """Faults of one class per virtual second; drawn per run and class."""
 
 CHOSEN_RATES_PER_S = (0.3, 0.6, 1.0)
-"""The same for classes that were asked for by name, which have fewer others beside them."""
+"""The same for classes that were requested by name: fewer others run beside them."""
 
 
 class Fault(NamedTuple):
-    """One thing that goes wrong. Members are ids, times seconds after the first fault may come."""
+    """One fault. Members are ids; times are seconds from the start of the fault phase."""
 
     at_s: float
     kind: str
     for_s: float
-    """How long it lasts: a cut link, a dead process, a pause, bad weather. 0.0 for a moment's faults."""
+    """Duration of a partition, an outage, a pause or a bad link. 0.0 for instantaneous faults."""
     members: Sequence[int] = ()
-    """Whom it strikes; for cuts, one side."""
+    """Its targets; for partitions, one side."""
     links: Sequence[tuple[int, int]] = ()
-    """Directed links it strikes, (from, to)."""
+    """Directed links it affects, (from, to)."""
     detail: Any = None
 
 
@@ -48,11 +49,11 @@ class Draw:
         self._ids = list(range(1, size + 1))
 
     def schedule(self, length_s: float, classes: Sequence[str] = ()) -> list[Fault]:
-        """All faults of a run in order; `classes` instead of a swarm's choice, if given."""
+        """All faults of a run in order; with `classes`, only those, instead of a drawn swarm."""
         rng = self._rng
         faults: list[Fault] = []
         for name in CLASSES:
-            probability = LOST_DISK_PROBABILITY if name in LOST_DISKS else KEPT_PROBABILITY
+            probability = LOST_DISK_PROBABILITY if name in LOST_DISKS else CLASS_PROBABILITY
             kept, rate = (
                 rng.random() < probability,
                 rng.choice(CHOSEN_RATES_PER_S if classes else RATES_PER_S),
@@ -80,22 +81,22 @@ class Draw:
 
     def delay(self, at_s: float) -> Fault:
         most_s = self._rng.choice((0.005, 0.05, 0.3, 1.5, 5.0))
-        weather = {"delay_min_s": self._rng.uniform(0, most_s / 4), "delay_max_s": most_s}
-        return Fault(at_s, "delay", self._rng.uniform(0.2, 4), links=self._links(), detail=weather)
+        conditions = {"delay_min_s": self._rng.uniform(0, most_s / 4), "delay_max_s": most_s}
+        return Fault(at_s, "delay", self._rng.uniform(0.2, 4), links=self._links(), detail=conditions)
 
     def drop(self, at_s: float) -> Fault:
-        weather = {"drop_probability": self._rng.uniform(0.01, 0.4)}
-        return Fault(at_s, "drop", self._rng.uniform(0.2, 5), links=self._links(), detail=weather)
+        conditions = {"drop_probability": self._rng.uniform(0.01, 0.4)}
+        return Fault(at_s, "drop", self._rng.uniform(0.2, 5), links=self._links(), detail=conditions)
 
     def duplicate(self, at_s: float) -> Fault:
-        weather = {"duplicate_probability": self._rng.uniform(0.05, 0.5)}
-        return Fault(at_s, "duplicate", self._rng.uniform(0.2, 5), links=self._links(), detail=weather)
+        conditions = {"duplicate_probability": self._rng.uniform(0.05, 0.5)}
+        return Fault(at_s, "duplicate", self._rng.uniform(0.2, 5), links=self._links(), detail=conditions)
 
     def reset(self, at_s: float) -> Fault:
         return Fault(at_s, "reset", 0.0, links=self._links())
 
     def late_handshake(self, at_s: float) -> Fault:
-        return Fault(at_s, "late-hello", 0.0, self._some())
+        return Fault(at_s, "late-handshake", 0.0, self._some())
 
     def partition(self, at_s: float) -> Fault:
         side = self._some(most=len(self._ids) - 1)
@@ -170,7 +171,7 @@ CLASSES: dict[str, Callable[[Draw, float], Fault]] = {
     "drop": Draw.drop,
     "duplicate": Draw.duplicate,
     "reset": Draw.reset,
-    "late-hello": Draw.late_handshake,
+    "late-handshake": Draw.late_handshake,
     "partition": Draw.partition,
     "one-way": Draw.one_way,
     "isolate-leader": Draw.isolate_leader,
@@ -187,4 +188,4 @@ CLASSES: dict[str, Callable[[Draw, float], Fault]] = {
     "wipe": Draw.wipe,
     "rot": Draw.rot,
 }
-"""Every class of faults by the name it is counted under."""
+"""Every class of faults by its name. The order counts: a seed draws the classes in it."""

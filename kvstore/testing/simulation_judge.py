@@ -1,8 +1,8 @@
-"""Everything ever seen of a simulated cluster, held against everything that is seen next.
+"""The oracles of a simulated cluster: every observation is compared with all earlier ones.
 
-What one member does is compared with what any member ever did, over all crashes: who led a term, which
-batch stands at an index, what the state is after it. Violations are collected, not raised, because they
-are found in the middle of a member's turn, which would take an exception for its own failure.
+What one member does is compared with what any member ever did, over all crashes: the leader of a term, the
+batch at an index, the state after it. Violations are collected, not raised: they are found inside a member's
+loop iteration, which would take an exception for its own failure.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from raft.storage.records import SECTOR_BYTES
 from raft.storage.storage_protocol import Row
 
 HASH_EVERY = 64
-"""Indexes between two comparisons of the whole state, which visits every revision ever written."""
+"""Indexes between two hashes of the whole state; one visits every revision ever written."""
 
 CHECK_STATE_EVERY = 64
-"""Turns of a member between two looks at its whole core, whose cost grows with the log."""
+"""Loop iterations of a member between two checks of its whole core, whose cost grows with the log."""
 
 
 class Broken(AssertionError):
-    """A promise is broken. `invariant` is its name, the same whatever broke it; the text has the values."""
+    """An invariant is violated. `invariant` is its fixed name; the text has the values."""
 
     def __init__(self, invariant: str, detail: str = "") -> None:
         self.invariant = invariant
@@ -38,9 +38,9 @@ class Judge:
     def __init__(self) -> None:
         self.probes = NodeProbes()
         self.violations: list[Broken] = []
-        """In the order in which they were seen; the first one counts."""
+        """In order of detection; the first one is reported."""
         self._issued: set[bytes] = set()
-        """Commands of clients, each unique. Members propose others by themselves, and may repeat them."""
+        """Commands of clients, each unique. Members propose commands of their own, and may repeat those."""
         self._leaders: dict[int, tuple[int, int]] = {}
         """Term to the only (member, life) that ever led it."""
         self._batches: dict[int, tuple[int, tuple[bytes, ...]]] = {}
@@ -48,16 +48,16 @@ class Judge:
         self._commands: dict[bytes, int] = {}
         """Command to the index at which it was applied; every command of a run is unique."""
         self._refused: set[bytes] = set()
-        """Commands whose client was told that they never will be applied."""
+        """Commands whose client received the guarantee that they are never applied."""
         self._unknown: list[bytes] = []
         self.on_applied: list[Callable[[Engine], None]] = []
-        """Who looks at a member's state after each batch it applies."""
+        """Called with a member's state after each batch it applies."""
         self._states: dict[int, tuple[int, int, int]] = {}
         """Index to (revision, hash of the keys, of the leases) of the state after it."""
         self._history = History()
         self._iterations = 0
         self.digest = 0
-        """Of every turn of every member, in order: equal for two runs of one seed."""
+        """Checksum over every loop iteration of every member, in order: equal for two runs of one seed."""
 
     @property
     def leaders(self) -> int:
@@ -70,11 +70,11 @@ class Judge:
         return len(self._batches)
 
     def violate(self, invariant: str, detail: str = "") -> None:
-        """A promise is broken: its name, which must hold no values, and what was seen."""
+        """Record a violation: the invariant's name, which must hold no values, and what was seen."""
         self.violations.append(Broken(invariant, detail))
 
     def issued(self, command: bytes) -> None:
-        """A client is about to ask for a command that nobody asked for before."""
+        """A client is about to propose a command, the first time that one is proposed."""
         self._issued.add(command)
 
     def leads(self, term: int, member_id: int, life: int) -> None:
@@ -105,8 +105,8 @@ class Judge:
 
     def applied(self, member_id: int, index: int, engine: Engine) -> None:
         """A member has applied the batch at `index`."""
-        for look in self.on_applied:
-            look(engine)
+        for observer in self.on_applied:
+            observer(engine)
         if index % HASH_EVERY == 0:
             self.state(member_id, index, engine)
 
@@ -118,35 +118,35 @@ class Judge:
             self.violate("equal index means equal state", f"member {member_id} at {index}: {state}, {first}")
 
     def acknowledged(self, command: bytes) -> None:
-        """A client was told that its command is applied."""
+        """A client received the result of its command."""
         if command not in self._commands:
             self.violate("an acknowledged command is applied", f"nowhere: {command!r}")
 
     def unknown(self, command: bytes) -> None:
-        """A client was not told what became of its command."""
+        """A client does not know the outcome of its command."""
         self._unknown.append(command)
 
     def unknown_applied(self) -> int:
-        """How many commands of unknown fate were applied after all."""
+        """How many commands of unknown outcome were applied after all."""
         return sum(command in self._commands for command in self._unknown)
 
     def refused(self, command: bytes) -> None:
-        """A client was told that its command is not applied and never will be."""
+        """A client received the guarantee that its command is not and will not be applied."""
         self._refused.add(command)
         if command in self._commands:
             self.violate("a command known lost stays lost", f"at {self._commands[command]}: {command!r}")
 
     # ---- the core
 
-    def turned(self, core: RaftCore, now_s: float) -> None:
-        """A member has ended a turn."""
+    def iteration_done(self, core: RaftCore, now_s: float) -> None:
+        """A member has finished a loop iteration."""
         self._iterations += 1
         now = (core.id, int(now_s * 1e6), core.term, core.leader, core.commit, core.applied, core.last_index)
         self.digest = crc32(b"%d %d %d %d %d %d %d" % now, self.digest)
         if self._iterations % CHECK_STATE_EVERY == 0:
-            self.look([core])
+            self.check_cores([core])
 
-    def look(self, cores: Iterable[RaftCore]) -> None:
+    def check_cores(self, cores: Iterable[RaftCore]) -> None:
         """Check the invariants of the algorithm on whole cores."""
         try:
             for core in cores:
@@ -157,22 +157,23 @@ class Judge:
             self.violate(invariant, detail)
 
     def restarted(self, member_id: int) -> None:
-        """A member runs as another process, which may know less to be committed."""
+        """A member has a new incarnation, whose commit index may be lower."""
         self._history.forget(member_id)
 
 
 class WitnessedEngine:
-    """The state machine of the product, telling the judge whatever is applied. Implements `StateMachine`."""
+    """The state machine of the product; reports everything applied to the judge. Implements
+    `StateMachine`."""
 
     def __init__(self, member_id: int, judge: Judge, engine: Engine) -> None:
         self.engine = engine
         self._member_id = member_id
         self._judge = judge
         self._last = 0
-        """Index of the last batch applied by this process or contained in its image."""
+        """Index of the last batch applied by this incarnation or contained in what it loaded."""
 
     def starts_at(self, index: int) -> None:
-        """The image that was loaded stands at `index`."""
+        """The backend or snapshot that was loaded is at `index`."""
         self._last = index
 
     def apply(self, index: int, term: int, commands: Sequence[bytes], wanted: bool) -> Sequence[object]:
