@@ -6,8 +6,8 @@ import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 
-from kvstore.verify.history import Operation, Verdict, VerdictKind
 from kvstore.verify.models import Model, Step
+from kvstore.verify.operation_history import Operation, Verdict, VerdictKind
 from kvstore.verify.search import Problem, Result, breadth_first, depth_first
 
 BUDGET_S_DEFAULT = 60.0
@@ -113,7 +113,7 @@ def _prefix(problem: Problem, refuted: Result, deadline: float) -> list[Operatio
 def _explain(problem: Problem, result: Result, order: Sequence[Operation]) -> list[str]:
     operations = problem.operations
     lines = [f"cannot be placed: {operations[result.stuck].describe()}"]
-    rivals = [n for n in problem.windows[result.stuck] if n != result.stuck]
+    rivals = [n for n in problem.open_at[result.stuck] if n != result.stuck]
     lines += [f"  concurrent with it: {operations[number].describe()}" for number in rivals]
     if order:
         skipped = len(order) - PREFIX_LINES_MAX

@@ -25,8 +25,8 @@ from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from kvstore.verify.history import Operation, Outcome, Verdict, VerdictKind
 from kvstore.verify.models import freeze
+from kvstore.verify.operation_history import Operation, Outcome, Verdict, VerdictKind
 
 ANOMALIES_SHOWN_MAX = 8
 """Anomalies spelled out in a verdict; one is enough to refute, a few help to see the pattern."""
@@ -196,7 +196,7 @@ class _Analysis:
         for operation, mops in self.transactions:
             if any(f == "r" and k == key and value and element in value for f, k, value in mops):
                 return operation.describe()
-        return "nobody"
+        return "no transaction"
 
     def _lost_updates(
         self,

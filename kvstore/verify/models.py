@@ -1,6 +1,6 @@
 """What a correct single copy would do: one small model per kind of object.
 
-A model turns an operation into a `Step`, or drops it when it says nothing, and moves a state by a
+A model maps an operation to a `Step`, or drops it when it shows nothing, and moves a state by a
 step. States are hashable. Two readings of history are offered where the field disagrees:
 
 * `porcupine`: a failed compare-and-set *observed* a value other than `from`; nil is a value;
@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-from kvstore.verify.history import Operation, Outcome
+from kvstore.verify.operation_history import Operation, Outcome
 
 INCONSISTENT: Any = object()
 """Returned by `Model.move` when a step is impossible in a state; never a state itself."""
@@ -216,4 +216,4 @@ MODELS: dict[str, Callable[[Semantics, Any], Model]] = {
     "kv-append": AppendMap,
     "mutex": Mutex,
 }
-"""Models by the name used on the command line. A plain register is a cas-register nobody compares."""
+"""Models by the name used on the command line. A plain register is a cas-register without cas."""

@@ -7,8 +7,8 @@ called before `low` returns may be placed next, and nothing else may: so a confi
 
 Three reductions keep the walk short; none changes the verdict:
 
-* a pure observation that fits is placed at once (any legal order that places it later stays legal
-  with it here);
+* a pure observation that fits is placed at once (any legal order with it at a later position stays
+  legal with it here);
 * equal indeterminate operations are interchangeable, so only the earliest called is tried;
 * completed operations are tried before indeterminate ones.
 
@@ -21,11 +21,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from kvstore.verify.history import Operation
 from kvstore.verify.models import INCONSISTENT, Model, Step
+from kvstore.verify.operation_history import Operation
 
 VISITS_PER_SLICE = 2_000
-"""Configurations a search looks at before the other has its turn: a few milliseconds."""
+"""Configurations that one search visits before the other continues: a few milliseconds."""
 
 CONFIGURATIONS_MAX = 5_000_000
 """Memo bound, about a gigabyte; a search that reaches it gives up rather than exhaust memory."""
@@ -36,7 +36,7 @@ class Config(NamedTuple):
 
     low: int
     """The first completed operation, by return time, that is not yet placed."""
-    positioned: int
+    placed: int
     """Bit i: completed operation low + i is placed. Invariant: bit 0 is clear."""
     crashed: int
     """Bit i: indeterminate operation i, by call time, is placed."""
@@ -73,7 +73,7 @@ class Problem:
         self.step_of = [self._number_step(step) for _, step in done + crashed]
         self.observes = [step.observes for _, step in done + crashed]
         self.initial = self._number_state(model.initial)
-        self.windows = self._windows([pair[0] for pair in done])
+        self.open_at = self._open_at_return([pair[0] for pair in done])
         self.crashed_classes = self._classes([pair[0] for pair in crashed])
 
     def pairs(self) -> list[tuple[Operation, Step]]:
@@ -92,21 +92,21 @@ class Problem:
             self._states.append(state)
         return self._state_numbers[state]
 
-    def _windows(self, done: Sequence[Operation]) -> list[list[int]]:
+    def _open_at_return(self, done: Sequence[Operation]) -> list[list[int]]:
         """Per completed operation: those open when it returns, itself included."""
         events = sorted(
             [(op.call, 0, i) for i, op in enumerate(done)]
             + [(op.ret or 0, 1, i) for i, op in enumerate(done)]
         )
         open_now: dict[int, None] = {}
-        windows: list[list[int]] = [[]] * len(done)
+        open_at: list[list[int]] = [[]] * len(done)
         for _, is_return, number in events:
             if is_return:
-                windows[number] = sorted(open_now)
+                open_at[number] = sorted(open_now)
                 del open_now[number]
             else:
                 open_now[number] = None
-        return windows
+        return open_at
 
     def _classes(self, crashed: Sequence[Operation]) -> list[tuple[int, list[int], int]]:
         """Equal indeterminate operations together: step, members by call time, bit mask of the members."""
@@ -125,36 +125,32 @@ class Problem:
         return found
 
     def complete(self, config: Config, order: list[int]) -> Config:
-        """Place every observation that fits; records what was placed in `order`."""
-        low, positioned, crashed, state = config
+        """Add every observation that fits, in sequence, and append it to `order`."""
+        low, placed, crashed, state = config
         progress = True
         while progress and low < self.done_count:
             progress = False
-            for number in self.windows[low]:
+            for number in self.open_at[low]:
                 bit = 1 << (number - low)
-                if (
-                    not positioned & bit
-                    and self.observes[number]
-                    and self.move(state, self.step_of[number]) >= 0
-                ):
-                    positioned |= bit
+                if not placed & bit and self.observes[number] and self.move(state, self.step_of[number]) >= 0:
+                    placed |= bit
                     order.append(number)
                     progress = True
-            while positioned & 1:
-                positioned >>= 1
+            while placed & 1:
+                placed >>= 1
                 low += 1
-        return Config(low, positioned, crashed, state)
+        return Config(low, placed, crashed, state)
 
     def successors(self, config: Config) -> Iterator[tuple[int, Config]]:
         """Every operation that may come next and moves the state, completed ones first."""
-        low, positioned, crashed, state = config
-        for number in self.windows[low]:
+        low, placed, crashed, state = config
+        for number in self.open_at[low]:
             bit = 1 << (number - low)
-            if positioned & bit:
+            if placed & bit:
                 continue
             after = self.move(state, self.step_of[number])
             if after >= 0:
-                yield number, _lowered(low, positioned | bit, crashed, after)
+                yield number, _lowered(low, placed | bit, crashed, after)
         deadline = self.operations[low].ret or 0
         for step, members, mask in self.crashed_classes:
             used = (crashed & mask).bit_count()
@@ -165,14 +161,14 @@ class Problem:
                 continue
             after = self.move(state, step)
             if after >= 0 and after != state:
-                yield self.done_count + position, Config(low, positioned, crashed | (1 << position), after)
+                yield self.done_count + position, Config(low, placed, crashed | (1 << position), after)
 
 
-def _lowered(low: int, positioned: int, crashed: int, state: int) -> Config:
-    while positioned & 1:
-        positioned >>= 1
+def _lowered(low: int, placed: int, crashed: int, state: int) -> Config:
+    while placed & 1:
+        placed >>= 1
         low += 1
-    return Config(low, positioned, crashed, state)
+    return Config(low, placed, crashed, state)
 
 
 def depth_first(problem: Problem) -> Iterator[Result | None]:
@@ -212,7 +208,7 @@ def depth_first(problem: Problem) -> Iterator[Result | None]:
 
 
 def breadth_first(problem: Problem) -> Iterator[Result | None]:
-    """All configurations that survive each return in turn. Yields as `depth_first` does.
+    """All configurations that survive each return, return by return. Yields as `depth_first` does.
 
     Keeps no orders, so its Result names the operation that cannot be placed and no prefix.
     """

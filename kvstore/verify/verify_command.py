@@ -7,11 +7,11 @@ import sys
 import click
 
 from kvstore.verify.edn import EdnError, parse_all
-from kvstore.verify.history import Verdict, pair_events
+from kvstore.verify.history_readers import read_history
 from kvstore.verify.linearizability import BUDGET_S_DEFAULT, check_linearizability
 from kvstore.verify.list_append import check_list_append
 from kvstore.verify.models import MODELS, Semantics
-from kvstore.verify.readers import read_history
+from kvstore.verify.operation_history import Verdict, pair_events
 
 EXIT_UNREADABLE = 3
 """The file could not be read as a history; 0, 1 and 2 are the verdicts valid, invalid, unknown."""
@@ -72,7 +72,7 @@ def check(file: str, model: str, semantics: str, initial: str | None, budget_s: 
     type=click.Choice(["auto", "relay", "namespaces"]),
     default="relay",
     show_default=True,
-    help="What cuts links: relays, or network namespaces, which need root; auto: where they can be had.",
+    help="Partition by relays, or by network namespaces, which need root; auto: namespaces if available.",
 )
 @click.option("--directory", type=click.Path(), default="jepsen", show_default=True)
 def run(
@@ -82,7 +82,7 @@ def run(
 
     Exit code: 0 valid, 1 invalid, 2 unknown or inconclusive, 3 it could not be carried out.
     """
-    from kvstore.verify.run.command import run_once  # the cluster's parts; `check` does without
+    from kvstore.verify.run.run_command import run_once  # the cluster's parts; `check` does without
 
     nemeses = tuple(name for name in nemesis.split(",") if name)
     done = run_once(
@@ -101,7 +101,7 @@ def run(
     type=click.Choice(["auto", "relay", "namespaces"]),
     default="relay",
     show_default=True,
-    help="What cuts links: relays, or network namespaces, which need root; auto: where they can be had.",
+    help="Partition by relays, or by network namespaces, which need root; auto: namespaces if available.",
 )
 @click.option("--directory", type=click.Path(), default="jepsen", show_default=True)
 def rotate(minutes: float, directory: str, seed: int | None, network: str, **numbers: float) -> None:
@@ -109,7 +109,7 @@ def rotate(minutes: float, directory: str, seed: int | None, network: str, **num
 
     Exit code: 0 when every run is valid, 1 when one is invalid, 2 when one is unknown or inconclusive.
     """
-    from kvstore.verify.run.command import run_rotation  # the cluster's parts; `check` does without
+    from kvstore.verify.run.run_command import run_rotation  # the cluster's parts; `check` does without
 
     sys.exit(run_rotation(minutes=minutes, directory=directory, seed=seed, network=network, **numbers))
 

@@ -1,4 +1,4 @@
-"""All that is known to have happened in a history of writes and watches, and who did it."""
+"""All changes known from a history of writes and watches, each with its operation."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from kvstore.verify.history import Operation, Outcome
+from kvstore.verify.operation_history import Operation, Outcome
 
 
 class Log:
-    """Changes by (revision, key). Fill with `take`, then `witness`, then `complete`, then ask."""
+    """Changes by (revision, key). Fill with `take`, then `witness`, then `complete`, then query."""
 
     def __init__(self) -> None:
         self.entries: dict[tuple[int, str], tuple[str, Any]] = {}
         """(revision, key) -> (type, value)."""
         self.order: list[tuple[int, str]] = []
-        """The same keys, sorted; valid once settled."""
+        """The same keys, sorted; valid after `complete`."""
         self.of_key: dict[str, list[int]] = {}
-        """Revisions at which each key is known to have changed, ascending; valid once settled."""
-        self._owners: dict[int, Operation] = {}
-        """Who made a revision; deletions of unknown outcome are not told apart."""
+        """Revisions at which each key is known to have changed, ascending; valid after `complete`."""
+        self._operations: dict[int, Operation] = {}
+        """Revision -> its operation; deletions of unknown outcome are not told apart."""
         self._writers: dict[tuple[str, Any], Operation] = {}
-        """(key, value) -> who wrote it, or may have."""
+        """(key, value) -> the operation that wrote it, or may have."""
         self._deleters: dict[str, list[Operation]] = {}
         """Deletions of unknown outcome, by key."""
         self._positions: dict[int, int] = {}
@@ -32,9 +32,9 @@ class Log:
         self._silent: list[Operation] = []
         """Deletions that found nothing."""
         self._orphans: dict[int, str] = {}
-        """Deletions that were shown and that no client was told of: revision -> key."""
+        """Deletions that were shown, but not acknowledged to a client: revision -> key."""
         self._idle_writers: Counter[str] = Counter()
-        """How many writes of a key may have happened without a trace; valid once settled."""
+        """How many writes of a key may have happened without a trace; valid after `complete`."""
         self._idle_deleters: Counter[str] = Counter()
 
     def take(self, operation: Operation) -> Iterator[str]:
@@ -55,7 +55,7 @@ class Log:
 
     def _own(self, revision: int, operation: Operation) -> Iterator[str]:
         """The operation made that revision, with all it writes."""
-        rival = self._owners.setdefault(revision, operation)
+        rival = self._operations.setdefault(revision, operation)
         if rival is not operation:
             yield f"two writes at revision {revision}: {rival.describe()} and {operation.describe()}"
             return
@@ -71,9 +71,9 @@ class Log:
             if known != (kind, value):
                 yield f"disagreement at revision {revision}: {known!r} or {where}"
             return
-        owner = self._owners.get(revision)
-        if owner is not None:
-            yield f"disagreement at revision {revision}: {owner.describe()} or {where}"
+        operation = self._operations.get(revision)
+        if operation is not None:
+            yield f"disagreement at revision {revision}: {operation.describe()} or {where}"
         elif revision in self._orphans:
             yield f"disagreement at revision {revision}: {self._orphans[revision]!r} was deleted or {where}"
         elif kind == "delete":
@@ -85,7 +85,7 @@ class Log:
     def _witness_put(self, revision: int, key: str, value: Any, where: str) -> Iterator[str]:
         writer = self._writers.get((key, value))
         if writer is None:
-            yield f"nobody wrote {where}"
+            yield f"no operation wrote {where}"
         elif writer.outcome is not Outcome.INFO:
             yield f"seen at revision {revision}: {writer.describe()}, {where}"
         elif self._positions.setdefault(writer.call, revision) != revision:
@@ -105,7 +105,7 @@ class Log:
         for key in {**self._deleters, **shown}:
             self._idle_deleters[key] = len(self._deleters.get(key, ())) - shown[key]
             if self._idle_deleters[key] < 0:
-                yield f"more deletions of {key!r} were shown than anybody asked for"
+                yield f"more deletions of {key!r} were shown than requested"
         for key, revisions in self.of_key.items():
             yield from self._alternation(key, revisions)
         for operation in self._silent:
@@ -146,9 +146,9 @@ class Log:
         if earlier and self._idle_deleters[key] <= 0:
             yield f"was there since revision {changes[since - 1]}"
 
-    def positioned(self) -> list[Operation]:
-        """All that happened for certain, with its revision; what nobody answered has no end."""
-        found = [operation for operation in self._owners.values() if operation.outcome is Outcome.OK]
+    def with_revisions(self) -> list[Operation]:
+        """All operations that certainly took effect, with their revisions; unanswered ones have no return."""
+        found = [operation for operation in self._operations.values() if operation.outcome is Outcome.OK]
         by_call = {writer.call: writer for writer in self._writers.values()}
         for call, revision in self._positions.items():
             reply = {"revision": revision}

@@ -20,9 +20,9 @@ from kvstore.verify.run.clock_faults import (
     skewed_environment,
     write_skew,
 )
-from kvstore.verify.run.cluster import ClusterUnderTest
-from kvstore.verify.run.faults import FaultMissedError, Field
-from kvstore.verify.run.settings import Settings
+from kvstore.verify.run.cluster_under_test import ClusterUnderTest
+from kvstore.verify.run.nemesis_runner import FaultMissedError, Field
+from kvstore.verify.run.run_settings import Settings
 
 READ_CLOCKS = """
 import sys, threading, time

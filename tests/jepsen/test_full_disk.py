@@ -1,4 +1,4 @@
-"""A full disk counts only when both the state file and the log met it."""
+"""A full disk counts only when both the backend and the log failed a write."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from kvstore.verify.run import disk_faults
-from kvstore.verify.run.cluster import Wrapping
+from kvstore.verify.run.cluster_under_test import Wrapping
 from kvstore.verify.run.disk_faults import DiskFull
-from kvstore.verify.run.faults import FaultMissedError, Field
-from kvstore.verify.run.settings import Settings
+from kvstore.verify.run.nemesis_runner import FaultMissedError, Field
+from kvstore.verify.run.run_settings import Settings
 from kvstore.wire import rpc_pb2
 from raft.storage import directory, log_recovery, records
 

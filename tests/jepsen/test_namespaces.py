@@ -1,6 +1,6 @@
-"""The network of namespaces: what a cut loses, that nothing leads outside, and what is used without it.
+"""Network namespaces: what a partition loses, that no route leads outside, and the fallback to relays.
 
-Everything that leaves the machine's network does so in a process of its own: there is no way back.
+Each test leaves the host's network in a process of its own, because a process cannot return to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kvstore.devcluster.plan import child_environment
 from kvstore.verify.run import namespaces
 from kvstore.verify.run.namespaces import choose, why_not
 
-CUT = """
+PROGRAM = """
 import json, os, socket, subprocess, sys, time
 from kvstore.verify.run.namespaces import Fabric, address, enter_hub
 
@@ -54,10 +54,10 @@ def say(word):
 
 heard = {n: [] for n in ears}
 before = fabric.lost()
-fabric.set_cut(frozenset({(1, 2)}))
-say("cut")
+fabric.set_blocked(frozenset({(1, 2)}))
+say("blocked")
 lost = fabric.lost() - before
-fabric.set_cut(frozenset())
+fabric.set_blocked(frozenset())
 say("healed")
 for n, ear in ears.items():
     while sum(line.startswith("healed") for line in heard[n]) < 2:
@@ -89,24 +89,30 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("end", ["orderly", "crash"])
-def test_a_cut_loses_what_one_says_to_one_other_and_nothing_stays_behind(end: str) -> None:
+def test_a_partition_loses_frames_of_one_link_and_leaves_nothing_behind(end: str) -> None:
     why = why_not()
     if why:
-        assert choose("auto", ()) == ("relay", why), "where there are none, relays take their place"
+        assert choose("auto", ()) == ("relay", why), "without namespaces, relays are used"
         with pytest.raises(ValueError, match="no network of namespaces"):
             choose("namespaces", ())
         return
     before = links_here()
     done = subprocess.run(
-        [sys.executable, "-c", CUT, end], capture_output=True, text=True, env=child_environment(), check=False
+        [sys.executable, "-c", PROGRAM, end],
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        check=False,
     )
     assert done.stdout, done.stderr
     first, *rest = done.stdout.splitlines()
     seen = json.loads(first)
     heard = {number: sorted(words) for number, words in seen["heard"].items()}
-    assert heard["2"] == ["cut3", "healed1", "healed3"], "what the first said to the second was lost"
-    assert heard["1"] == ["cut2", "cut3", "healed2", "healed3"]
-    assert heard["3"] == ["cut1", "cut2", "healed1", "healed2"]
+    assert heard["2"] == ["blocked3", "healed1", "healed3"], (
+        "the frames from the first to the second were lost"
+    )
+    assert heard["1"] == ["blocked2", "blocked3", "healed2", "healed3"]
+    assert heard["3"] == ["blocked1", "blocked2", "healed1", "healed2"]
     assert seen["lost"] == 1
     for routes in seen["routes"]:
         assert [route["dst"] for route in routes] == ["192.0.2.0/24"], "there is a way outside"
@@ -138,7 +144,7 @@ def test_without_a_tool_there_are_no_namespaces(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_run_cuts_links_by_namespaces_where_they_can_be_had(tmp_path: Path) -> None:
+def test_a_run_partitions_by_namespaces_where_available(tmp_path: Path) -> None:
     options = "--workload register --nemesis partition-leader --seconds 6 --rate 100 --slots 4 --seed 3"
     done = subprocess.run(
         [

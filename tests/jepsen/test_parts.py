@@ -16,23 +16,23 @@ import pytest
 from click.testing import CliRunner
 
 from kvstore.verify import pair_events, read_history
-from kvstore.verify.history import Operation, Outcome, VerdictKind
 from kvstore.verify.load.workloads import WORKLOADS
-from kvstore.verify.run import report
-from kvstore.verify.run.execute import Run, RunResult
-from kvstore.verify.run.faults import Fault, FaultMissedError, Field, NemesisRunner
-from kvstore.verify.run.judge import Check, Finals, as_register, judge
+from kvstore.verify.operation_history import Operation, Outcome, VerdictKind
+from kvstore.verify.run import run_report
+from kvstore.verify.run.availability import availability
+from kvstore.verify.run.guarded_resource import GuardedResource
 from kvstore.verify.run.nemeses import NEMESES
+from kvstore.verify.run.nemesis_runner import Fault, FaultMissedError, Field, NemesisRunner
 from kvstore.verify.run.network_faults import SHAPES, Links
-from kvstore.verify.run.plot import availability
-from kvstore.verify.run.resource import GuardedResource
 from kvstore.verify.run.rotation import ROTATION, plan_runs
-from kvstore.verify.run.settings import Settings
+from kvstore.verify.run.run_execution import Run, RunResult
+from kvstore.verify.run.run_settings import Settings
+from kvstore.verify.run.workload_checks import Check, Finals, as_register, judge
 from kvstore.verify.verify_command import verify
 
 
-def hears(members: list[int], links: Links) -> dict[int, set[int]]:
-    """Whom each member hears, itself included."""
+def reachable(members: list[int], links: Links) -> dict[int, set[int]]:
+    """From which members each member receives, itself included."""
     return {one: {other for other in members if (other, one) not in links} for one in members}
 
 
@@ -43,12 +43,12 @@ def test_shapes_of_partitions(name: str, count: int) -> None:
     majority = count // 2 + 1
     for seed in range(50):
         links = SHAPES[name](members, 2, random.Random(seed))
-        assert links, "nothing is cut"
-        heard = hears(members, links)
+        assert links, "no link is blocked"
+        heard = reachable(members, links)
         if name == "partition-one-way":
-            assert not set(links) & {(b, a) for a, b in links}, "cut both ways"
+            assert not set(links) & {(b, a) for a, b in links}, "blocked in both directions"
         elif name != "partition-ring":
-            assert set(links) == {(b, a) for a, b in links}, "cut one way only"
+            assert set(links) == {(b, a) for a, b in links}, "blocked in one direction only"
         if name == "partition-leader":
             assert heard[2] == {2}
         if name == "partition-halves":
@@ -80,8 +80,8 @@ def settings(directory: Path, **more: Any) -> Settings:
     return Settings(workload="register", nemeses=("kill",), directory=directory, seed=1, **more)
 
 
-def test_members_that_are_watched_tell_progress_while_a_watch_lasts(tmp_path: Path) -> None:
-    """By itself a server tells it every ten minutes, and nothing would be judged of it."""
+def test_watched_members_notify_of_progress_while_a_watch_lasts(tmp_path: Path) -> None:
+    """By default a server does it every ten minutes, and no check would see it."""
     flags = {
         workload: Run(
             Settings(workload=workload, nemeses=("kill",), directory=tmp_path, seed=1)
@@ -179,12 +179,12 @@ class Elusive:
 
 
 class NoCluster:
-    """A cluster that is always well."""
+    """A cluster that is always healthy."""
 
     numbers: tuple[int, ...] = ()
 
     def note_ends(self) -> None:
-        """Nobody ends."""
+        """No member ends by itself."""
 
     async def statuses(self) -> list[Any]:
         return []
@@ -194,10 +194,10 @@ class NoCluster:
 async def test_a_run_goes_on_until_each_fault_took_hold_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvstore.verify.run.faults.QUIET_S", (0.0, 0.01))
-    monkeypatch.setattr("kvstore.verify.run.faults.HOLD_S", (0.0, 0.01))
+    monkeypatch.setattr("kvstore.verify.run.nemesis_runner.QUIET_S", (0.0, 0.01))
+    monkeypatch.setattr("kvstore.verify.run.nemesis_runner.HOLD_S", (0.0, 0.01))
     field = Field(
-        cluster=NoCluster(),  # type: ignore[arg-type]  # all the driver asks of it is here
+        cluster=NoCluster(),  # type: ignore[arg-type]  # all that the injector uses
         settings=settings(tmp_path),
         rng=random.Random(1),
         directory=tmp_path,
@@ -271,7 +271,7 @@ def test_junit_of_several_runs(tmp_path: Path) -> None:
         RunResult(settings=settings(tmp_path), verdict=verdict, reasons=["a < b"])
         for verdict in ("valid", "invalid", "inconclusive")
     ]
-    text = report.junit(results)
+    text = run_report.junit(results)
     assert "tests='3' failures='1' errors='1'" in text
     assert "a &lt; b" in text
 
@@ -289,6 +289,7 @@ def test_what_cannot_be_run_is_said_in_one_line(tmp_path: Path, arguments: list[
 
 
 def test_checking_a_file_loads_no_cluster() -> None:
-    program = "import sys, kvstore.verify.verify_command; print([n for n in ('grpc', 'asyncio') if n in sys.modules])"
+    imported = "[name for name in ('grpc', 'asyncio') if name in sys.modules]"
+    program = f"import sys, kvstore.verify.verify_command; print({imported})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.verify.run.execute import execute
-from kvstore.verify.run.settings import Settings
+from kvstore.verify.run.run_execution import execute
+from kvstore.verify.run.run_settings import Settings
 
 SECONDS = 8.0
 
@@ -48,8 +48,8 @@ def test_a_run_with_faults_is_valid_and_leaves_its_directory(tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_members_with_a_mutant_are_found_out(tmp_path: Path) -> None:
-    """The judge of all other runs: a member that grants locks to leases that have ended."""
-    server = Path(__file__).parent / "planted" / "server.py"
+    """The control of all other runs: a member that grants locks to expired leases."""
+    server = Path(__file__).parent / "mutants" / "server.py"
     settings = Settings(
         workload="lock-fenced",
         nemeses=(),

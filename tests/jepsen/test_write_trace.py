@@ -48,7 +48,7 @@ def traced(tmp_path: Path) -> tuple[Path, Path]:
     return home, trace
 
 
-def test_the_trace_explains_the_disk_and_no_cut_loses_what_was_synced(traced: tuple[Path, Path]) -> None:
+def test_the_trace_explains_the_disk_and_no_power_cut_loses_synced_data(traced: tuple[Path, Path]) -> None:
     home, trace = traced
     model = TracedDirectory(home)
     model.replay(trace)
@@ -56,7 +56,7 @@ def test_the_trace_explains_the_disk_and_no_cut_loses_what_was_synced(traced: tu
     log = str(home / "log")
     kept_tail, names = set(), set()
     for seed in range(200):
-        left = model.cut(random.Random(seed))
+        left = model.after_power_cut(random.Random(seed))
         assert left[log][:3000] == b"A" * 1000 + b"B" * 2000
         tail = bytes(left[log][3000:6000])
         assert len(left[log]) == 8192
@@ -78,7 +78,7 @@ def test_a_trace_that_does_not_explain_the_disk_is_refused(traced: tuple[Path, P
         file.write(b"?")
     model = TracedDirectory(home)
     model.replay(trace)
-    with pytest.raises(TraceError, match="first difference at 500"):
+    with pytest.raises(TraceError, match="difference at 500"):
         model.compare()
 
 
@@ -91,7 +91,7 @@ def test_a_second_life_begins_with_the_base(traced: tuple[Path, Path], tmp_path:
     again.load_from(tmp_path / "base")
     again.compare()
     assert again.pending_bytes() == 0
-    assert again.cut(random.Random(1)) == {
+    assert again.after_power_cut(random.Random(1)) == {
         str(home / name): bytearray((home / name).read_bytes()) for name in ("log", "other")
     }
 
@@ -105,9 +105,9 @@ def test_damage_changes_one_file_and_little_of_it(tmp_path: Path) -> None:
         what = damage(home, random.Random(seed))
         now = (home / "log").read_bytes()
         changed = sum(a != b for a, b in zip(now, b"x" * 50_000 + bytes(50_000), strict=False))
-        assert (len(now) < 100_000) == ("shortened" in what)
+        assert (len(now) < 100_000) == ("truncated" in what)
         assert len(now) >= 100_000 - 1024
         assert 0 < changed < 1000 or len(now) < 100_000
         assert not any(now[50_000:]), "zeros beyond what was written are left alone"
-        kinds.add("shortened" in what)
+        kinds.add("truncated" in what)
     assert kinds == {True, False}

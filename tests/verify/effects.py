@@ -1,8 +1,8 @@
 """A tape on which histories are recorded, small edits of it, and a judge that tries every order.
 
 The judge shares nothing with the checkers but the form of a history. An operation becomes one or more
-*effects*, each with the time it may come at the earliest and at the latest; hidden happenings, such as the
-end of a lease, are effects nobody called. A history is explained when some order of all effects that must
+*effects*, each with the time it may come at the earliest and at the latest; hidden events, such as the
+expiry of a lease, are effects without a call. A history is explained when some order of all effects that must
 have come, and of any that may have, suits every one of them. For an order given, each effect comes as early
 as it can: that leaves most to the others, so no other choice of moments needs to be tried.
 """
@@ -96,7 +96,7 @@ class Tape:
 
 
 def pairs(events: Sequence[Event]) -> Iterator[tuple[int, int | None]]:
-    """Places of each invocation and of its end, if it has one."""
+    """Positions of each invocation and of its completion, if it has one."""
     opened: dict[Any, int] = {}
     for n, event in enumerate(events):
         if event.type == "invoke":
@@ -107,17 +107,17 @@ def pairs(events: Sequence[Event]) -> Iterator[tuple[int, int | None]]:
 
 
 def ended(events: Sequence[Event], kind: str = "ok", f: str | None = None) -> list[int]:
-    """Places of the ends of a kind."""
+    """Positions of the completions of a kind."""
     return [n for n, event in enumerate(events) if event.type == kind and f in (None, event.f)]
 
 
 def begun(events: Sequence[Event], end: int) -> int:
-    """Place of the invocation that ends there."""
+    """Position of the invocation that completes there."""
     return max(n for n in range(end) if events[n].process == events[end].process)
 
 
 def moved(rng: random.Random, events: Sequence[Event]) -> list[Event]:
-    """One end earlier or one call earlier or later, the times staying with their places."""
+    """One completion earlier or one call earlier or later, the times staying at their positions."""
     order = list(range(len(events)))
     begin, end = rng.choice([pair for pair in pairs(events) if pair[1] is not None] or [(0, None)])
     if end is None:
@@ -174,10 +174,10 @@ class Tally:
             self._missed.append(seed)
 
     def judge(self) -> None:
-        """Raises AssertionError for a false alarm, too many misses, or a proof that is empty."""
+        """Raises AssertionError for a false alarm, too many misses, or a test without force."""
         print(f"{self._name}: {self._harmful} of {self._edits} edits do harm, missed: seeds {self._missed}")
         assert not self._alarms, f"{len(self._alarms)} explained, yet flagged: {self._alarms[:3]}"
-        assert self._harmful >= self._edits // 8, "too few edits do harm: the proof would be empty"
+        assert self._harmful >= self._edits // 8, "too few edits do harm: the test would show nothing"
         assert self._harmful <= self._edits * 19 // 20, "hardly any edit is harmless: no alarm could be false"
         assert len(self._missed) <= (1 - FLAGGED_MIN) * self._harmful, f"missed: seeds {self._missed}"
 

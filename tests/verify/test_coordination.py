@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from kvstore.verify import Event, VerdictKind, pair_events
-from kvstore.verify.history import Operation
-from kvstore.verify.leases import check_leases
-from kvstore.verify.locks import check_locks, count_updates, overlaps
-from kvstore.verify.watches import check_watches
+from kvstore.verify.lease_checker import check_leases
+from kvstore.verify.lock_checker import check_locks, count_updates, overlaps
+from kvstore.verify.operation_history import Operation
+from kvstore.verify.watch_checker import check_watches
 
 Line = tuple[float, int, str, str, Any]
 """Second, process, type, f, value."""
@@ -39,7 +39,7 @@ def held(
     base: int = 0,
     back: int | None = None,
 ) -> list[Line]:
-    """A lock taken, an update made, and the lock given back."""
+    """A lock taken, an update made, and the lock released."""
     update = {"name": "l", "token": token}
     done = {**update, "base": base, "before": base, "version": base + 1, "accepted": True}
     asked = {"name": "l", "lease": process, "doomed": revoked is not None}
@@ -84,7 +84,7 @@ def test_a_lost_update_counts_with_fencing_and_is_only_counted_without() -> None
 
 
 def test_overlap_of_those_who_believe_in_their_locks() -> None:
-    """The first was paused beyond its TTL: nobody broke a promise, yet both thought they held it."""
+    """The first was paused beyond its TTL: no guarantee is violated, yet both believe that they hold it."""
     operations = history(*held(1, 1.0, 9.0, 5, back=9), *held(2, 7.0, 8.0, 7, base=1))
     assert [(one.token, other.token) for one, other in overlaps(operations)] == [(5, 7)]
     assert check_locks(operations, fenced=False).kind is VerdictKind.VALID
@@ -117,7 +117,7 @@ def kept_alive(begin: float, ttl: int) -> list[Line]:
         (life(*seen(1.0, False)), [], "early"),
         (life(*kept_alive(1.5, 2), *seen(3.0, False)), [], "early"),
         (life(*seen(3.0, False), *seen(4.0, True)), [], "back after"),
-        (life(*seen(3.0, False), *kept_alive(4.0, 2)), [], "renewed after"),
+        (life(*seen(3.0, False), *kept_alive(4.0, 2)), [], "kept alive after"),
         (life(*kept_alive(1.0, 5)), [], "longer TTL"),
         (life(*one(1.0, 1.1, 1, "revoke", 1, {"lease": 1, "revision": 5}), *seen(1.2, False)), [], None),
         (
@@ -126,7 +126,7 @@ def kept_alive(begin: float, ttl: int) -> list[Line]:
             "back after",
         ),
         (life(*one(1.0, 1.1, 1, "revoke", 1, None, "info"), *seen(1.2, False)), [], None),
-        (life(*seen(1.0, True)), ["k"], "still there"),
+        (life(*seen(1.0, True)), ["k"], "still exists"),
     ],
 )
 def test_leases(lines: list[Line], left: list[str], says: str | None) -> None:
@@ -183,7 +183,7 @@ WRITES = [
         (watched([[FIRST], [SECOND, BESIDE]], start=3), "filter"),
         (watched([[[2, "put", "w/a", "7", 2, 1, None]]]), "disagreement"),
         ([*DENIED, *watched([[FIRST], [SECOND, BESIDE], [THIRD], [LIE]])], "seen at revision"),
-        (watched([[FIRST], [SECOND, BESIDE], [THIRD], [LIE]]), "nobody wrote"),
+        (watched([[FIRST], [SECOND, BESIDE], [THIRD], [LIE]]), "no operation wrote"),
         (watched([[FIRST], [SECOND, BESIDE]], compacted=9), None),
         (watched([[SECOND, BESIDE]], start=3, compacted=4), "resumable"),
         ([*LATE, *watched([[FIRST], [SECOND, BESIDE], [THIRD], [LIE]])], "revisions went back"),
@@ -196,10 +196,10 @@ def test_watches(lines: list[Line], says: str | None) -> None:
 
 
 def test_a_previous_value_may_only_be_missing_where_history_was_compacted() -> None:
-    """A server that never tells one must not pass."""
+    """A server that never sends one must not pass."""
     operations = history(*WRITES, *watched([[FIRST], [[*SECOND[:6], None], BESIDE]]))
     assert check_watches(operations).kind is VerdictKind.VALID
     assert check_watches(operations, compacted_through=3).kind is VerdictKind.VALID
     verdict = check_watches(operations, compacted_through=2)
     assert verdict.kind is VerdictKind.INVALID
-    assert "tells none" in verdict.explanation[0]
+    assert "has none" in verdict.explanation[0]

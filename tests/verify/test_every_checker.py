@@ -26,9 +26,9 @@ from kvstore.verify import (
     check_revisions,
     pair_events,
 )
-from kvstore.verify.run.judge import as_register
-from kvstore.verify.sets import check_counter, check_set
-from kvstore.verify.transactions import as_multi_register, check_transactions
+from kvstore.verify.run.workload_checks import as_register
+from kvstore.verify.set_checker import check_counter, check_set
+from kvstore.verify.transaction_checker import as_multi_register, check_transactions
 
 CLIENTS = 4
 OPERATIONS = 8
@@ -215,8 +215,8 @@ def _shape(events: Sequence[Event], position: int) -> Any:
     """What is alike among operations whose answers can be exchanged without looking absurd."""
     end = events[position]
     begun = max(m for m in range(position) if events[m].process == end.process)
-    leader_request = events[begun].value
-    return end.f, leader_request[0] if end.f in ("get", "put", "delete", "cas") else leader_request
+    invoked = events[begun].value
+    return end.f, invoked[0] if end.f in ("get", "put", "delete", "cas") else invoked
 
 
 def edit(rng: random.Random, events: list[Event]) -> list[Event]:
@@ -278,6 +278,6 @@ def test_harmful_edits_are_flagged(name: str) -> None:
         if not flagged:
             missed.append(seed)
     print(f"{name}: {harmful} of {EDITS} edits do harm, {len(missed)} of them missed")
-    assert harmful >= EDITS // 8, "too few edits do harm: the proof would be empty"
+    assert harmful >= EDITS // 8, "too few edits do harm: the test would show nothing"
     assert len(missed) <= (1 - FLAGGED_MIN) * harmful, f"missed: {missed}"
     assert not false_alarms, f"valid, yet flagged: {false_alarms}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kvstore.verify import Event, Operation, Outcome, VerdictKind
-from kvstore.verify.leases import check_leases
+from kvstore.verify.lease_checker import check_leases
 from tests.verify.effects import (
     EDITS,
     NEVER,
@@ -38,7 +38,7 @@ class NaiveLeases:
         self.revision = 1
         self.granted = 100
         self.deadlines: dict[int, int] = {}
-        """Living lease -> when it ends, unless renewed."""
+        """Living lease -> when it expires, unless kept alive."""
         self.keys: dict[str, int] = {}
 
     def pass_time(self) -> None:
@@ -47,7 +47,7 @@ class NaiveLeases:
 
     def end(self, lease: int) -> None:
         del self.deadlines[lease]
-        for key in [one for one, owner in self.keys.items() if owner == lease]:
+        for key in [one for one, attached in self.keys.items() if attached == lease]:
             del self.keys[key]
             self.revision += 1
 
@@ -169,7 +169,7 @@ def _lie(rng: random.Random, events: Sequence[Event], value: dict[str, Any]) -> 
     return {**value, "lease": rng.choice([*others, 7])} if field == "lease" else value
 
 
-# --- the judge: any order of effects, with the end of each lease as an effect nobody called ---
+# --- the judge: any order of effects, with the end of each lease as an effect without a call ---
 
 
 class Life(NamedTuple):
@@ -181,7 +181,7 @@ class Life(NamedTuple):
     """No end of its own before this."""
 
 
-NOBODY = Life(False, False, 0)
+UNKNOWN_LEASE = Life(False, False, 0)
 
 State = tuple[int, tuple[tuple[int, Life], ...]]
 """The least revision the store can have, and the leases there ever were."""
@@ -201,7 +201,7 @@ def leases_explained(operations: Sequence[Operation]) -> bool:
     ]
     effects += [
         Effect(
-            lambda state, lease=lease: dict(state[1]).get(lease, NOBODY).sure_ns,
+            lambda state, lease=lease: dict(state[1]).get(lease, UNKNOWN_LEASE).sure_ns,
             NEVER,
             False,
             lambda state, at, lease=lease: _end(state, lease, None),
@@ -226,7 +226,7 @@ def _with(state: State, revision: int, lease: int, life: Life) -> State:
 def _end(state: State, lease: int, told: int | None) -> State | None:
     """The lease ends and takes its key along, at the revision told if one was."""
     least, lives = state
-    life = dict(lives).get(lease, NOBODY)
+    life = dict(lives).get(lease, UNKNOWN_LEASE)
     least += life.attached
     if not life.alive or (told is not None and told < least):
         return None
@@ -238,7 +238,7 @@ def _act(state: State, op: Operation, ttls: dict[int, int]) -> State | None:
     lease, done = _lease(op), op.outcome is Outcome.OK
     assert lease is not None
     assert op.called_ns is not None
-    life = dict(lives).get(lease, NOBODY)
+    life = dict(lives).get(lease, UNKNOWN_LEASE)
     told = op.completed.get("revision", least) if done else least + 1
     if op.f == "grant":
         fresh = Life(True, False, op.called_ns + ttls[lease] * NS)

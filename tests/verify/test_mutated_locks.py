@@ -20,7 +20,7 @@ from kvstore.verify import (
     VerdictKind,
     check_linearizability,
 )
-from kvstore.verify.locks import check_locks
+from kvstore.verify.lock_checker import check_locks
 from tests.verify.effects import (
     EDITS,
     NEVER,
@@ -114,7 +114,7 @@ class NaiveLocks:
 
 
 class Client:
-    """One client: a lease, some locks taken one after the other and given back, and the lease revoked."""
+    """One client: a lease, some locks taken one after another and released, and the lease revoked."""
 
     def __init__(self, tape: Tape, store: NaiveLocks, process: int) -> None:
         self._tape, self._store, self._rng = tape, store, tape.rng
@@ -225,7 +225,7 @@ class Client:
 
 
 def record_locks(rng: random.Random, count: int) -> list[Event]:
-    """Clients that take locks; some stop renewing and go on as if they held what they have lost."""
+    """Clients that take locks; some stop the keep-alives and continue as if they held the locks they lost."""
     tape = Tape(rng, (NS // 100, NS // 4))
     store = NaiveLocks(tape)
     clients = [Client(tape, store, number) for number in range(CLIENTS)]
@@ -293,7 +293,7 @@ def _echo(events: list[Event], begin: int, reply: dict[str, Any]) -> None:
         events[begin] = events[begin]._replace(value=reply["lease"])
 
 
-# --- the judge: any order of grants, ends of leases, and questions to the resource ---
+# --- the judge: any order of grants, ends of leases, and requests to the resource ---
 
 
 class State(NamedTuple):
@@ -382,7 +382,7 @@ def _granted(state: State, op: Operation) -> State | None:
 
 def _acquired(state: State, op: Operation) -> State | None:
     name, token, lease = op.completed["name"], op.completed["token"], op.completed["lease"]
-    earlier = [one for owner, one in state.taken if owner == name]
+    earlier = [one for other, one in state.taken if other == name]
     if lease not in dict(state.leases) or name in {holder[0] for holder in state.holders}:
         return None
     if token < state.least or token <= max(earlier, default=0):
@@ -440,7 +440,7 @@ def _written(state: State, op: Operation) -> State | None:
     if op.outcome is Outcome.OK and {key: op.completed[key] for key in reply} != reply:
         return None
     if accepted and base != version:
-        return None  # the promise: with fencing no update is lost
+        return None  # the guarantee: with fencing no update is lost
     rest = tuple(one for one in state.numbers if one[0] != name)
     return state._replace(numbers=tuple(sorted((*rest, (name, version + accepted, max(top, token))))))
 

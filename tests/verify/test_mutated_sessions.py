@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvstore.verify import MODELS, Event, Operation, Outcome, Semantics, VerdictKind, check_linearizability
-from kvstore.verify.replicas import check_replicas
-from kvstore.verify.sessions import check_sessions
+from kvstore.verify.replica_checker import check_replicas
+from kvstore.verify.session_checker import check_sessions
 from tests.verify.effects import (
     EDITS,
     OPERATIONS,
@@ -153,7 +153,7 @@ def _apply_session(state: tuple[Any, ...], operation: Operation) -> tuple[Any, .
     answer = dict(state).get((session, number))
     after = state
     if answer is None:
-        answer = amount + max([value for (owner, _), value in state if owner == session], default=0)
+        answer = amount + max([value for (other, _), value in state if other == session], default=0)
         after = (*state, ((session, number), answer))
     return None if operation.outcome is Outcome.OK and operation.completed != answer else after
 

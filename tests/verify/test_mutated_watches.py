@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from kvstore.verify import Event, Operation, Outcome, VerdictKind
-from kvstore.verify.watches import check_watches
+from kvstore.verify.watch_checker import check_watches
 from tests.verify.effects import (
     EDITS,
     OPERATIONS,
@@ -63,7 +63,7 @@ class NaiveStore:
 
 
 def projected(log: Sequence[dict[str, Any]], asked: dict[str, Any], first: int) -> list[dict[str, Any]]:
-    """What a watch is to be told, in all time: the definition."""
+    """All events that a watch must ever receive: the definition."""
     return [
         event if asked["prev"] else {**event, "prev": None}
         for event in log
@@ -74,7 +74,7 @@ def projected(log: Sequence[dict[str, Any]], asked: dict[str, Any], first: int) 
 
 
 def watch_reply(rng: random.Random, store: NaiveStore, asked: dict[str, Any], created: int) -> dict[str, Any]:
-    """What a watch that began at `created` may have been told by now."""
+    """What a watch created at `created` may have received by now."""
     first = asked["start"] or created + 1
     reply = {"created": created, "batches": [], "progress": [], "compacted": 0, "end": "stopped"}
     if first < store.compacted and rng.random() < 0.7:
@@ -193,7 +193,7 @@ def edit_watches(rng: random.Random, events: list[Event]) -> list[Event]:
 
 
 def _lie(rng: random.Random, value: dict[str, Any], choice: int) -> None:
-    """About what was delivered: drop, repeat, exchange, split, change, notices, refusals."""
+    """About what was delivered: drop, repeat, exchange, split, change, progress, refusals."""
     batches = value["batches"]
     if choice == 5 or not batches:
         if value["progress"] and rng.random() < 0.5:

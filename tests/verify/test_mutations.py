@@ -21,7 +21,7 @@ EDITS = 600
 
 
 def _edit(rng: random.Random, events: list[Event]) -> list[Event]:
-    """One of: change a read, swap two reads' values, drop a write, turn an unknown into a success."""
+    """One of: change a read, swap two reads' values, drop a write, make an unknown outcome a success."""
     edited = list(events)
     reads = [n for n, e in enumerate(events) if e.type == "ok" and e.f == "read"]
     writes = [n for n, e in enumerate(events) if e.type == "ok" and e.f == "write"]
@@ -68,5 +68,5 @@ def test_harmful_edits_are_flagged(
             continue
         harmful += 1
         flagged += check_linearizability(operations, model).kind is VerdictKind.INVALID
-    assert harmful >= EDITS // 6, "too few edits do harm: the proof would be empty"
+    assert harmful >= EDITS // 6, "too few edits do harm: the test would show nothing"
     assert flagged >= 0.99 * harmful

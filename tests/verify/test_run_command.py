@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvstore.verify.run import command
+from kvstore.verify.run import run_command
 
 
 class Result:
@@ -29,7 +29,7 @@ def test_an_invalid_run_is_told_as_such_whatever_stands_beside_it(
         seen.append(directory)
         return [Result(verdict) for verdict in verdicts]
 
-    monkeypatch.setattr(command, "rotate", rotate)
+    monkeypatch.setattr(run_command, "rotate", rotate)
     monkeypatch.chdir(tmp_path)
-    assert command.run_rotation(minutes=1, directory="runs", seed=1) == code
+    assert run_command.run_rotation(minutes=1, directory="runs", seed=1) == code
     assert seen == [tmp_path / "runs"], "whole, as the traces of the members' calls name files"

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from kvstore.verify import Event, VerdictKind, pair_events
-from kvstore.verify.history import Operation
-from kvstore.verify.replicas import check_replicas
-from kvstore.verify.sessions import check_sessions
-from kvstore.verify.sets import check_counter, check_set
+from kvstore.verify.operation_history import Operation
+from kvstore.verify.replica_checker import check_replicas
+from kvstore.verify.session_checker import check_sessions
+from kvstore.verify.set_checker import check_counter, check_set
 
 Line = tuple[int, str, str, Any]
 

@@ -147,7 +147,7 @@ def test_an_unclaimed_revision_needs_an_unknown_write() -> None:
         Event(3, 0, "invoke", "put", ["a", "y"]),
         Event(4, 0, "ok", "put", {"revision": 4}),
     ]
-    assert check_revisions(pair_events(events)).explanation == ["nobody wrote revision 3"]
+    assert check_revisions(pair_events(events)).explanation == ["no write has revision 3"]
     unknown = [Event(0, 9, "invoke", "put", ["b", "z"]), Event(0, 9, "info", "put", None)]
     assert check_revisions(pair_events(unknown + events)).kind is VerdictKind.VALID
 

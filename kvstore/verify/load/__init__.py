@@ -5,12 +5,12 @@ each one logical client that performs one operation at a time, until its input c
 it did stands in its history file, with times of the machine's monotonic clock, so that the files of
 several processes merge into one history.
 
-* A *workload* (`workloads`, `coordination`) decides what a slot does. It knows the calls of `client.Client`
-  and nothing of gRPC, so that any client can drive it.
-* A *client* (`thin`, `aetcd_client`) speaks the etcd protocol and sorts every failure into *certain* (nothing was
-  applied) and *unknown*. Nothing is ever retried below the record.
+* A *workload* (`workloads`, `coordination`) decides what a slot does. It knows the calls of
+  `client_protocol.Client` and nothing of gRPC, so that any client can run it.
+* A *client* (`grpc_client`, `aetcd_client`) speaks the etcd protocol and sorts every failure into *certain*
+  (nothing was applied) and *unknown*. Nothing is ever retried below the record.
 * After an unknown outcome the slot goes on as a new process, because the old one may still be at it.
 
-Only the standard library is imported here, outside the client modules: a foreign client brings its own
+Only the standard library is imported here, outside the client modules: a third-party client has its own
 environment, with its own gRPC.
 """

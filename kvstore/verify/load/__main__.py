@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from kvstore.verify.load.client import Client
-from kvstore.verify.load.slots import Load, LoadSpec, Slot
+from kvstore.verify.load.client_protocol import Client
+from kvstore.verify.load.logical_client import Load, LoadSpec, Slot
 from kvstore.verify.load.workloads import WORKLOADS
 
 FLUSH_S = 0.25
@@ -23,7 +23,7 @@ def connect(kind: str, endpoint: str, timeout_s: float) -> Client:
         from kvstore.verify.load.aetcd_client import AetcdClient  # needs aetcd
 
         return AetcdClient(endpoint, timeout_s)
-    from kvstore.verify.load.thin import ThinClient  # needs this package's own gRPC
+    from kvstore.verify.load.grpc_client import ThinClient  # needs this package's own gRPC
 
     return ThinClient(endpoint, timeout_s)
 

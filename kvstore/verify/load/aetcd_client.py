@@ -7,8 +7,8 @@ from typing import Any
 import aetcd  # type: ignore[import-not-found]  # lives in an environment of its own
 from aetcd import rpc
 
-from kvstore.verify.load.client import CertainFailureError, NotServedError, UnknownOutcomeError
-from kvstore.verify.load.etcd import EtcdClient
+from kvstore.verify.load.client_protocol import CertainFailureError, NotServedError, UnknownOutcomeError
+from kvstore.verify.load.etcd_messages import EtcdClient
 
 STUBS = {"KV": "kvstub", "Lease": "leasestub"}
 """etcd's services by aetcd's names for their stubs."""

@@ -1,4 +1,4 @@
-"""Workloads on watches, locks and leases. The forms of their values stand in the checkers that read them."""
+"""Workloads on watches, locks and leases. The checkers document the form of their values."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import time
 from functools import partial
 from typing import Any
 
-from kvstore.verify.load.client import CertainFailureError, UnknownOutcomeError, WatchReply
-from kvstore.verify.load.slots import Slot
+from kvstore.verify.load.client_protocol import CertainFailureError, UnknownOutcomeError, WatchReply
+from kvstore.verify.load.logical_client import Slot
 
 WATCHERS_SHARE = 4
-"""Every so-manieth slot watches; the others write."""
+"""One slot in this many watches; the others write."""
 
 WATCH_KEYS = 8
 WRITTEN_FOLDERS = "wwwv"
 WATCH_PREFIXES = ("w/", "w/", "w/3", "v/")
-"""What is watched: most of it, one key, the rest. Every watch has news of others that it must not tell."""
+"""What is watched: most of it, one key, the rest. Every watch must leave out changes that only others ask
+for."""
 WATCH_EVENTS_MAX = 20_000
 """Events one watch records before it is ended: bounds a line of the history."""
 
@@ -156,11 +157,11 @@ class Resource:
     def __init__(self, port: int) -> None:
         self._port = port
 
-    async def ask(self, **leader_request: Any) -> dict[str, Any]:
-        """One question on a connection of its own. Raises OSError when the resource is gone."""
+    async def ask(self, **request: Any) -> dict[str, Any]:
+        """One request on a connection of its own. Raises OSError when the resource is down."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
-            writer.write(json.dumps(leader_request).encode() + b"\n")
+            writer.write(json.dumps(request).encode() + b"\n")
             answer: dict[str, Any] = json.loads(await reader.readline())
             return answer
         finally:
@@ -195,7 +196,7 @@ async def lock(slot: Slot) -> None:
 
 
 async def fenced_lock(slot: Slot) -> None:
-    """A lock whose token the resource checks: whoever lost the lock cannot write any more."""
+    """A lock whose token the resource checks: a client that lost the lock cannot write any more."""
     await _locker(slot, fenced=True)
 
 
@@ -271,7 +272,8 @@ async def _update(slot: Slot, resource: Resource, name: str, token: int | None) 
 
 
 async def lease(slot: Slot) -> None:
-    """A key that lives by a lease: renewed for a while, let go or revoked, and observed until it is gone."""
+    """A key attached to a lease: kept alive for a while, left to expire or revoked, and observed until it is
+    gone."""
     while not slot.load.is_stopping():
         granted = await slot.perform("grant", LEASE_TTL_S, partial(_grant, slot, LEASE_TTL_S))
         if granted is not None:

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from kvstore.verify.load import coordination
-from kvstore.verify.load.client import CertainFailureError, Held
-from kvstore.verify.load.slots import Slot
+from kvstore.verify.load.client_protocol import CertainFailureError, Held
+from kvstore.verify.load.logical_client import Slot
 
 BLOCK_S = 2.0
 """How long a block of keys is in use: with 600 operations a second over 8 keys, 150 operations a key."""

@@ -1,4 +1,4 @@
-"""Faults asked for over the API: compaction under everybody's feet, and leadership handed around."""
+"""Faults through the API: compaction, leadership transfer, and members that need a snapshot."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import time
 import grpc
 import grpc.aio
 
-from kvstore.verify.run.cluster import Wrapping
-from kvstore.verify.run.faults import FaultMissedError, Field
+from kvstore.verify.run.cluster_under_test import Wrapping
+from kvstore.verify.run.nemesis_runner import FaultMissedError, Field
 from kvstore.wire import rpc_pb2
 
 COMPACT_EVERY_S = 0.2
@@ -22,7 +22,7 @@ COMPACT_BEHIND_MAX = 50
 SNAPSHOT_ENTRIES = 100
 CATCHUP_ENTRIES = 20
 AWAY_ENTRIES = 4 * SNAPSHOT_ENTRIES
-"""By which the log grows while a member is away: it is compacted in steps, behind the state file."""
+"""By which the log grows while a member is away: it is compacted in steps, behind the backend."""
 
 AWAY_TIMEOUT_S = 15.0
 INSTALL_TIMEOUT_S = 10.0
@@ -77,7 +77,7 @@ class Compaction:
 
 
 class Snapshots:
-    """Logs keep a hundred entries only, and a member is away until it must be brought the whole state."""
+    """Logs keep a hundred entries only, and a member is partitioned until it needs a snapshot."""
 
     def __init__(self, field: Field) -> None:
         self.field = field
@@ -119,12 +119,12 @@ class Snapshots:
         while number and time.monotonic() < deadline:
             count = await self._installed(number) - self._before
             if count > 0:
-                return f"node{number} installed {count:.0f} images"
+                return f"node{number} installed {count:.0f} snapshots"
             await asyncio.sleep(0.2)
-        raise FaultMissedError("no image was installed")
+        raise FaultMissedError("no snapshot was installed")
 
     async def _installed(self, number: int) -> float:
-        """How many images the member has installed since its start, from its metrics."""
+        """How many snapshots the member has installed since its start, from its metrics."""
         node = self.field.cluster.plan.node(number)
         try:
             reader, writer = await asyncio.open_connection(node.host, node.metrics_port)
@@ -140,7 +140,7 @@ class Snapshots:
 
 
 class Transfer:
-    """Leadership is handed to another member, again and again."""
+    """Leadership is transferred to another member, again and again."""
 
     def __init__(self, field: Field) -> None:
         self.field = field
@@ -156,7 +156,7 @@ class Transfer:
         leader = await cluster.leader()
         others = [number for number in statuses if number != leader]
         if not leader or not others:
-            raise FaultMissedError("nobody leads, or there is nobody to hand over to")
+            raise FaultMissedError("there is no leader, or no other member")
         target = rng.choice(others)
         self.nodes = (leader, target)
         request = rpc_pb2.MoveLeaderRequest(targetID=statuses[target].member_id)

@@ -19,8 +19,8 @@ import grpc.aio
 
 from kvstore.devcluster.plan import child_environment
 from kvstore.verify.run.api_faults import Transfer
-from kvstore.verify.run.cluster import Wrapping
-from kvstore.verify.run.faults import FaultMissedError, Field
+from kvstore.verify.run.cluster_under_test import Wrapping
+from kvstore.verify.run.nemesis_runner import FaultMissedError, Field
 
 LIBRARIES = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/local/lib/faketime/libfaketimeMT.so.1")
 """Where Debian's package and its own `make install` put the one for programs with threads."""
@@ -40,7 +40,7 @@ LINE_TIMEOUT_S = 5.0
 
 SKEW_FILE_VARIABLE = "KVSTORE_SKEW_FILE"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  where libfaketime puts what it shares with children
-NOTHING_CHANGED = "nobody wrote a line to read its clock from"
+NOTHING_CHANGED = "the member logged no line that shows its clock"
 
 
 def find_library() -> Path | None:
@@ -75,7 +75,7 @@ def write_skew(skew: Path, seconds: float) -> None:
     """Put a wall clock off by so many seconds from now on; 0 puts it right."""
     scratch = skew.with_name(f"{skew.name}.new")
     scratch.write_text(f"{seconds:+.3f}\n")
-    scratch.replace(skew)  # whoever reads meanwhile reads a whole number
+    scratch.replace(skew)  # atomic: a concurrent reader sees a whole number
 
 
 def remove_shared(pid: int) -> None:
@@ -158,7 +158,7 @@ class Clock:
         return f"node{number} wrote a line {off_s:+.0f} s off"
 
     async def _provoke(self, number: int) -> float:
-        """Have leadership handed over, which every member notes in its log; by how much the line is off."""
+        """Transfer leadership, which every member logs; returns by how many seconds the line is off."""
         if not (off_s := self._seen_off(number)):
             with contextlib.suppress(FaultMissedError, grpc.aio.AioRpcError):
                 await Transfer(self.field).begin()  # one that was too slow may have changed it all the same
@@ -177,9 +177,9 @@ class Clock:
         now_s = time.time()
         for line in lines:
             try:
-                told_s = datetime.fromisoformat(line.split(maxsplit=1)[0]).timestamp()
+                logged_s = datetime.fromisoformat(line.split(maxsplit=1)[0]).timestamp()
             except (ValueError, IndexError):
                 continue  # a traceback's line, or what another library says
-            if not self._began_s - SKEW_S_MIN / 2 < told_s < now_s + SKEW_S_MIN / 2:
-                return told_s - now_s
+            if not self._began_s - SKEW_S_MIN / 2 < logged_s < now_s + SKEW_S_MIN / 2:
+                return logged_s - now_s
         return 0.0

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import grpc.aio
 
-from kvstore.verify.run.cluster import Wrapping
-from kvstore.verify.run.faults import FaultMissedError, Field, Missing
+from kvstore.verify.run.cluster_under_test import Wrapping
+from kvstore.verify.run.nemesis_runner import FaultMissedError, Field, Missing
 from kvstore.verify.run.write_trace import DATA_BYTES_MAX, TRACED, TracedDirectory, TraceError
 from kvstore.wire import rpc_pb2
 
@@ -28,7 +28,7 @@ TAIL_BYTES = 16_384
 
 FAILURE_TIMEOUT_S = 25.0
 PAGES_BEFORE_FULL = 2
-"""Writes of a thread to the state file that still find room, so that the file can be opened."""
+"""Writes of a thread to the backend that still succeed, so that it can be opened."""
 
 DISARM_TIMEOUT_S = 15.0
 STATE_NAME = "state"
@@ -59,7 +59,7 @@ class PowerCut:
         self._traces: dict[int, list[Path]] = {}
         """By member: the trace of each start since its directory was last rebuilt."""
         self._lost = 0
-        self._cut = 0
+        self._rebuilt = 0
         self._base: dict[int, bool] = {}
         """Members whose directory was rebuilt: their traces begin with what was on the disk."""
 
@@ -69,10 +69,10 @@ class PowerCut:
         for number in self.field.cluster.numbers:
             self._traces[number] = []
             self.field.cluster.wrappings.setdefault(number, Wrapping())
-        self.field.cluster.before_start.append(self._keep_alive)
+        self.field.cluster.before_start.append(self._new_trace)
         _strace()
 
-    def _keep_alive(self, number: int) -> None:
+    def _new_trace(self, number: int) -> None:
         """Give the next start of a member a trace of its own."""
         traces = self._traces[number]
         trace = self.field.directory / "traces" / f"node{number}-{time.monotonic_ns()}"
@@ -83,14 +83,14 @@ class PowerCut:
     async def begin(self) -> str:
         field, cluster = self.field, self.field.cluster
         chosen = sorted(cluster.alive) if field.rng.random() < 0.7 else field.minority()
-        self.nodes, self._cut, self._lost = tuple(chosen), 0, 0
+        self.nodes, self._rebuilt, self._lost = tuple(chosen), 0, 0
         await asyncio.gather(*(cluster.kill(number) for number in chosen))
         for number in chosen:
             try:
                 await self._rebuild(number)
             except TraceError as error:
                 raise FaultMissedError(f"node{number}: {error}") from None
-            self._cut += 1
+            self._rebuilt += 1
         for number in chosen:
             await cluster.restart(number)
         return "power cut of " + ", ".join(f"node{number}" for number in chosen)
@@ -107,7 +107,7 @@ class PowerCut:
             traced.replay(trace)
         traced.compare()
         self._lost += traced.pending_bytes()
-        left = traced.cut(self.field.rng)
+        left = traced.after_power_cut(self.field.rng)
         _write(left, data, base)
         self._base[number] = True
         for trace in self._traces[number]:
@@ -123,13 +123,13 @@ class PowerCut:
             await asyncio.sleep(0.05)
 
     async def end(self) -> str:
-        if not self._cut:
-            raise FaultMissedError("no power was cut")
-        return f"{self._cut} disks rebuilt from their traces, {self._lost} bytes had not been synced"
+        if not self._rebuilt:
+            raise FaultMissedError("no disk was rebuilt")
+        return f"{self._rebuilt} disks rebuilt from their traces, {self._lost} bytes had not been synced"
 
 
 def _write(left: dict[str, bytearray], data: Path, base: Path) -> None:
-    """Make a member's directory hold exactly this, and keep a copy for the next cut."""
+    """Make a member's directory hold exactly this, and keep a copy for the next power cut."""
     shutil.rmtree(data)
     shutil.rmtree(base, ignore_errors=True)
     data.mkdir(mode=0o700)
@@ -162,7 +162,7 @@ class _Injected:
         _strace()
 
     def arguments(self, number: int) -> tuple[str, ...]:
-        """What strace is told to inject."""
+        """strace's options for the errors to inject."""
         raise NotImplementedError
 
     def before_restart(self, number: int) -> None:
@@ -214,12 +214,12 @@ class _Injected:
         await self.after_restart()
         if missed := [target for target, count in counts.items() if not count]:
             raise FaultMissedError(f"no error was injected for {' nor '.join(missed)}")
-        told = " and ".join(f"{count} for {target}" for target, count in counts.items())
-        return f"errors injected into node{number}: {told}; {ended}"
+        counted = " and ".join(f"{count} for {target}" for target, count in counts.items())
+        return f"errors injected into node{number}: {counted}; {ended}"
 
 
 class SyncError(_Injected):
-    """A sync fails with EIO: the outcome is unknown and the member must promise nothing more."""
+    """A sync fails with EIO: the outcome is unknown and the member must acknowledge nothing more."""
 
     what = "EIO from fdatasync"
     targets = ("fdatasync",)
@@ -230,7 +230,7 @@ class SyncError(_Injected):
 
 
 class DiskFull(_Injected):
-    """No room for the state file's pages, nor for the next segment of the log, which is prepared ahead."""
+    """No space for the backend's pages, nor for the next segment of the log, which is allocated ahead."""
 
     what = "ENOSPC"
     targets = (STATE_NAME, UNFINISHED_NAME)
@@ -247,7 +247,7 @@ class DiskFull(_Injected):
     def before_restart(self, number: int) -> None:
         """Take away the segment prepared in reserve, as if the member had died before it was.
 
-        A run never writes enough to use up a segment, so nobody would ask for room.
+        A run never writes enough to use up a segment, so the log would not allocate one.
         """
         segments = sorted((self.field.cluster.data_of(number) / LOG_NAME).glob(f"*{SEGMENT_SUFFIX}"))
         with segments[-1].open("rb") as newest:
@@ -257,7 +257,7 @@ class DiskFull(_Injected):
             segments[-1].unlink()
 
     async def after_restart(self) -> None:
-        """Disarm the alarm, under which nothing is written: an operator who has made room does so."""
+        """Disarm the alarm, under which nothing is written: as an operator does after freeing space."""
         cluster = self.field.cluster
         deadline = time.monotonic() + DISARM_TIMEOUT_S
         while time.monotonic() < deadline:

@@ -11,8 +11,8 @@ from pathlib import Path
 import grpc.aio
 
 from kvstore.devcluster.plan import ClusterError
-from kvstore.verify.run.cluster import ClusterUnderTest, Wrapping
-from kvstore.verify.run.faults import FaultMissedError, Field
+from kvstore.verify.run.cluster_under_test import ClusterUnderTest, Wrapping
+from kvstore.verify.run.nemesis_runner import FaultMissedError, Field
 from kvstore.wire import rpc_pb2
 
 CHANGE_TIMEOUT_S = 20.0
@@ -23,7 +23,7 @@ REFUSAL_TIMEOUT_S = 15.0
 """For a damaged member to say that it will not start."""
 
 FLIP_PROBABILITIES = (1e-3, 1e-4, 1e-5)
-"""Chance that a bit is flipped, as in Jepsen's tests of etcd."""
+"""Probability that a bit is flipped, as in Jepsen's tests of etcd."""
 
 TRUNCATE_BYTES_MAX = 1024
 
@@ -113,7 +113,7 @@ class Members:
     async def end(self) -> str:
         cluster = self.field.cluster
         if not self._removed:
-            raise FaultMissedError("nobody was removed")
+            raise FaultMissedError("no member was removed")
         self._removed = False
         (number,) = self.nodes
         if number in cluster.alive:
@@ -185,9 +185,9 @@ def damage(directory: Path, rng: random.Random) -> str:
     chosen = rng.choice([path for path in files if path.suffix != ".lock"] or files)
     size = chosen.stat().st_size
     if rng.random() < 0.3:
-        cut = rng.randint(1, min(TRUNCATE_BYTES_MAX, size))
-        os.truncate(chosen, size - cut)
-        return f"{chosen.name} shortened by {cut} bytes"
+        removed = rng.randint(1, min(TRUNCATE_BYTES_MAX, size))
+        os.truncate(chosen, size - removed)
+        return f"{chosen.name} truncated by {removed} bytes"
     used = _used_bytes(chosen, size)
     flips = max(1, round(used * 8 * rng.choice(FLIP_PROBABILITIES)))
     with chosen.open("r+b") as file:

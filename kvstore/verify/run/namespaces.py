@@ -1,14 +1,14 @@
-"""A network of the kernel's own for the members: a namespace each, joined by a bridge in one that sees all.
+"""Network namespaces for the members: one each, joined by a bridge in a namespace of the run.
 
-The process of the run leaves the machine's network for a new, empty namespace, the hub, and clients are born
-there. Nothing in it leads outside: no uplink, no route. A member's namespace has no name; a keeper holds it
-open, which ends when the run's process does, and members are killed with it, so the kernel takes everything
-down even after a crash.
+The process of the run leaves the host's network for a new, empty namespace, the hub, and starts clients
+there. It has no uplink and no route. A member's namespace has no name; a keeper process holds it open, which
+ends with the run's process, and members are killed with it, so the kernel removes everything even after a
+crash.
 
-A cut is real loss, in one direction: the speaker's neighbour table names a wrong Ethernet address for the
-hearer, the bridge delivers its frames to a port that leads nowhere, and nobody is told. That port counts what
-was lost, which is the evidence. Needed are veth pairs and a bridge, and no packet filter. Frames cannot be
-made late here, so slow links stay with the relays.
+A partition is real loss, in one direction: the sender's neighbour table has a wrong Ethernet address for the
+receiver, and the bridge silently delivers its frames to an unconnected port. That port counts the lost
+frames, which is the evidence. This needs veth pairs and a bridge, and no packet filter. Frames cannot be
+delayed here, so slow links need relays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvstore.devcluster.plan import ClusterError, ClusterPlan, NodePlan
-from kvstore.verify.run.cluster import ClusterUnderTest
+from kvstore.verify.run.cluster_under_test import ClusterUnderTest
 
 TOOLS = ("ip", "bridge", "nsenter", "setpriv", "unshare")
 TOOL_TIMEOUT_S = 20.0
@@ -33,7 +33,7 @@ CLONE_NEWNET = 0x40000000
 """From linux/sched.h; `os.unshare` came with Python 3.12."""
 
 NETWORKS = ("auto", "relay", "namespaces")
-RELAYS_ONLY = frozenset({"slow-links", "slow-election", "cut-links"})
+RELAYS_ONLY = frozenset({"slow-links", "slow-election", "reset-links"})
 """Nemeses that make links slow or reset connections, which only relays can."""
 
 PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
@@ -42,7 +42,7 @@ LOST = "kvlost"
 """The bridge's port that leads nowhere."""
 
 HUB_NUMBER = 254
-"""The hub's place among the addresses; members have their own numbers."""
+"""The hub's number among the addresses; members have their own."""
 
 LOST_ADDRESS = "02:ff:00:00:00:00"
 
@@ -78,7 +78,7 @@ def why_not() -> str:
 
 
 def choose(network: str, nemeses: Sequence[str]) -> tuple[str, str]:
-    """What cuts links in a run, `relay` or `namespaces`, and why it is not namespaces.
+    """How links are partitioned in a run, `relay` or `namespaces`, and why it is not namespaces.
 
     Raises ValueError when namespaces are asked for and cannot be used.
     """
@@ -121,8 +121,8 @@ class Fabric:
         self.numbers = list(numbers)
         self._keepers: dict[int, subprocess.Popen[bytes]] = {}
         """By member: the process that holds its namespace open."""
-        self._cut: dict[int, frozenset[int]] = {}
-        """By speaker: who does not hear it."""
+        self._unreachable: dict[int, frozenset[int]] = {}
+        """By sender: the receivers that its frames do not reach."""
 
     def build(self) -> None:
         """Make everything. Raises ClusterError."""
@@ -161,7 +161,7 @@ class Fabric:
                     *(_neighbour(other, _ethernet(other)) for other in others),
                 ],
             )
-            self._cut[number] = frozenset()
+            self._unreachable[number] = frozenset()
 
     def _keep(self) -> subprocess.Popen[bytes]:
         """A process in a namespace of its own, which ends with ours."""
@@ -186,15 +186,15 @@ class Fabric:
     def _batch(self, number: int, commands: Sequence[str]) -> None:
         _run([*self.inside(number), "ip", "-batch", "-"], "\n".join(commands))
 
-    def set_cut(self, cut: frozenset[tuple[int, int]]) -> None:
-        """Lose what the first says to the second, for these ordered pairs and no other."""
-        for speaker in self.numbers:
-            drop_inbound = frozenset(hearer for one, hearer in cut if one == speaker)
-            changed = sorted(drop_inbound ^ self._cut[speaker])
+    def set_blocked(self, links: frozenset[tuple[int, int]]) -> None:
+        """Lose the frames of these links, (sender, receiver), and of no other."""
+        for sender in self.numbers:
+            unreachable = frozenset(receiver for one, receiver in links if one == sender)
+            changed = sorted(unreachable ^ self._unreachable[sender])
             if changed:
-                ends = {one: LOST_ADDRESS if one in drop_inbound else _ethernet(one) for one in changed}
-                self._batch(speaker, [_neighbour(one, end) for one, end in ends.items()])
-                self._cut[speaker] = drop_inbound
+                ends = {one: LOST_ADDRESS if one in unreachable else _ethernet(one) for one in changed}
+                self._batch(sender, [_neighbour(one, end) for one, end in ends.items()])
+                self._unreachable[sender] = unreachable
 
     def lost(self) -> int:
         """Frames that went nowhere so far."""
@@ -224,7 +224,8 @@ def spread(nodes: Sequence[NodePlan]) -> tuple[NodePlan, ...]:
 
 
 class NamespacedCluster(ClusterUnderTest):
-    """Members with a namespace each; cuts of `partition_state` lose frames instead of holding connections."""
+    """Members with a namespace each; partitions of `partition_state` lose frames instead of holding
+    connections."""
 
     held_called = "frames lost"
 
@@ -232,7 +233,7 @@ class NamespacedCluster(ClusterUnderTest):
         super().__init__(replace(plan, nodes=spread(plan.nodes), proxied=False))
         self._fabric = Fabric(self.numbers)
         self._lost_before = 0
-        """Frames lost before the cut that stands."""
+        """Frames lost before the present partition."""
         self.partition_state.register(self)
 
     async def start(self) -> None:
@@ -248,9 +249,9 @@ class NamespacedCluster(ClusterUnderTest):
         return [*self._fabric.inside(node.number), *command], environment
 
     def partition_changed(self) -> None:
-        """Called by the partition's state, which every cut and every healing goes through."""
+        """Called by `partition_state` at every change."""
         self._lost_before = self._fabric.lost()
-        self._fabric.set_cut(self.partition_state.blocked_links)
+        self._fabric.set_blocked(self.partition_state.blocked_links)
 
     def held_links(self) -> int:
         return self._fabric.lost() - self._lost_before if self.partition_state.active else 0

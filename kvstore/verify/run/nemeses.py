@@ -13,12 +13,12 @@ from kvstore.verify.run import (
     network_faults,
     process_faults,
 )
-from kvstore.verify.run.faults import Field, Nemesis
+from kvstore.verify.run.nemesis_runner import Field, Nemesis
 
 NEMESES: dict[str, Callable[[Field], Nemesis]] = {
     "kill": process_faults.Kill,
     "pause": process_faults.Pause,
-    "pause-cut": process_faults.PauseCut,
+    "pause-partition": process_faults.PausePartition,
     "client-pause": process_faults.ClientPause,
     **{
         name: partial(network_faults.PartitionFault, shape=shape)
@@ -27,7 +27,7 @@ NEMESES: dict[str, Callable[[Field], Nemesis]] = {
     "partition-flapping": network_faults.Flapping,
     "slow-links": network_faults.SlowLinks,
     "slow-election": network_faults.SlowElection,
-    "cut-links": network_faults.CutLinks,
+    "reset-links": network_faults.ResetLinks,
     "compaction": api_faults.Compaction,
     "transfer": api_faults.Transfer,
     "snapshots": api_faults.Snapshots,

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from itertools import permutations
 from random import Random
 
-from kvstore.verify.run.faults import FaultMissedError, Field
+from kvstore.verify.run.nemesis_runner import FaultMissedError, Field
 
 Links = list[tuple[int, int]]
-"""Ordered pairs that are cut: what the first says does not reach the second."""
+"""Ordered pairs (sender, receiver) whose messages are dropped."""
 
 FLAP_S = (0.1, 3.0)
 """Phases of a flapping partition: 0.1 to 3 election timeouts of a second."""
@@ -32,7 +32,7 @@ def halves(members: list[int], leader: int, rng: Random) -> Links:
 
 
 def isolate_one(members: list[int], leader: int, rng: Random) -> Links:
-    """One member hears nobody and is heard by nobody."""
+    """One member, alone."""
     del leader
     one = rng.choice(members)
     return _between([one], [other for other in members if other != one])
@@ -45,14 +45,14 @@ def isolate_leader(members: list[int], leader: int, rng: Random) -> Links:
 
 
 def one_way(members: list[int], leader: int, rng: Random) -> Links:
-    """One member is not heard but hears, or hears nobody but is heard; the leader more often than not."""
+    """One member only receives, or only sends; the leader more often than not."""
     one = leader if leader and rng.random() < 0.6 else rng.choice(members)
     others = [other for other in members if other != one]
     return [(one, other) for other in others] if rng.random() < 0.5 else [(other, one) for other in others]
 
 
 def bridge(members: list[int], leader: int, rng: Random) -> Links:
-    """Two halves that hear each other only through one member, which hears everybody."""
+    """Two halves, connected only through one member that both reach."""
     del leader
     order = rng.sample(members, len(members))
     half = (len(order) - 1) // 2
@@ -60,7 +60,8 @@ def bridge(members: list[int], leader: int, rng: Random) -> Links:
 
 
 def majorities_ring(members: list[int], leader: int, rng: Random) -> Links:
-    """Everybody hears a majority, no two the same one: itself and the next ones around a ring."""
+    """Every member receives from a majority, no two from the same one: itself and the next ones around a
+    ring."""
     del leader
     order = rng.sample(members, len(members))
     count, reach = len(order), len(order) // 2
@@ -92,7 +93,7 @@ class PartitionFault:
         links = await self._draw()
         self.field.cluster.partition_state.set_links(links)
         self._held = self.field.cluster.held_links()
-        return self._shape.__name__.replace("_", " ") + ": " + _told(links)
+        return self._shape.__name__.replace("_", " ") + ": " + _describe(links)
 
     async def _draw(self) -> Links:
         cluster = self.field.cluster
@@ -110,7 +111,7 @@ class PartitionFault:
 
 
 class Flapping(PartitionFault):
-    """The leader is cut off and healed again and again, faster and slower than elections."""
+    """The leader is isolated and healed again and again, faster and slower than elections."""
 
     def __init__(self, field: Field) -> None:
         super().__init__(field, isolate_leader)
@@ -120,7 +121,7 @@ class Flapping(PartitionFault):
     async def begin(self) -> str:
         self._flaps = 0
         self._task = asyncio.get_running_loop().create_task(self._flap())
-        return "flapping isolation of whoever leads"
+        return "flapping isolation of the leader"
 
     async def _flap(self) -> None:
         cluster, rng = self.field.cluster, self.field.rng
@@ -139,7 +140,7 @@ class Flapping(PartitionFault):
         self.field.cluster.heal()
         if not self._flaps:
             raise FaultMissedError(f"no {self.field.cluster.held_called}")
-        return f"cut off {self._flaps} times"
+        return f"isolated {self._flaps} times"
 
 
 class SlowLinks:
@@ -172,7 +173,8 @@ class SlowLinks:
 
 
 class SlowElection:
-    """The leader is killed while every link is slow: candidates stand before they hear of each other."""
+    """The leader is killed while every link is slow: candidates campaign before they receive each other's
+    requests."""
 
     def __init__(self, field: Field) -> None:
         self.field = field
@@ -197,11 +199,11 @@ class SlowElection:
         for number in dead:
             await cluster.restart(number)
         if not dead:
-            raise FaultMissedError("nobody was dead")
+            raise FaultMissedError("no member was dead")
         return f"node{dead[0]} was gone"
 
 
-class CutLinks:
+class ResetLinks:
     """Every connection between members is reset, again and again."""
 
     def __init__(self, field: Field) -> None:
@@ -216,10 +218,10 @@ class CutLinks:
     async def begin(self) -> str:
         self._resets = 0
         self.nodes = tuple(self.field.cluster.numbers)
-        self._task = asyncio.get_running_loop().create_task(self._cut())
+        self._task = asyncio.get_running_loop().create_task(self._reset())
         return "all connections between members reset again and again"
 
-    async def _cut(self) -> None:
+    async def _reset(self) -> None:
         while True:
             self._resets += self.field.cluster.reset_links()
             await asyncio.sleep(BREAK_EVERY_S * self.field.rng.uniform(0.5, 1.5))
@@ -233,7 +235,7 @@ class CutLinks:
         return f"{self._resets} connections reset"
 
 
-def _told(links: Links) -> str:
+def _describe(links: Links) -> str:
     both = sorted(link for link in links if (link[1], link[0]) in links and link[0] < link[1])
     single = sorted(link for link in links if (link[1], link[0]) not in links)
     return ", ".join([*(f"{a}|{b}" for a, b in both), *(f"{a}>{b}" for a, b in single)]) or "nothing"

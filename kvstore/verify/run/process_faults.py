@@ -7,13 +7,13 @@ import os
 import signal
 from pathlib import Path
 
-from kvstore.verify.run.faults import FaultMissedError, Field
+from kvstore.verify.run.nemesis_runner import FaultMissedError, Field
 
 TAKE_OVER_S = (2.0, 4.0)
-"""How long the leader stands still: an election without evidence of its end, and some writes."""
+"""How long the leader is paused: long enough for an election and some writes."""
 
 CLIENT_PAUSE_S = 5.0
-"""Longer than two TTLs of the lock workloads: whoever held a lock has lost it."""
+"""Longer than two TTLs of the lock workloads: a client that held a lock has lost it."""
 
 
 class _OfProcesses:
@@ -51,7 +51,7 @@ class Kill(_OfProcesses):
         for number in dead:
             await cluster.restart(number)
         if not dead:
-            raise FaultMissedError("nobody was dead")
+            raise FaultMissedError("no member was dead")
         return f"processes of {_names(dead)} were gone"
 
 
@@ -73,12 +73,12 @@ class Pause(_OfProcesses):
             if cluster.state(number) == "paused":
                 cluster.resume(number)
         if not stopped:
-            raise FaultMissedError("nobody was stopped")
-        return f"processes of {_names(stopped)} stood still"
+            raise FaultMissedError("no process was stopped")
+        return f"processes of {_names(stopped)} were paused"
 
 
-class PauseCut(_OfProcesses):
-    """The leader stands still while another takes over, and wakes up cut off from all news of it."""
+class PausePartition(_OfProcesses):
+    """The leader is paused while another takes over, and resumes partitioned from the others."""
 
     async def begin(self) -> str:
         field, cluster = self.field, self.field.cluster
@@ -88,22 +88,22 @@ class PauseCut(_OfProcesses):
         cluster.isolate(leader)
         try:
             await asyncio.sleep(field.rng.uniform(*TAKE_OVER_S))
-            self._stood_still = _stopped(cluster.pids.get(leader, 0))
+            self._was_paused = _stopped(cluster.pids.get(leader, 0))
         finally:
             cluster.resume(leader)
-        return f"paused node{leader}, and cut it off when it went on"
+        return f"paused node{leader}, and isolated it when it resumed"
 
     async def end(self) -> str:
         cluster = self.field.cluster
         held = cluster.held_links()
         cluster.heal()
-        if not self._stood_still:
+        if not self._was_paused:
             raise FaultMissedError("the leader was not stopped")
         if not held:
             raise FaultMissedError(f"no {cluster.held_called}")
-        return f"the process stood still, then {held} {cluster.held_called}"
+        return f"the process was paused, then {held} {cluster.held_called}"
 
-    _stood_still = False
+    _was_paused = False
 
 
 class ClientPause(_OfProcesses):
@@ -117,17 +117,17 @@ class ClientPause(_OfProcesses):
         os.kill(pid, signal.SIGSTOP)
         try:
             await asyncio.sleep(CLIENT_PAUSE_S)
-            self._stood_still = _stopped(pid)
+            self._was_paused = _stopped(pid)
         finally:
             os.kill(pid, signal.SIGCONT)
         return f"paused clients {self.field.client_pids.index(pid) + 1} for {CLIENT_PAUSE_S:g} s"
 
     async def end(self) -> str:
-        if not self._stood_still:
+        if not self._was_paused:
             raise FaultMissedError("the clients were not stopped")
-        return "the process stood still"
+        return "the process was paused"
 
-    _stood_still = False
+    _was_paused = False
 
 
 def _state_of(pid: int) -> str:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from kvstore.devcluster.plan import ClusterError
-from kvstore.verify.run import report
-from kvstore.verify.run.execute import RunResult, execute
+from kvstore.verify.run import run_report
 from kvstore.verify.run.namespaces import RELAYS_ONLY
-from kvstore.verify.run.settings import Settings
+from kvstore.verify.run.run_execution import RunResult, execute
+from kvstore.verify.run.run_settings import Settings
 
 ROTATION: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("register", ("kill", "pause", "pause-cut", "partition-leader")),
+    ("register", ("kill", "pause", "pause-partition", "partition-leader")),
     ("append", ("partition-halves", "partition-one", "slow-election", "members")),
     ("watch", ("kill", "partition-leader", "compaction")),
     ("txn", ("partition-one-way", "partition-bridge", "partition-ring", "transfer")),
@@ -26,7 +26,7 @@ ROTATION: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("set", ("power-cut",)),
     ("register", ("corruption", "disk-full", "sync-error")),
     ("lease", ("kill", "transfer", "pause")),
-    ("counter", ("slow-links", "cut-links", "partition-flapping")),
+    ("counter", ("slow-links", "reset-links", "partition-flapping")),
     ("append", ("snapshots", "clock", "kill")),
     ("txn", ("members", "compaction", "pause")),
 )
@@ -88,7 +88,7 @@ def rotate(
         except (ClusterError, OSError) as error:
             result = RunResult(settings=settings, verdict="unknown", reasons=[str(error)])
         results.append(result)
-        for line in report.summary(result):
+        for line in run_report.summary(result):
             say(line)
     write_summary(results, directory, time.monotonic() - began, seed)
     return results
@@ -128,4 +128,4 @@ def write_summary(results: list[RunResult], directory: Path, seconds: float, see
         ],
     }
     (directory / "summary.json").write_text(json.dumps(whole, indent=2) + "\n")
-    (directory / "junit.xml").write_text(report.junit(results))
+    (directory / "junit.xml").write_text(run_report.junit(results))

@@ -1,8 +1,8 @@
-"""`timeline.html`: who did what when, what was done to whom, and how the service looked from outside.
+"""`timeline.html`: the clients' operations, the faults, and the availability as clients see it.
 
-One file without any link to elsewhere. Lanes of clients, then of members; faults as bands; below,
-latency and successes per second. The wheel zooms, dragging moves, pointing tells. For a refuted history
-the longest legal order is filled, everything else is pale, and what cannot be placed is red.
+One file without any link to elsewhere. Lanes of clients, then of members; faults as bands; below, latency and
+successes per second. The wheel zooms, dragging moves, pointing shows details. For a refuted history the
+longest legal order is filled, everything else is pale, and what cannot be placed is red.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from kvstore.verify.history import Operation, VerdictKind
+from kvstore.verify.operation_history import Operation, VerdictKind
 
 if TYPE_CHECKING:
-    from kvstore.verify.run.execute import RunResult  # would be a circle
+    from kvstore.verify.run.run_execution import RunResult  # would be a circle
 
 OPERATIONS_MAX = 50_000
 """Operations drawn; a longer history keeps those around what its verdict names."""

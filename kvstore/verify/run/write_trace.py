@@ -2,11 +2,11 @@
 
 The trace (strace with paths and whole data) is replayed into a model of the member's directory: what
 each file held at its last completed sync, and what was done to it since; which names their directory's
-last sync had seen, and what was done to names since. A cut keeps everything synced and, of the rest,
-whatever chance lets through: nothing, all, a beginning, or any subset of 512-byte sectors.
+last sync covered, and what was done to names since. A power cut keeps everything synced and, of the rest, at
+random: nothing, all, a prefix, or any subset of 512-byte sectors.
 
 A write is covered by a sync only if it had returned before the sync began. SQLite's shared-memory
-index is no promise to anybody and is left out, as is the lock file.
+index is not durable state and is left out, as is the lock file.
 """
 
 from __future__ import annotations
@@ -227,14 +227,14 @@ class TracedDirectory:
                     (n for n, (a, b) in enumerate(zip(held, expected, strict=False)) if a != b), -1
                 )
                 raise TraceError(
-                    f"{path}: {len(held)} bytes on disk, {len(expected)} traced, first difference at {position}"
+                    f"{path}: {len(held)} bytes on disk, {len(expected)} traced, difference at {position}"
                 )
 
     def pending_bytes(self) -> int:
         """How much was not synced."""
         return sum(len(change.data) for file in self.names.values() for change in file.pending)
 
-    def cut(self, rng: random.Random) -> dict[str, bytearray]:
+    def after_power_cut(self, rng: random.Random) -> dict[str, bytearray]:
         """One state that a power cut at this moment could leave: content by path."""
         names = dict(self.durable_names)
         keep = rng.choice((0, len(self.name_changes), rng.randint(0, len(self.name_changes))))

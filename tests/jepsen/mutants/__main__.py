@@ -1,10 +1,10 @@
-"""`make jepsen-planted`: hunt every planted bug in real processes, and write down what found it.
+"""`make jepsen-mutants`: hunt every mutant in real processes, and record the seed that found it.
 
     python -m tests.jepsen.mutants [--only BUG] [--runs 3] [--seed N]
 
 Each hunt takes at most five minutes: run after run, each with a seed of its own, until one is invalid. The
-record `tests/jepsen/mutants.json` holds the seed that found each. The last row is no bug but a control: locks
-without fencing must lose updates when clients are paused for longer than their leases.
+record `tests/jepsen/mutants.json` holds the seed that found each. The last row is no mutant but a control:
+locks without fencing must lose updates when clients are paused for longer than their leases.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvstore.verify import pair_events, read_history
-from kvstore.verify.locks import count_updates, overlaps
-from kvstore.verify.run.execute import RunResult, execute
-from kvstore.verify.run.settings import Settings
+from kvstore.verify.lock_checker import count_updates, overlaps
+from kvstore.verify.run.run_execution import RunResult, execute
+from kvstore.verify.run.run_settings import Settings
 
 SERVER = Path(__file__).parent / "server.py"
-RECORD = Path(__file__).parent.parent / "planted.json"
+RECORD = Path(__file__).parent.parent / "mutants.json"
 HUNT_SECONDS_MAX = 300.0
 RUN_SECONDS = 40.0
 RUNS_MAX = 8
@@ -34,17 +34,17 @@ CONTROL = "unfenced-locks"
 
 
 class Hunt(NamedTuple):
-    """Where a bug shows."""
+    """The workload and nemeses that show a bug."""
 
     workload: str
     nemeses: tuple[str, ...]
     timeout_s: float = 2.0
-    """Of one call. A stale leader answers only those who are still waiting for it."""
+    """Of one call. A stale leader answers only clients that still wait."""
 
 
 HUNTS: dict[str, Hunt] = {
     "skips-sync": Hunt("register", ("power-cut",)),
-    "reads-without-quorum": Hunt("register", ("pause-cut",), timeout_s=6.0),
+    "reads-without-quorum": Hunt("register", ("pause-partition",), timeout_s=6.0),
     "forgets-votes": Hunt("register", ("slow-election",)),
     "dead-lease": Hunt("lock-fenced", ()),
     CONTROL: Hunt("lock", ("client-pause",)),
@@ -52,7 +52,7 @@ HUNTS: dict[str, Hunt] = {
 
 
 def found(bug: str, result: RunResult) -> str | None:
-    """What gives the bug away; None when nothing does."""
+    """The evidence of the bug; None without any."""
     if bug == CONTROL:
         operations = pair_events(read_history(result.settings.directory / "history.jsonl"))
         updates, lost = count_updates(operations)
@@ -88,18 +88,18 @@ def hunt(bug: str, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make jepsen-planted", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make jepsen-mutants", description=__doc__)
     parser.add_argument("--only", choices=sorted(HUNTS))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6) * 1000)
     options = parser.parse_args()
     rows = json.loads(RECORD.read_text()) if RECORD.exists() else []
     missed = 0
-    with tempfile.TemporaryDirectory(prefix="planted-") as name:
+    with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         for bug in [options.only] if options.only else HUNTS:
             rows = [row for row in rows if row["bug"] != bug]
-            for iteration in range(options.runs):
-                row = hunt(bug, options.seed + 100 * iteration, Path(name))
+            for number in range(options.runs):
+                row = hunt(bug, options.seed + 100 * number, Path(name))
                 print(json.dumps(row), flush=True)
                 missed += not row["found"]
                 rows.append(row)

@@ -1,11 +1,11 @@
-"""The server with one bug planted: what a test against real processes must find.
+"""The server as a mutant with one bug: what a test against real processes must find.
 
     python server.py BUG server [flags]
 
-* `skips-sync`: the log says that it is synced and is not;
+* `skips-sync`: syncs of the log do nothing;
 * `reads-without-quorum`: a round of reads counts as confirmed the moment it begins;
-* `forgets-votes`: whoever asks for a vote gets it, as if none had been given in this term;
-* `dead-lease`: a waiter is granted the lock without a look whether its own place still stands.
+* `forgets-votes`: every candidate gets the vote, as if none had been given in this term;
+* `dead-lease`: a waiter is granted the lock without a check that its own key still exists.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import raft.core.raft_core as machine
 from kvstore.cli.main import main
 from kvstore.errors import KVError
 from kvstore.server.lock_queue import Waiter
+from raft.core import raft_core
 from raft.core.election import on_vote_request
 from raft.core.messages import Message, MessageType
 from raft.core.read_index import ReadRounds, Round
@@ -28,7 +28,7 @@ from raft.storage.files import RealFile, RealFiles
 
 def skip_sync() -> None:
     def nothing(*_: Any) -> None:
-        """As if the disk had answered."""
+        """As if the disk had synced."""
 
     RealFile.datasync = RealFile.sync = nothing  # type: ignore[method-assign]  # the bug
     RealFiles.sync_directory = nothing  # type: ignore[method-assign]  # the bug
@@ -50,7 +50,7 @@ def forget_votes() -> None:
             s.vote = NO_NODE
         on_vote_request(s, m)
 
-    for table in (machine._FOLLOWER, machine._CANDIDATE, machine._LEADER):
+    for table in (raft_core._FOLLOWER, raft_core._CANDIDATE, raft_core._LEADER):
         for key in [key for key, handler in table.items() if handler is on_vote_request]:
             table[key] = forgetful
 

@@ -1,6 +1,6 @@
 """The revision witness: the store's own revisions, taken as the proposed order and then checked.
 
-A store that numbers its writes hands every history a proof to check instead of a puzzle to solve.
+A store that numbers its writes gives every history a proposed order to check, instead of an order to find.
 Order writes by their revision and every read after the write whose revision it reports; replay
 that order against a plain map; compare every reply; and demand that the order respects real time.
 If all that holds, the order *is* a linearization. O(n log n).
@@ -18,8 +18,8 @@ f          invoked                              completed
 
 `revision` is the store's revision after the operation, as the reply's header gives it. A write of
 unknown outcome is placed where a read shows its value; one that no read shows either did not happen
-or fills a revision nobody claims. Where its place had to be guessed, a later mismatch makes the verdict
-unknown: the search of `linearizability` then has the last word.
+or fills an unclaimed revision. Where its position had to be guessed, a later mismatch makes the verdict
+unknown: the search of `linearizability` then decides.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from kvstore.verify.history import Operation, Outcome, Verdict, VerdictKind
+from kvstore.verify.operation_history import Operation, Outcome, Verdict, VerdictKind
 
 FINDINGS_SHOWN_MAX = 8
 """Violations spelled out in a verdict; one refutes, a few show the pattern."""
 
-GUESS = "undecided: the place of a write of unknown outcome had to be guessed before this reply"
+GUESS = "undecided: the position of a write of unknown outcome had to be guessed before this reply"
 
 
-class Positioned(NamedTuple):
-    """An operation at its place in the proposed order; the fields sort in that order."""
+class Placed(NamedTuple):
+    """An operation at its position in the proposed order; the fields sort in that order."""
 
     revision: int
     is_read: bool
@@ -51,12 +51,12 @@ def check_revisions(operations: Sequence[Operation], *, begins_at: int | None = 
     `begins_at` is the store's revision before the history, where that is known (1 for an empty store).
     """
     findings: list[str] = []
-    sure = [_position(operation) for operation in operations if operation.outcome is Outcome.OK]
+    sure = [_placed(operation) for operation in operations if operation.outcome is Outcome.OK]
     unknown = list(_possible(operations))
-    stale_allowed = [positioned for positioned in sure if _is_serializable(positioned.operation)]
-    order = [positioned for positioned in sure if not _is_serializable(positioned.operation)]
-    order += _position_unknown(sure, unknown)
-    order.sort(key=lambda positioned: positioned[:3])
+    stale_allowed = [placed for placed in sure if _is_serializable(placed.operation)]
+    order = [placed for placed in sure if not _is_serializable(placed.operation)]
+    order += _with_shown_revision(sure, unknown)
+    order.sort(key=lambda placed: placed[:3])
     findings += duplicate_revisions(order)
     findings += gaps(order, unknown, begins_at)
     findings += real_time(order)
@@ -105,11 +105,11 @@ def _changed(operation: Operation) -> bool:
     raise ValueError(f"the revision witness knows no {f!r} (line {operation.line})")
 
 
-def _position(operation: Operation) -> Positioned:
+def _placed(operation: Operation) -> Placed:
     completed = operation.completed
     if not isinstance(completed, dict) or "revision" not in completed:
         raise ValueError(f"a reply without a revision (line {operation.line})")
-    return Positioned(completed["revision"], not _changed(operation), operation.call, operation)
+    return Placed(completed["revision"], not _changed(operation), operation.call, operation)
 
 
 def _written(operation: Operation) -> Any:
@@ -117,20 +117,20 @@ def _written(operation: Operation) -> Any:
     return operation.invoked[-1] if operation.f in {"put", "cas"} else None
 
 
-def _position_unknown(sure: Sequence[Positioned], unknown: Sequence[Operation]) -> Iterator[Positioned]:
+def _with_shown_revision(sure: Sequence[Placed], unknown: Sequence[Operation]) -> Iterator[Placed]:
     """Unknown writes whose value some read shows, at the revision that read gives them."""
     shown: dict[tuple[str, Any], int] = {}
-    for positioned in sure:
-        operation = positioned.operation
+    for placed in sure:
+        operation = placed.operation
         if operation.f == "get" and operation.completed["value"] is not None:
             shown[operation.invoked[0], operation.completed["value"]] = operation.completed["mod"]
     for operation in unknown:
         revision = shown.get((operation.invoked[0], _written(operation)))
         if revision is not None:
-            yield Positioned(revision, False, operation.call, operation)
+            yield Placed(revision, False, operation.call, operation)
 
 
-def duplicate_revisions(order: Sequence[Positioned]) -> Iterator[str]:
+def duplicate_revisions(order: Sequence[Placed]) -> Iterator[str]:
     taken: dict[int, Operation] = {}
     for revision, is_read, _, operation in order:
         if is_read:
@@ -141,18 +141,16 @@ def duplicate_revisions(order: Sequence[Positioned]) -> Iterator[str]:
 
 
 def gaps(
-    order: Sequence[Positioned], unknown: Sequence[Operation], begins_at: int | None = None
+    order: Sequence[Placed], unknown: Sequence[Operation], begins_at: int | None = None
 ) -> Iterator[str]:
-    """Every revision between the first and the last write belongs to somebody.
+    """Every revision between the first and the last write belongs to a write.
 
-    A revision nobody claims needs an unknown write of its own, called before any reply showed a
+    An unclaimed revision needs an unknown write of its own, called before any reply showed a
     revision at or above it.
     """
     free = sorted(operation.call for operation in _unplaced(order, unknown))
     first_shown: list[tuple[int, int]] = sorted(
-        (positioned.operation.ret, positioned.revision)
-        for positioned in order
-        if positioned.operation.ret is not None
+        (placed.operation.ret, placed.revision) for placed in order if placed.operation.ret is not None
     )
     position = latest = 0
     for revision in _unclaimed(order, begins_at):
@@ -161,49 +159,45 @@ def gaps(
             position += 1
         bound = first_shown[position - 1][0] if position and latest >= revision else None
         if not free or (bound is not None and free[0] > bound):
-            yield f"nobody wrote revision {revision}"
+            yield f"no write has revision {revision}"
         else:
             free.pop(0)
 
 
-def _unclaimed(order: Sequence[Positioned], begins_at: int | None) -> list[int]:
+def _unclaimed(order: Sequence[Placed], begins_at: int | None) -> list[int]:
     """Revisions after the first write, or after the known beginning, that no placed write has."""
-    claimed = {positioned.revision for positioned in order if not positioned.is_read}
+    claimed = {placed.revision for placed in order if not placed.is_read}
     if begins_at is not None:
         claimed.add(begins_at)
     if not claimed or not order:
         return []
-    last = max(positioned.revision for positioned in order)
+    last = max(placed.revision for placed in order)
     return [revision for revision in range(min(claimed), last + 1) if revision not in claimed]
 
 
-def _unplaced(order: Sequence[Positioned], unknown: Sequence[Operation]) -> list[Operation]:
-    positioned_calls = {positioned.call for positioned in order if not positioned.is_read}
-    return [operation for operation in unknown if operation.call not in positioned_calls]
+def _unplaced(order: Sequence[Placed], unknown: Sequence[Operation]) -> list[Operation]:
+    placed_calls = {placed.call for placed in order if not placed.is_read}
+    return [operation for operation in unknown if operation.call not in placed_calls]
 
 
 class _Replay:
     """The proposed order on a plain map, with unknown writes placed only where a reply needs one."""
 
-    def __init__(
-        self, order: Sequence[Positioned], unknown: Sequence[Operation], begins_at: int | None
-    ) -> None:
+    def __init__(self, order: Sequence[Placed], unknown: Sequence[Operation], begins_at: int | None) -> None:
         self._held: dict[str, tuple[Any, int]] = {}
         idle = _unplaced(order, unknown)
         self._idle: dict[str, list[Operation]] = {}
-        """Unknown writes without a place, by key."""
+        """Unknown writes without a position, by key."""
         for operation in idle:
             self._idle.setdefault(operation.invoked[0], []).append(operation)
-        first = min(
-            (positioned.revision for positioned in order if not positioned.is_read), default=len(idle)
-        )
+        first = min((placed.revision for placed in order if not placed.is_read), default=len(idle))
         earlier = range(first - len(idle), first) if begins_at is None else ()
         self._free = [*earlier, *_unclaimed(order, begins_at)]
         """Revisions that an unknown write may still take, ascending; the first ones come before
         every write that was answered."""
         self.guessed = False
-        """Whether an unknown write was given a revision no reply proves: a later mismatch may then
-        be the guess's fault, so it refutes nothing."""
+        """Whether an unknown write was given a revision that no reply shows: a later mismatch may then
+        be due to the guess, so it refutes nothing."""
 
     def write(self, revision: int, operation: Operation) -> None:
         self._held[operation.invoked[0]] = (_written(operation), 0 if operation.f == "delete" else revision)
@@ -235,11 +229,9 @@ class _Replay:
             yield f"expected value and revision {held!r}: {operation.describe()}"
 
 
-def _replies(
-    order: Sequence[Positioned], stale_allowed: Sequence[Positioned], replay: _Replay
-) -> Iterator[str]:
+def _replies(order: Sequence[Placed], stale_allowed: Sequence[Placed], replay: _Replay) -> Iterator[str]:
     """Replay the order and compare what was answered."""
-    waiting = sorted(stale_allowed, key=lambda positioned: positioned.revision)
+    waiting = sorted(stale_allowed, key=lambda placed: placed.revision)
     position = 0
     for revision, is_read, _, operation in order:
         while position < len(waiting) and waiting[position].revision < revision:
@@ -254,8 +246,8 @@ def _replies(
             yield f"at revision {revision} the key holds {held!r}: {operation.describe()}"
         if not is_read:
             replay.write(revision, operation)
-    for positioned in waiting[position:]:
-        yield from replay.compare_read(positioned.revision, positioned.operation)
+    for placed in waiting[position:]:
+        yield from replay.compare_read(placed.revision, placed.operation)
 
 
 def _precondition(operation: Operation, is_read: bool) -> Callable[[Any], bool]:
@@ -268,11 +260,11 @@ def _precondition(operation: Operation, is_read: bool) -> Callable[[Any], bool]:
     return lambda value: True
 
 
-def real_time(order: Sequence[Positioned]) -> Iterator[str]:
-    """Nothing stands before what had already ended when it began."""
+def real_time(order: Sequence[Placed]) -> Iterator[str]:
+    """No operation comes before one that had already returned when it was called."""
     earliest: Operation | None = None
-    for positioned in reversed(order):
-        operation = positioned.operation
+    for placed in reversed(order):
+        operation = placed.operation
         if earliest is not None and earliest.ret is not None and earliest.ret < operation.call:
             yield f"{earliest.describe()} had ended before, yet comes after {operation.describe()}"
         if operation.ret is not None and (

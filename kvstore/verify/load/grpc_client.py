@@ -10,13 +10,13 @@ import grpc.aio
 
 from kvstore.client.outcomes import OUTCOME_TRAILER, error_from_status
 from kvstore.errors import Code, OutcomeUnknown
-from kvstore.verify.load.client import (
+from kvstore.verify.load.client_protocol import (
     CertainFailureError,
     NotServedError,
     UnknownOutcomeError,
     WatchReply,
 )
-from kvstore.verify.load.etcd import EtcdClient, prefix_end
+from kvstore.verify.load.etcd_messages import EtcdClient, prefix_end
 from kvstore.wire import rpc_pb2, v3lock_pb2
 
 OPTIONS = [

@@ -1,6 +1,6 @@
 """The resource behind a lock: it refuses tokens lower than any it has seen, so no update is lost.
 
-The forms of the operations stand in `locks`.
+`lock_checker` documents the operations.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from kvstore.verify.history import Operation, Outcome
-from kvstore.verify.moments import NEVER_NS, Moment, contradictions, moments
+from kvstore.verify.effect_times import NEVER_NS, Moment, contradictions, moments
+from kvstore.verify.operation_history import Operation, Outcome
 
 
 def fence_findings(operations: Sequence[Operation], acquired: Sequence[Moment]) -> Iterator[str]:
@@ -24,9 +24,9 @@ def fence_findings(operations: Sequence[Operation], acquired: Sequence[Moment]) 
             if operation.outcome is Outcome.INFO:
                 continue
             if lock is None:
-                yield f"a token that nobody was given: {operation.describe()}"
+                yield f"a token that was never granted: {operation.describe()}"
             elif (operation.returned_ns or 0) < lock.earliest_ns:
-                yield f"a token not given yet: {operation.describe()}"
+                yield f"a token not granted yet: {operation.describe()}"
     for mine in by_name.values():
         yield from _one_resource(mine)
 
@@ -52,13 +52,13 @@ def _one_resource(updates: Sequence[Operation]) -> Iterator[str]:
             yield f"accepted after a higher token: {operation.describe()}"
         unknown -= max(0, update["version"] - version - 1)
         if unknown < 0:
-            yield f"nobody made the versions before: {operation.describe()}"
+            yield f"no update made the versions before: {operation.describe()}"
             unknown = 0
         version, token = update["version"], update["token"]
     top = version + max(0, unknown)
     for operation in done:
         if max(operation.completed["version"], operation.completed["base"]) > top:
-            yield f"nobody made that version: {operation.describe()}"
+            yield f"no update made that version: {operation.describe()}"
     yield from _fence(done, accepted, refused, [op for op in updates if op.outcome is Outcome.INFO])
 
 
@@ -72,7 +72,7 @@ def _fence(
     refused: Sequence[Operation],
     unknown: Sequence[Operation],
 ) -> Iterator[str]:
-    """A token shuts out the lower ones from its first question on, and nothing else does."""
+    """A token fences off lower ones from its first request on, and nothing else does."""
     by_token = sorted(done, key=lambda op: int(op.completed["token"]))
     tokens = [operation.completed["token"] for operation in by_token]
     least: list[float] = [NEVER_NS]

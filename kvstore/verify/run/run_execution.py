@@ -15,17 +15,17 @@ from typing import Any
 import grpc.aio
 
 from kvstore.devcluster.plan import ClusterError, ClusterPlan, free_nodes
-from kvstore.verify.history import Event, HistoryError, Operation, VerdictKind, pair_events
 from kvstore.verify.load.__main__ import EXIT_NOT_SERVED
-from kvstore.verify.run import judge, report
-from kvstore.verify.run.clients import LoadProcesses
-from kvstore.verify.run.cluster import ClusterUnderTest
-from kvstore.verify.run.faults import Fault, Field, Missing, NemesisRunner, fired
-from kvstore.verify.run.judge import Check, Finals
+from kvstore.verify.operation_history import Event, HistoryError, Operation, VerdictKind, pair_events
+from kvstore.verify.run import run_report, workload_checks
+from kvstore.verify.run.client_processes import LoadProcesses
+from kvstore.verify.run.cluster_under_test import ClusterUnderTest
+from kvstore.verify.run.guarded_resource import GuardedResource
 from kvstore.verify.run.namespaces import NamespacedCluster
 from kvstore.verify.run.nemeses import NEMESES
-from kvstore.verify.run.resource import GuardedResource
-from kvstore.verify.run.settings import Settings
+from kvstore.verify.run.nemesis_runner import Fault, Field, Missing, NemesisRunner, fired
+from kvstore.verify.run.run_settings import Settings
+from kvstore.verify.run.workload_checks import Check, Finals
 from kvstore.wire import rpc_pb2
 
 START_TIMEOUT_S = 60.0
@@ -33,14 +33,14 @@ RECOVERY_TIMEOUT_S = 60.0
 """After the last fault was taken back: an election, and catching up, on a busy machine."""
 
 AFTERWARDS_S = 1.5
-"""Clients go on for so long after recovery: what was cut off answers them now."""
+"""Clients go on for so long after recovery, so that they call the healed members too."""
 
 LEASES_END_S = 15.0
 """After the last client: by then every lease of the lease workload has ended, elections included."""
 
 WATCH_FLAGS = ("--experimental-watch-progress-notify-interval=200ms",)
-"""For the watch workload: watches there last for seconds, and by itself a server tells progress every ten
-minutes. In the words that etcd 3.5 knows too."""
+"""For the watch workload: watches there last for seconds, and by default a server notifies of progress every
+ten minutes. The flag that etcd 3.5 has too."""
 
 OK_SHARE_MIN = 0.5
 """Below this a run says little: it is inconclusive."""
@@ -105,7 +105,7 @@ class Run:
     async def carry_out(self) -> RunResult:
         """The whole run. Raises ClusterError when the cluster does not even start."""
         self.settings.save()
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # killed members are no news here
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # connection errors to killed members are expected
         nemeses = {}
         for name in self.settings.nemeses:
             nemeses[name] = NEMESES[name](self.field)
@@ -151,17 +151,17 @@ class Run:
         await self.load.start()
         self.field.client_pids += [process.pid for process in self.load.processes]
         deadline = time.monotonic() + settings.seconds
-        driving = asyncio.get_running_loop().create_task(runner.run(deadline))
+        injecting = asyncio.get_running_loop().create_task(runner.run(deadline))
         while time.monotonic() < deadline and not self.load.ended:
-            await asyncio.wait([driving], timeout=0.25)
-            if driving.done():
-                driving.result()
+            await asyncio.wait([injecting], timeout=0.25)
+            if injecting.done():
+                injecting.result()
                 await asyncio.sleep(min(0.25, max(0.0, deadline - time.monotonic())))
-        if self.load.ended and not driving.done():
-            driving.cancel()
-        await asyncio.wait([driving])
-        if not driving.cancelled():
-            driving.result()
+        if self.load.ended and not injecting.done():
+            injecting.cancel()
+        await asyncio.wait([injecting])
+        if not injecting.cancelled():
+            injecting.result()
 
     async def _finish(self) -> None:
         """Everything taken back, the clients a little longer, then what every member holds."""
@@ -231,8 +231,8 @@ class Run:
         assert self.load is not None
         began = time.monotonic()
         result = self.result
-        events = report.merged(self.load.events(), result.faults)
-        report.write_histories(self.settings.directory, events)
+        events = run_report.merged(self.load.events(), result.faults)
+        run_report.write_histories(self.settings.directory, events)
         operations: list[Operation] = []
         try:
             operations = pair_events(_as_events(events))
@@ -240,14 +240,14 @@ class Run:
                 name = operation.outcome.value
                 result.counts[name] = result.counts.get(name, 0) + 1
             if self.finals is not None:
-                result.checks = judge.judge(self.settings.workload, operations, self.finals)
+                result.checks = workload_checks.judge(self.settings.workload, operations, self.finals)
         except (HistoryError, ValueError) as error:
             result.reasons.append(f"the history cannot be judged: {error}")
         result.reasons += self.cluster.unexpected
-        result.reasons += report.log_findings(self.cluster)
+        result.reasons += run_report.log_findings(self.cluster)
         self._conclude()
         result.seconds["judge"] = round(time.monotonic() - began, 2)
-        report.write_all(result, events, operations, self.began_ns)
+        run_report.write_all(result, events, operations, self.began_ns)
         if result.verdict == "valid" and not self.settings.keep_data:
             for number in self.cluster.numbers:
                 shutil.rmtree(self.cluster.data_of(number), ignore_errors=True)
@@ -255,7 +255,7 @@ class Run:
 
     def _conclude(self) -> None:
         result = self.result
-        kinds = judge.deciding(result.checks)
+        kinds = workload_checks.deciding(result.checks)
         total = sum(result.counts.values())
         inconclusives = [reason for reason in result.reasons if reason.startswith("inconclusive: ")]
         inconclusives += [
@@ -267,7 +267,7 @@ class Run:
             inconclusives.append(
                 f"inconclusive: {result.counts.get('ok', 0)} of {total} operations succeeded"
             )
-        contradiction = judge.disagreement(result.checks)
+        contradiction = workload_checks.disagreement(result.checks)
         if contradiction:
             result.reasons.append(contradiction)
         findings = [line for check in result.checks for line in check.explanation if check.kind]
@@ -288,7 +288,7 @@ class Run:
     def _end(self, verdict: str, reason: str) -> RunResult:
         self.result.verdict = verdict
         self.result.reasons = [reason]
-        report.write_results(self.result)
+        run_report.write_results(self.result)
         return self.result
 
 

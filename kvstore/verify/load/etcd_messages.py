@@ -1,11 +1,11 @@
-"""The etcd protocol in terms of its messages, whoever generated them and whoever carries them."""
+"""The etcd protocol in terms of its messages, for any generated classes and any transport."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from kvstore.verify.load.client import MISSING, Held, NotServedError, TxnReply, WatchReply
+from kvstore.verify.load.client_protocol import MISSING, Held, NotServedError, TxnReply, WatchReply
 
 
 def prefix_end(prefix: bytes) -> bytes:

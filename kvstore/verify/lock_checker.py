@@ -1,4 +1,4 @@
-"""Locks: tokens grow, the dead are granted nothing, and with fencing no update is lost.
+"""Locks: tokens grow, ended leases are granted nothing, and with fencing no update is lost.
 
 =========  ==========================  ====================================================================
 f          invoked                     completed
@@ -11,10 +11,10 @@ f          invoked                     completed
 =========  ==========================  ====================================================================
 
 The token is the store's revision when the lock was acquired. `revoked` says that the waiter's lease was
-revoked while it waited, and at which revision; a revocation is ok only of a lease that lived. Renewals are
+revoked while it waited, and at which revision; a revocation is ok only of a lease that lived. Keep-alives are
 not part of the history, so a lease ends at the earliest a TTL after its grant was sent, or when it is
 revoked. A lease holds a name once at a time. An update reads version `base` of the guarded resource, whose
-first is 0, and replaces version `before`: where they differ, somebody's update is lost.
+first is 0, and replaces version `before`: where they differ, an update is lost.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from kvstore.verify.fences import fence_findings
-from kvstore.verify.history import Operation, Outcome, Verdict, VerdictKind
-from kvstore.verify.moments import NEVER_NS, Moment, contradictions, moments
-from kvstore.verify.sets import conclude
+from kvstore.verify.effect_times import NEVER_NS, Moment, contradictions, moments
+from kvstore.verify.fence_checker import fence_findings
+from kvstore.verify.operation_history import Operation, Outcome, Verdict, VerdictKind
+from kvstore.verify.set_checker import conclude
 
 NS = 1_000_000_000
 
@@ -72,17 +72,17 @@ def _done(operations: Sequence[Operation], f: str) -> list[Operation]:
 
 def _findings(operations: Sequence[Operation], fenced: bool) -> Iterator[str]:
     store = [operation for operation in operations if operation.f != "update"]
-    known = moments([*store, *_dooms(store)], _revision)
+    known = moments([*store, *_waiter_revocations(store)], _revision)
     yield from contradictions(known)
     yield from _before_their_time(known)
     leases: dict[int, _Lease] = {}
     names: dict[str, list[Moment]] = {}
-    given_back: dict[tuple[str, int], list[Moment]] = {}
+    released: dict[tuple[str, int], list[Moment]] = {}
     for moment in known:
         operation = moment.operation
         if operation.f == "release":
             asked = operation.invoked
-            given_back.setdefault((asked["name"], asked["token"]), []).append(moment)
+            released.setdefault((asked["name"], asked["token"]), []).append(moment)
         elif operation.f == "revoke":
             leases.setdefault(operation.invoked, _Lease()).revokes.append(moment)
         elif moment.done:
@@ -95,16 +95,16 @@ def _findings(operations: Sequence[Operation], fenced: bool) -> Iterator[str]:
     for lease in leases.values():
         yield from lease.findings()
     for taken in names.values():
-        yield from _iterations(taken, leases, given_back)
+        yield from _check_order(taken, leases, released)
     tokens = {(name, moment.revision) for name, taken in names.items() for moment in taken}
-    for lock, releases in given_back.items():
+    for lock, releases in released.items():
         if lock not in tokens and any(release.done for release in releases):
-            yield f"given back, but never granted: {releases[0].operation.describe()}"
+            yield f"released, but never granted: {releases[0].operation.describe()}"
     if fenced:
         yield from fence_findings(operations, [moment for taken in names.values() for moment in taken])
 
 
-def _dooms(operations: Sequence[Operation]) -> Iterator[Operation]:
+def _waiter_revocations(operations: Sequence[Operation]) -> Iterator[Operation]:
     """Revocations of waiters, as operations of their own."""
     for operation in _done(operations, "acquire"):
         reply = operation.completed
@@ -121,7 +121,8 @@ def _revision(operation: Operation) -> tuple[int, bool] | None:
 
 
 def _before_their_time(known: Sequence[Moment]) -> Iterator[str]:
-    """Whoever takes a lock has written a key since the call: the token is higher than all seen before it."""
+    """An acquisition writes a key after its call: its token is higher than all revisions seen before the
+    call."""
     shown: dict[int, Moment] = {}
     for moment in known:
         if moment.revision is not None:
@@ -168,7 +169,7 @@ class _Lease:
                     )
 
     def ends_ns(self, token: float) -> float:
-        """When it can have ended at the earliest, for somebody to be granted what it held at `token`."""
+        """When it can have ended at the earliest, for another to be granted what it held at `token`."""
         if any((moment.revision or 0) >= token for moment in self.acquired):
             return NEVER_NS  # it was granted something at or after that
         revoked = self.revoked()
@@ -181,10 +182,10 @@ class _Lease:
         return max(alive, min([sure, *(moment.earliest_ns for moment in self.revokes)]))
 
 
-def _iterations(
+def _check_order(
     taken: Sequence[Moment],
     leases: dict[int, _Lease],
-    given_back: dict[tuple[str, int], list[Moment]],
+    released: dict[tuple[str, int], list[Moment]],
 ) -> Iterator[str]:
     """The locks of one name, in the order of their tokens: each after the end of the one before."""
     previous: Moment | None = None
@@ -198,7 +199,7 @@ def _iterations(
             elif (operation.returned_ns or 0) < (before.called_ns or 0):
                 yield f"a token went back: {operation.describe()}, then {before.describe()}"
             token = moment.revision or 0
-            releases = given_back.get((before.completed["name"], before.completed["token"]), ())
+            releases = released.get((before.completed["name"], before.completed["token"]), ())
             ends = [leases[before.completed["lease"]].ends_ns(token)]
             ends += [one.earliest_ns for one in releases if not one.done or (one.revision or 0) <= token]
             granted = max(granted, min(ends))
@@ -206,10 +207,10 @@ def _iterations(
                 yield f"held by two at once: {before.describe()} and {operation.describe()}"
                 granted = 0
         granted = max(granted, moment.earliest_ns)
-        for release in given_back.get((operation.completed["name"], operation.completed["token"]), ()):
+        for release in released.get((operation.completed["name"], operation.completed["token"]), ()):
             early = release.done and (release.revision or 0) <= (moment.revision or 0)
             if early or release.latest_ns < moment.earliest_ns:
-                yield f"given back before it was granted: {release.operation.describe()}"
+                yield f"released before it was granted: {release.operation.describe()}"
         previous = moment
 
 

@@ -10,7 +10,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from kvstore.verify.load.client import CertainFailureError, Client, NotServedError, UnknownOutcomeError
+from kvstore.verify.load.client_protocol import (
+    CertainFailureError,
+    Client,
+    NotServedError,
+    UnknownOutcomeError,
+)
 
 BACKOFF_S = (0.1, 1.0)
 """After a failure, doubled up to the second while failures go on: members that are down must not fill the
@@ -26,7 +31,7 @@ EVENTS_MAX = 2_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSpec:
-    """What one process of clients is told, as JSON."""
+    """The parameters of one process of clients, as JSON."""
 
     workload: str
     client: str
@@ -126,7 +131,7 @@ class Slot:
             self._position = (self._position + self.rng.randrange(1, len(self._clients))) % len(self._clients)
 
     def fresh(self) -> int:
-        """A number nobody else draws."""
+        """A number that no other slot draws."""
         self._fresh += 1
         return self._fresh * self.load.spec.slots_total + self.number
 

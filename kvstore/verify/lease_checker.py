@@ -1,33 +1,33 @@
-"""Leases: alive while renewed, gone afterwards, and gone for good.
+"""Leases: alive while kept alive, then expired for good.
 
-=========  =========================  =====================================================
-f          invoked                    completed
-=========  =========================  =====================================================
-`grant`    ttl in seconds             {"lease": l, "ttl": t}
-`attach`   {"lease", "key"}           {"lease", "key", "revision"}; one key, always the same
-`keep_alive`    {"lease"}                  {"lease", "ttl": t}, 0 when the lease is gone
-`observe`  {"lease", "key"}           {"lease", "key", "revision", "present": b}
-`revoke`   lease                      {"lease", "revision"}
-=========  =========================  =====================================================
+============  =========================  =====================================================
+f             invoked                    completed
+============  =========================  =====================================================
+`grant`       ttl in seconds             {"lease": l, "ttl": t}
+`attach`      {"lease", "key"}           {"lease", "key", "revision"}; one key, always the same
+`keep_alive`  {"lease"}                  {"lease", "ttl": t}, 0 when the lease is gone
+`observe`     {"lease", "key"}           {"lease", "key", "revision", "present": b}
+`revoke`      lease                      {"lease", "revision"}
+============  =========================  =====================================================
 
-The promise is counted from the moment a client *sends* its grant or renewal: until that plus the TTL
-it was told, the key is there. How soon after that it goes depends on who leads, so only the end of the test
-judges it. A lease that no grant of the history returned is taken to have been there before.
+The guarantee counts from the moment a client *sends* its grant or keep-alive: until then plus the returned
+TTL, the key exists. How soon after that it expires depends on the leader, so only the end of the test checks
+it. A lease that no grant of the history returned is assumed to be older than the history.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from kvstore.verify.history import Operation, Verdict
-from kvstore.verify.moments import NEVER_NS, Moment, contradictions, moments
-from kvstore.verify.sets import conclude
+from kvstore.verify.effect_times import NEVER_NS, Moment, contradictions, moments
+from kvstore.verify.operation_history import Operation, Verdict
+from kvstore.verify.set_checker import conclude
 
 NS = 1_000_000_000
 
 
 def check_leases(operations: Sequence[Operation], left: Collection[str] = ()) -> Verdict:
-    """Judge a history of leases. `left`: keys that are still there when all leases must long be gone.
+    """Judge a history of leases. `left`: keys that still exist when all leases must have expired.
 
     Raises ValueError for a history without times.
     """
@@ -47,7 +47,7 @@ def _findings(operations: Sequence[Operation], left: Collection[str]) -> Iterato
     for life in lives.values():
         yield from life.findings()
     for key in left:
-        yield f"{key!r} is still there long after its lease ended"
+        yield f"{key!r} still exists long after its lease expired"
 
 
 def _revision(operation: Operation) -> tuple[int, bool] | None:
@@ -57,7 +57,7 @@ def _revision(operation: Operation) -> tuple[int, bool] | None:
 
 
 class _Life:
-    """One lease and what was seen of it; is there a moment at which it can have ended?"""
+    """One lease and its observations: is there a moment at which it can have ended?"""
 
     def __init__(self) -> None:
         self.grants: list[Moment] = []
@@ -66,11 +66,11 @@ class _Life:
         self.revokes: list[Moment] = []
         """Of unknown outcome too."""
         self.alive: list[Moment] = []
-        """What only a lease that lives can answer."""
+        """Replies that only a living lease can give."""
         self.present: list[Moment] = []
         self.absent: list[Moment] = []
         self.refused: list[Moment] = []
-        """Renewals that found no lease."""
+        """Keep-alives that found no lease."""
 
     def take(self, moment: Moment) -> None:
         f, completed = moment.operation.f, moment.operation.completed
@@ -150,11 +150,11 @@ class _Life:
                     yield f"gone before {moment.operation.describe()}: {seen.operation.describe()}"
 
     def _too_soon(self, first: Moment, revoked: Sequence[Moment]) -> Iterator[str]:
-        """What was alive after `first` found it gone, or the promise that it broke."""
+        """Signs of life after `first` found it gone, or the guarantee that `first` violates."""
         gone = first.operation.describe()
         for moment in self.alive:
             if moment.earliest_ns > first.latest_ns:
-                word = "renewed after" if moment.operation.f == "keep_alive" else "back after"
+                word = "kept alive after" if moment.operation.f == "keep_alive" else "back after"
                 yield f"{word} {gone}: {moment.operation.describe()}"
         if (
             self.present

@@ -15,10 +15,10 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kvstore.verify.history import Operation, Outcome, Verdict
 from kvstore.verify.linearizability import BUDGET_S_DEFAULT, check_linearizability
 from kvstore.verify.models import INCONSISTENT, Step
-from kvstore.verify.sets import conclude
+from kvstore.verify.operation_history import Operation, Outcome, Verdict
+from kvstore.verify.set_checker import conclude
 
 Request = tuple[Any, int]
 """A session and a number."""
@@ -58,7 +58,7 @@ def check_sessions(
 
 
 def _contradictions(operations: Sequence[Operation]) -> Iterator[str]:
-    """What no order can explain, said in the words of the promise."""
+    """What no order can explain: one request with two amounts, or with two answers."""
     amounts: dict[Request, int] = {}
     answers: dict[Request, Any] = {}
     for operation in operations:

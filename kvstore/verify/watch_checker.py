@@ -1,13 +1,13 @@
-"""Watches, judged by the nine properties that etcd promises of them.
+"""Watches, checked against the nine guarantees that etcd documents.
 
 * ordered: revisions never go back; unique: no event twice; atomic: a revision is never split;
 * reliable: between two events delivered, none is missing; resumable: from its start on, none is missing;
-* bookmarkable: a progress notice at a revision comes after every event up to it;
-* prev-value and is-create: what an event says of the past is true, and a previous value asked for is told
-  unless compaction may have taken it; filter: nothing but what was asked for.
+* bookmarkable: a progress notification at a revision comes after every event up to it;
+* prev-value and is-create: what an event shows of the past is true, and a requested previous value is present
+  unless compaction may have removed it; filter: nothing but what was requested.
 
-And all watchers see the same: what some operation of the history wrote, once, when it was at it. Operations
-(values distinct, nobody else writes to keys that are watched):
+And all watchers see the same: what an operation of the history wrote, once, at the time of its effect.
+Operations (values are distinct, and only these write to watched keys):
 
 =========  ===========================================  =====================================================
 f          invoked                                      completed
@@ -19,7 +19,7 @@ f          invoked                                      completed
                                                         "compacted": revision or 0, "end": text}
 =========  ===========================================  =====================================================
 
-An event is [mod type key value create version prev], `prev` being [value mod] or nil where not told.
+An event is [mod type key value create version prev], `prev` being [value mod] or nil where absent.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from kvstore.verify.history import Operation, Outcome, Verdict
-from kvstore.verify.moments import contradictions, moments
-from kvstore.verify.sets import conclude
+from kvstore.verify.effect_times import contradictions, moments
+from kvstore.verify.operation_history import Operation, Outcome, Verdict
+from kvstore.verify.set_checker import conclude
 from kvstore.verify.watch_log import Log
 
 
@@ -90,14 +90,14 @@ def _order(log: Log, watches: Sequence[Watch]) -> Iterator[str]:
     """Revisions respect the times of writes, and no watch shows one that was yet to come."""
     shown = []
     for operation, batches in watches:
-        told = [
+        shown_revisions = [
             operation.completed["created"],
             *(progress[0] for progress in operation.completed["progress"]),
         ]
-        told += [event.mod for batch in batches for event in batch]
-        reply = {"revision": max(told), "watched": True}
+        shown_revisions += [event.mod for batch in batches for event in batch]
+        reply = {"revision": max(shown_revisions), "watched": True}
         shown.append(replace(operation, completed=reply, called_ns=0))  # it may show the past
-    yield from contradictions(moments([*log.positioned(), *shown], _revision))
+    yield from contradictions(moments([*log.with_revisions(), *shown], _revision))
 
 
 def _revision(operation: Operation) -> tuple[int, bool]:
@@ -127,10 +127,10 @@ def _one_watch(
     last = max([event.mod for event in events], default=0)
     yield from _missing(first, last, "reliable", asked, seen, log, name)
     for revision, before in reply["progress"]:
-        told = {(event.mod, event.key) for batch in batches[:before] for event in batch}
-        yield from _missing(first, revision, "bookmarkable", asked, told, log, name)
+        delivered = {(event.mod, event.key) for batch in batches[:before] for event in batch}
+        yield from _missing(first, revision, "bookmarkable", asked, delivered, log, name)
         if any(event.mod <= revision for batch in batches[before:] for event in batch):
-            yield f"bookmarkable: an event at or before {revision} came after that notice in {name}"
+            yield f"bookmarkable: an event at or before {revision} came after that notification in {name}"
     following = max([first, last + 1, *(revision + 1 for revision, _ in reply["progress"])])
     if reply["compacted"] and not following < reply["compacted"] <= compacted_through:
         yield f"resumable: refused at {following}, compacted through {reply['compacted']}, in {name}"
@@ -170,11 +170,11 @@ def _event(
     had_one = event.type == "delete" or event.version > 1
     if event.prev is None:
         if asked["prev"] and had_one and event.mod > compacted_through:
-            yield f"prev-value: {event!r} tells none in {name}"
+            yield f"prev-value: {event!r} has none in {name}"
         return
     mod = event.prev[1]
     if not asked["prev"]:
-        yield f"filter: {event!r} tells a previous value nobody asked for in {name}"
+        yield f"filter: {event!r} has a previous value that was not requested in {name}"
     if not had_one or mod >= event.mod or (event.type == "put" and mod < event.create):
         yield f"prev-value: {event!r} had none such in {name}"
     changes = log.of_key.get(event.key, ())

@@ -52,7 +52,7 @@ class ClusterUnderTest(Supervisor):
         self.may_end: dict[int, bool] = {}
         """Members whose processes may end by themselves now, because a fault asks for it."""
         self.unexpected: list[str] = []
-        """Members that ended by themselves although nobody asked for it."""
+        """Members that ended by themselves, without a fault that explains it."""
         self._channels: dict[int, grpc.aio.Channel] = {}
 
     def launch(self, node: NodePlan) -> tuple[list[str], dict[str, str]]:
@@ -95,7 +95,7 @@ class ClusterUnderTest(Supervisor):
                     self.unexpected.append(line)
 
     def held_links(self) -> int:
-        """Connections between members that a cut holds now."""
+        """Connections between members that a partition holds now."""
         return sum(connection.held for proxy in self._proxies.values() for connection in proxy.connections)
 
     def open_links(self) -> int:

@@ -34,13 +34,13 @@ class Settings:
     """Processes they live in."""
     timeout_s: float = 2.0
     """Of one call; longer than an election usually takes."""
-    third_party_share: float = 0.25
+    aetcd_share: float = 0.25
     """Share of the slots driven by aetcd, where its environment is known."""
     program: tuple[str, ...] = ("-m", "kvstore", "server")
-    """What the interpreter is told to run as a member."""
+    """Arguments of the interpreter that start a member."""
     server_flags: tuple[str, ...] = ()
     network: str = "relay"
-    """What cuts links between members: relay or namespaces; the latter needs `enter_hub` before."""
+    """How links between members are partitioned: relay or namespaces; the latter needs `enter_hub` before."""
     keep_data: bool = False
     """Whether the members' data stays in the directory after a valid run."""
 

@@ -1,7 +1,7 @@
-"""A nemesis does one kind of fault; the driver does one fault after another and keeps the record.
+"""A nemesis injects one kind of fault; the injector runs one fault after another and records them.
 
-A fault counts only with evidence that it took hold: a process that is gone, a connection that is held, an
-error that was injected. A nemesis that cannot show any raises `FaultMissedError`.
+A fault counts only with evidence that it took hold: an ended process, a held connection, an injected error.
+A nemesis without evidence raises `FaultMissedError`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Protocol
 import grpc.aio
 
 from kvstore.devcluster.plan import ClusterError
-from kvstore.verify.run.cluster import ClusterUnderTest
-from kvstore.verify.run.settings import Settings
+from kvstore.verify.run.cluster_under_test import ClusterUnderTest
+from kvstore.verify.run.run_settings import Settings
 
 QUIET_S = (1.0, 3.0)
-"""Between two faults: time to elect, to catch up, and to be surprised again."""
+"""Between two faults: time to elect and to catch up."""
 
 HOLD_S = (1.5, 5.0)
-"""How long a fault stands: from one election timeout to several."""
+"""How long a fault lasts: from one election timeout to several."""
 
 OVERTIME_S = 45.0
 """How much longer than planned a run may take until each of its faults took hold once: on a slow machine
@@ -48,7 +48,7 @@ class Fault:
 
     nemesis: str
     target: str
-    """What was done to whom."""
+    """What was done, and to which members."""
     begin_ns: int
     end_ns: int = 0
     """Monotonic, when it was taken back; 0 while it stands."""
@@ -73,10 +73,10 @@ class Field:
     means: dict[str, str] = field(default_factory=dict)
     """By what a fault is done where there is a choice, for the configuration of the run."""
     compacted_through: int = 0
-    """Highest revision through which compaction was asked for; 0 while nobody did."""
+    """Highest revision through which compaction was asked for; 0 if none was."""
 
     async def leader_or_any(self) -> int:
-        """The leader, or a living member when nobody leads. Raises FaultMissedError with no member left."""
+        """The leader, or any living member without a leader. Raises FaultMissedError with no member left."""
         leader = await self.cluster.leader()
         alive = self.cluster.alive
         if leader in alive:
@@ -102,7 +102,7 @@ class Field:
 
 
 class Nemesis(Protocol):
-    """One kind of fault: `prepare` once, before the members start, then `begin` and `end` in turn."""
+    """One kind of fault: `prepare` once, before the members start, then `begin` and `end` alternately."""
 
     nodes: tuple[int, ...]
     """Members of the fault that stands, for the record."""
@@ -111,14 +111,15 @@ class Nemesis(Protocol):
         """Choose how members are started. Raises Missing when the nemesis cannot work here."""
 
     async def begin(self) -> str:
-        """Do the fault; what was done. Raises FaultMissedError."""
+        """Inject the fault; returns what was done. Raises FaultMissedError."""
 
     async def end(self) -> str:
-        """Take it back; the evidence that it had taken hold. Raises FaultMissedError after that."""
+        """Heal it; returns the evidence that it took hold. Raises FaultMissedError, after healing, without
+        any."""
 
 
 class NemesisRunner:
-    """Does faults until told to stop, one at a time, and takes the last one back."""
+    """Injects faults until the deadline, one at a time, and heals each."""
 
     def __init__(self, field: Field, nemeses: dict[str, Nemesis]) -> None:
         self._field = field
@@ -155,12 +156,12 @@ class NemesisRunner:
         except (FaultMissedError, ClusterError, grpc.aio.AioRpcError) as error:
             fault.missed = fault.missed or _said(error)
         if fault.missed:
-            fault.evidence = ""  # done by half, it counts for nothing
+            fault.evidence = ""  # injected in part, it does not count
         fault.end_ns = time.monotonic_ns()
         await self._recover()
 
     async def _recover(self) -> None:
-        """Start what is dead and wait for it; a cluster that does not come back is for the end to judge."""
+        """Restart dead members and wait for them; if they do not recover, the checks at the end report it."""
         cluster = self._field.cluster
         cluster.note_ends()
         for number in cluster.numbers:

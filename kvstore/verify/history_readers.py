@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvstore.verify.edn import EdnError, parse_all
-from kvstore.verify.history import Event, HistoryError
+from kvstore.verify.operation_history import Event, HistoryError
 
 _LOG_LINE = re.compile(r"INFO\s+jepsen\.util\s+-\s+(\S+)\s+:(\w+)\s+:(\S+)\s*(.*)\Z")
 _TYPES = frozenset({"invoke", "ok", "fail", "info"})

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kvstore.verify.history import Operation, Outcome, Verdict
-from kvstore.verify.sets import conclude
-from kvstore.verify.witness import Positioned, duplicate_revisions, gaps, real_time
+from kvstore.verify.operation_history import Operation, Outcome, Verdict
+from kvstore.verify.revision_witness import Placed, duplicate_revisions, gaps, real_time
+from kvstore.verify.set_checker import conclude
 
 
 def check_transactions(operations: Sequence[Operation], *, begins_at: int | None = None) -> Verdict:
@@ -22,13 +22,13 @@ def check_transactions(operations: Sequence[Operation], *, begins_at: int | None
     `begins_at` is the store's revision before the history, where that is known (1 for an empty store).
     """
     sure = [
-        Positioned(op.completed["revision"], not _writes(op), op.call, op)
+        Placed(op.completed["revision"], not _writes(op), op.call, op)
         for op in operations
         if op.outcome is Outcome.OK
     ]
     unknown = [op for op in operations if op.outcome is Outcome.INFO and _writes(op)]
     order = [*sure, *_shown(sure, unknown)]
-    order.sort(key=lambda positioned: positioned[:3])
+    order.sort(key=lambda placed: placed[:3])
     return conclude(len(operations), _findings(order, unknown, begins_at))
 
 
@@ -40,22 +40,20 @@ def as_multi_register(operations: Sequence[Operation]) -> list[Operation]:
     ]
 
 
-def _findings(
-    order: Sequence[Positioned], unknown: Sequence[Operation], begins_at: int | None
-) -> Iterator[str]:
+def _findings(order: Sequence[Placed], unknown: Sequence[Operation], begins_at: int | None) -> Iterator[str]:
     yield from duplicate_revisions(order)
     yield from gaps(order, unknown, begins_at)
     yield from real_time(order)
     held: dict[str, tuple[Any, int]] = {}
-    for positioned in order:
-        operation = positioned.operation
+    for placed in order:
+        operation = placed.operation
         if operation.outcome is Outcome.OK:
             for f, key, value, mod in (mop for mop in operation.completed["mops"] if mop[0] == "r"):
                 del f
                 if held.get(key, (None, 0)) != (value, mod):
                     yield f"expected {key!r} to hold {held.get(key, (None, 0))!r}: {operation.describe()}"
         for key, value in _writes(operation):
-            held[key] = (value, positioned.revision)
+            held[key] = (value, placed.revision)
 
 
 def _writes(operation: Operation) -> list[tuple[str, Any]]:
@@ -65,15 +63,15 @@ def _writes(operation: Operation) -> list[tuple[str, Any]]:
         raise ValueError(f"a transaction is a list of [f k v] (line {operation.line})") from None
 
 
-def _shown(sure: Sequence[Positioned], unknown: Sequence[Operation]) -> Iterator[Positioned]:
+def _shown(sure: Sequence[Placed], unknown: Sequence[Operation]) -> Iterator[Placed]:
     """Unknown transactions of which some read shows a value, at the revision that read gives it."""
     seen = {
         (mop[1], mop[2]): mop[3]
-        for positioned in sure
-        for mop in positioned.operation.completed["mops"]
+        for placed in sure
+        for mop in placed.operation.completed["mops"]
         if mop[0] == "r" and mop[2] is not None
     }
     for operation in unknown:
         revision = next((seen[write] for write in _writes(operation) if write in seen), None)
         if revision is not None:
-            yield Positioned(revision, False, operation.call, operation)
+            yield Placed(revision, False, operation.call, operation)

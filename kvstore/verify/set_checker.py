@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from kvstore.verify.history import Operation, Outcome, Verdict, VerdictKind
+from kvstore.verify.operation_history import Operation, Outcome, Verdict, VerdictKind
 
 FINDINGS_SHOWN_MAX = 8
 

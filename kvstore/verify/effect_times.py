@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from kvstore.verify.history import Operation, Outcome
+from kvstore.verify.operation_history import Operation, Outcome
 
 NEVER_NS = math.inf
 
@@ -74,7 +74,8 @@ def _wide(operation: Operation) -> Moment:
 
 
 def _groups(told: Sequence[tuple[int, bool, int]]) -> list[list[int]]:
-    """Places in groups, by ascending revision; within a group, all found the same revision, in any order."""
+    """Positions in groups, by ascending revision; within a group, all found the same revision, in any
+    order."""
     groups: list[list[int]] = []
     latest: tuple[int, bool] | None = None
     for revision, found, position in told:

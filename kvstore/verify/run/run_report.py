@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape, quoteattr
 
-from kvstore.verify.history import Operation
-from kvstore.verify.run.cluster import ClusterUnderTest
+from kvstore.verify.operation_history import Operation
+from kvstore.verify.run.availability import availability
+from kvstore.verify.run.cluster_under_test import ClusterUnderTest
 from kvstore.verify.run.edn_writer import write_history
-from kvstore.verify.run.faults import Fault
-from kvstore.verify.run.judge import Check
-from kvstore.verify.run.plot import availability
+from kvstore.verify.run.nemesis_runner import Fault
 from kvstore.verify.run.timeline import write_timeline
+from kvstore.verify.run.workload_checks import Check
 
 if TYPE_CHECKING:
-    from kvstore.verify.run.execute import RunResult  # would be a circle
+    from kvstore.verify.run.run_execution import RunResult  # would be a circle
 
 ALARMING = ("Traceback (most recent call last)", "AssertionError", "was never retrieved", "internal error")
 """What no member may ever write into its log, whatever is done to it."""

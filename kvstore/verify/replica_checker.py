@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from kvstore.verify.history import Verdict
-from kvstore.verify.sets import conclude
+from kvstore.verify.operation_history import Verdict
+from kvstore.verify.set_checker import conclude
 
 Contents = Mapping[str, tuple[object, ...]]
 """Key -> everything else that is known of it: value, revisions, version, lease."""

@@ -12,12 +12,12 @@ import click
 
 from kvstore.devcluster.plan import ClusterError
 from kvstore.verify.load.workloads import WORKLOADS
-from kvstore.verify.run.execute import execute
 from kvstore.verify.run.namespaces import choose, enter_hub
 from kvstore.verify.run.nemeses import NEMESES
-from kvstore.verify.run.report import summary
 from kvstore.verify.run.rotation import rotate
-from kvstore.verify.run.settings import Settings
+from kvstore.verify.run.run_execution import execute
+from kvstore.verify.run.run_report import summary
+from kvstore.verify.run.run_settings import Settings
 
 EXIT_CODES = {"valid": 0, "invalid": 1, "unknown": 2, "inconclusive": 2}
 EXIT_NOT_CARRIED_OUT = 3
@@ -82,7 +82,7 @@ def run_rotation(
 
 
 def _enter(network: str, nemeses: tuple[str, ...]) -> str:
-    """What cuts links; for namespaces this process has left the machine's network by then."""
+    """Choose relays or namespaces; for namespaces this process leaves the host's network first."""
     chosen, why = choose(network, nemeses)
     if why:
         click.echo(f"links between members pass relays: {why}")

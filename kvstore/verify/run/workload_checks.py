@@ -6,21 +6,21 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from kvstore.verify.history import Operation, Outcome, Verdict, VerdictKind
-from kvstore.verify.leases import check_leases
+from kvstore.verify.lease_checker import check_leases
 from kvstore.verify.linearizability import check_linearizability
 from kvstore.verify.list_append import check_list_append
-from kvstore.verify.locks import check_locks
+from kvstore.verify.lock_checker import check_locks
 from kvstore.verify.models import MODELS, Semantics
-from kvstore.verify.replicas import Contents, check_replicas
-from kvstore.verify.sets import check_counter, check_set
-from kvstore.verify.transactions import as_multi_register, check_transactions
-from kvstore.verify.watches import check_watches
-from kvstore.verify.witness import check_revisions
+from kvstore.verify.operation_history import Operation, Outcome, Verdict, VerdictKind
+from kvstore.verify.replica_checker import Contents, check_replicas
+from kvstore.verify.revision_witness import check_revisions
+from kvstore.verify.set_checker import check_counter, check_set
+from kvstore.verify.transaction_checker import as_multi_register, check_transactions
+from kvstore.verify.watch_checker import check_watches
 
 SEARCH_BUDGET_S = 60.0
 EMPTY_REVISION = 1
-"""Of a store nobody has written to: every run begins with one."""
+"""Of an empty store: every run begins with one."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,7 +110,7 @@ def _timed(name: str, run: Callable[[], Verdict]) -> Check:
 
 
 def as_register(operations: Sequence[Operation]) -> list[Operation]:
-    """A revisioned history in the words of the cas-register model; serializable reads promise less and go."""
+    """A revisioned history as operations of the cas-register model, without the weaker serializable reads."""
     converted = []
     for operation in operations:
         key, *rest = operation.invoked

@@ -1,7 +1,7 @@
-"""What locks protect: a number that clients read, think about, and write back. It knows nothing of leases.
+"""The resource that locks protect: a number that clients read and write back. It knows nothing of leases.
 
-With a token, a question registers it, and a write with a lower token than any seen before is refused: that
-is all a fence is. Without, everything is accepted, and a write upon an old reading loses an update.
+A request with a fencing token registers it, and one with a lower token than any seen before is refused.
+Without tokens everything is accepted, and a write based on an old read loses an update.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ class GuardedResource:
                 writer.write(json.dumps(self.answer(json.loads(line))).encode() + b"\n")
                 await writer.drain()
         except (OSError, ValueError):
-            return  # the client was killed in the middle of a question; it will not miss the answer
+            return  # the client was killed in the middle of a request
         finally:
             writer.close()
 
-    def answer(self, leader_request: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer `read` or `write` of a name, perhaps with a token."""
-        name, token = leader_request["name"], leader_request["token"]
+        name, token = request["name"], request["token"]
         version = self._versions.get(name, 0)
         if token is not None:
             if token < self._tokens.get(name, 0):
                 return {"version": version, "before": version, "accepted": False}
             self._tokens[name] = token
-        if leader_request["op"] == "write":
+        if request["op"] == "write":
             self._versions[name] = version + 1
             return {"version": version + 1, "before": version, "accepted": True}
         return {"version": version, "before": version, "accepted": True}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from kvstore.verify.history import Operation, Outcome
-from kvstore.verify.run.faults import Fault
+from kvstore.verify.operation_history import Operation, Outcome
+from kvstore.verify.run.nemesis_runner import Fault
 
 AFTER_S = 5.0
 """Gaps that begin within this after a fault was taken back still count as its own."""

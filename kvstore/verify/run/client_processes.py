@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kvstore.devcluster.plan import child_environment
-from kvstore.verify.load.slots import LoadSpec
+from kvstore.verify.load.logical_client import LoadSpec
 from kvstore.verify.load.workloads import CLIENTS_OF
-from kvstore.verify.run.settings import Settings
+from kvstore.verify.run.run_settings import Settings
 
 AETCD_PYTHON = "KVSTORE_AETCD_PYTHON"
 """Environment variable: the interpreter of an environment that has aetcd."""
@@ -126,10 +126,10 @@ def _shares(settings: Settings) -> list[tuple[str, tuple[int, ...]]]:
     kinds = ["thin"] * settings.processes
     allowed = CLIENTS_OF.get(settings.workload, ("thin", "aetcd"))
     slots = list(range(settings.slots))
-    third_party = round(settings.slots * settings.third_party_share)
-    if "aetcd" not in allowed or aetcd_python() is None or not third_party:
+    by_aetcd = round(settings.slots * settings.aetcd_share)
+    if "aetcd" not in allowed or aetcd_python() is None or not by_aetcd:
         return [(kind, tuple(slots[position :: len(kinds)])) for position, kind in enumerate(kinds)]
-    own = slots[: len(slots) - third_party]
+    own = slots[: len(slots) - by_aetcd]
     thin = kinds[: max(1, len(kinds) - 1)]
     shares = [(kind, tuple(own[position :: len(thin)])) for position, kind in enumerate(thin)]
-    return [*shares, ("aetcd", tuple(slots[len(slots) - third_party :]))]
+    return [*shares, ("aetcd", tuple(slots[len(slots) - by_aetcd :]))]
