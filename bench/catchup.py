@@ -1,9 +1,9 @@
 """`make bench-catchup`: a member that was down for many writes catches up by snapshot while writes go on.
 
-Each round: a follower is killed; the others take so many writes, and their logs forget what it lacks; a
+Each round: a follower is killed; the others take so many writes, and compact the entries that it lacks; a
 steady writer is measured for a while (*before*); the member is started, and the same writer is measured
-until it has caught up (*during*). So both are taken on the same cluster, in turns. In the end every member
-is read back, and all must hold the same state.
+until it has caught up (*during*). So both are measured on the same cluster, alternately. In the end every
+member is read back, and all must hold the same state.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ IN_FLIGHT = 128
 VALUE_BYTES = 128
 REQUEST_SECONDS_MAX = 20.0
 BEFORE_SECONDS = 5.0
-WINDOW_SECONDS_MIN = 2.0
+DURING_SECONDS_MIN = 2.0
 """A catch-up that is over sooner is measured this long: a percentile of few writes says nothing."""
 CAUGHT_UP_SECONDS_MAX = 300.0
 FLAGS = ("--snapshot-count=20", "--snapshot-catchup-entries=20")
-"""The log forgets soon: an entry is a batch of writes, so that some thousand of them are a few dozen."""
-INSTALLED = "the state is now the image"
-"""What a member logs when it has become an image."""
+"""The log is compacted soon: an entry is a batch of writes, so that some thousand of them are a few dozen."""
+INSTALLED = "the state is now the "
+"""A member's log line when it has installed a snapshot."""
 
 
 async def fill(endpoints: Sequence[str], prefix: bytes, writes: int) -> None:
@@ -115,7 +115,7 @@ def one_round(cluster: clusters.Cluster, folder: Path, number: int, writes: int)
         away.start()
         wait_caught_up(cluster, away)
         caught_up = time.monotonic()
-        clusters.pause(max(0.0, WINDOW_SECONDS_MIN - (caught_up - started)))
+        clusters.pause(max(0.0, DURING_SECONDS_MIN - (caught_up - started)))
         ended = time.monotonic()
         writer.finish()
     complaints = [line for member in cluster.members for line in writer.verify(member.endpoint)]
@@ -158,7 +158,7 @@ def catch_up(cluster: clusters.Cluster, folder: Path, rounds: int, writes: int) 
         wait_caught_up(cluster, member)
     wrong = [line for result in results for line in result["complaints"] + result["refused"]]
     wrong += [
-        "a member caught up without an image" for result in results if not result["snapshots_installed"]
+        "a member caught up without a snapshot" for result in results if not result["snapshots_installed"]
     ]
     if len(hashes(cluster)) != 1:
         wrong.append("the members hold different states")

@@ -77,7 +77,7 @@ class Member:
     client_port: int
     peer_port: int
     advertised_peer_port: int
-    """What the others are told; differs from peer_port when a proxy stands before the member."""
+    """The port advertised to the others; differs from peer_port when a proxy stands before the member."""
     data_dir: Path
     log: Path
     command: list[str]
@@ -141,7 +141,7 @@ class Cluster:
     source: Path | None = ROOT
     """The checkout that the members import from; None for a program that brings its own."""
     proxy_ports: dict[int, int] = field(default_factory=dict)
-    """Member index -> port that peers are told instead of the real one."""
+    """Member index -> advertised peer port, instead of the real one."""
     members: list[Member] = field(default_factory=list)
 
     def __enter__(self) -> Self:

@@ -32,7 +32,7 @@ RATIO_MIN = 0.95
 """Least ratio of operations per second against another commit.
 
 A commit against itself measured 0.97 to 1.05 in 25 rounds of one second on two cores: a smaller loss cannot
-be told from noise. Three rounds are too few for a verdict: there it measured 0.76 to 1.41.
+be distinguished from noise. Three rounds are too few for a verdict: there it measured 0.76 to 1.41.
 """
 NAMES = {"put": "put", "get": "linearizable get"}
 

@@ -89,7 +89,7 @@ def bench_million(keys: int) -> None:
     some, everything = Range(b"\0", b"\0", limit=10), Range(b"\0", b"\0")
     measure("range of 10 of all keys", 1000, lambda: [engine.range(some) for _ in range(1000)])
     measure("range of all keys, per key", keys, lambda: engine.range(everything))
-    current = engine._store.current  # the image as the state file would return it
+    current = engine._store.current  # the state as the backend would return it
     rows = sorted((row_key(key, record), record) for key, record in current.items())
     rows.append((b"s", dict(engine.drain_changes())[b"s"] or b""))
     gc.disable()
@@ -98,7 +98,7 @@ def bench_million(keys: int) -> None:
     for first in range(0, len(rows), LOAD_CHUNK):
         loaded.load(rows[first : first + LOAD_CHUNK])
     loaded.load_done()
-    print(f"load of the image {time.process_time() - start:.2f} s for {loaded.key_count} keys")
+    print(f"load of the backend {time.process_time() - start:.2f} s for {loaded.key_count} keys")
 
 
 def fill(engine: Engine, keys: int) -> None:

@@ -1,4 +1,4 @@
-"""`make bench-failover`: how long writes stand still when the leader is killed, and what is lost: nothing.
+"""`make bench-failover`: how long writes stall when the leader is killed, and that none is lost.
 
 Two hundred writes a second come from a client that knows all endpoints; the leader is killed with SIGKILL,
 again and again, and restarted in between. The gap is the longest time without a successful write around a

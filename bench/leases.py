@@ -26,7 +26,7 @@ from kvstore.wire import kv_pb2, rpc_pb2
 
 LEASES = 100_000
 TTL_SECONDS = 240
-"""Nobody renews them while they are granted."""
+"""No keep-alive is sent while they are granted."""
 IN_FLIGHT = 64
 KEYS_PER_TXN = 100
 PREFIX, PREFIX_END = b"leased/", b"leased0"

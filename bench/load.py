@@ -3,7 +3,7 @@
     python -m bench.load '{"endpoints": [...], "work": "put", "in_flight": 64, "seconds": 3}'
 
 Prints `ready`, waits for a line on its input, drives, prints one line of JSON. The parent samples CPU
-times between those lines, so that starting Python is measured for nobody.
+times between those lines, so that no measurement includes the start of Python.
 """
 
 from __future__ import annotations

@@ -116,9 +116,7 @@ def main() -> None:
         Put(key, value),
     )
     encoded = encode(Put(key, value))
-    print(
-        f"{'put, 256 B, read in position':<28} own: read {cost_us(lambda: read_without_copy(encoded)):5.2f} us"
-    )
+    print(f"{'put, 256 B, no copy':<28} own: read {cost_us(lambda: read_without_copy(encoded)):5.2f} us")
     lock = pb.TxnRequest(
         compare=[pb.Compare(key=key, target=pb.Compare.CREATE, create_revision=0)],
         success=[

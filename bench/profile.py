@@ -33,7 +33,7 @@ class Profiled(clusters.Cluster):
 
 
 def package_of(path: str, name: str) -> str:
-    """The room a function belongs to, or the library, by where its source lies."""
+    """The package or library of a function, by the path of its source."""
     for root in ("raft", "kvstore"):
         if f"/{root}/" in path and "site-packages" not in path:
             parts = path.rsplit(f"/{root}/", 1)[1].split("/")
@@ -46,7 +46,7 @@ def package_of(path: str, name: str) -> str:
 
 
 def shares(stats: pstats.Stats) -> str:
-    """The time spent inside each room's own functions, largest first."""
+    """The time spent inside each package's own functions, largest first."""
     packages: dict[str, float] = {}
     functions: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = stats.stats  # type: ignore[attr-defined]  # not in the stubs
     for (path, _, name), (_, _, own, _, _) in functions.items():

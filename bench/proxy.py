@@ -1,4 +1,4 @@
-"""The local cluster's proxies before the members of a `Cluster`: reset a connection, cut a member off.
+"""The local cluster's proxies before the members of a `Cluster`: reset a connection, isolate a member.
 
 All proxies live in one thread with a loop of its own; the methods may be called from any other thread.
 """
@@ -83,14 +83,14 @@ class Proxies:
 
         return self._do(reset())
 
-    def cut(self, index: int) -> None:
-        """Silence between one member and all others: connections stand, and carry nothing."""
+    def isolate(self, index: int) -> None:
+        """Partition one member from all others: connections stay open, and carry nothing."""
         others = [other for other in range(self.cluster.size) if other != index]
 
-        async def cut() -> None:
+        async def isolate() -> None:
             self.partition.set_groups(((index,), others))
 
-        self._do(cut())
+        self._do(isolate())
 
     def heal(self) -> None:
         """Deliver what was held back, and everything from now on."""

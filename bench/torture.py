@@ -14,7 +14,7 @@ from typing import Any
 from bench import clusters
 from bench.writer import Writer
 
-RATE = 400.0  # writes per second: every group commit that a kill can cut holds some
+RATE = 400.0  # writes per second: every group commit that a kill can interrupt holds some
 LOAD_SECONDS = (0.2, 1.5)  # how long a life lasts under load, drawn anew each round
 FIRST_WRITES = 20  # a life counts only if it acknowledged something
 READY_SECONDS_MAX = 30.0

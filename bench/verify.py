@@ -26,7 +26,7 @@ CLIENTS = 16
 SECONDS_MAX = 10.0  # what either checker may take
 
 Draw = Callable[[random.Random, int], tuple[str, Any, Any]]
-"""From the number of an operation to its kind, question and answer."""
+"""From the number of an operation to its kind, request and reply."""
 
 
 def history(draw: Draw, rng: random.Random, count: int) -> list[Operation]:

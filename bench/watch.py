@@ -1,6 +1,6 @@
 """`make bench-watch`: what ten thousand watchers of other keys cost a put: none is touched.
 
-One cluster, rounds in turn with and without the watchers, which are spread over the members, half of
+One cluster, rounds alternately with and without the watchers, which are spread over the members, half of
 them on single keys and half on prefixes. A round is a number of puts, one after the other, by one
 client. The members count how often a change was given to a watcher.
 """
@@ -35,7 +35,7 @@ QUIESCE_SECONDS = 0.5  # after watchers came or went
 
 
 class Watchers:
-    """Many watchers of keys that nobody writes, over some streams."""
+    """Many watchers of keys without writes, over some streams."""
 
     def __init__(self, endpoints: list[str], count: int) -> None:
         self.channels = [grpc.aio.insecure_channel(endpoint, options=rpc.OPTIONS) for endpoint in endpoints]

@@ -1,10 +1,9 @@
 """`make watch-torture`: across killed leaders and restarts, watchers miss, repeat and reorder nothing.
 
 Writers change keys in transactions of several; three watchers follow, each through another member
-first; leaders are killed with SIGKILL, members restarted, and others stand still until they must be brought
-an image of the state. In the end each watcher must
-have been told exactly the events that a fresh watch reads from the history of each member, and a
-sample of revisions is compared with reads of the past.
+first; leaders are killed with SIGKILL, members restarted, and others paused until they need a snapshot. In
+the end each watcher must have received exactly the events that a new watch reads from the history of each
+member, and a sample of revisions is compared with reads of the past.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ WRITERS = 8
 KEYS = 400
 CHANGES_PER_TXN = 10
 CALL_SECONDS_MAX = 10.0
-WRITE_SECONDS_MAX = 2.0  # then another member is asked: one that stands still answers nobody
+WRITE_SECONDS_MAX = 2.0  # then another member is tried: a paused one never answers
 PROGRESS_SECONDS_MAX = 60.0  # without one more event: the cluster or a watcher is stuck
 UNDISTURBED_EVENTS = 300  # written between two faults at the least
 SAMPLES = 100  # revisions compared with a read of the past
-PAUSE_EVENTS = 8000  # written while a member stands still: more than the log keeps, all writers in one batch
+PAUSE_EVENTS = 8000  # written while a member is paused: more than the log keeps, all writers in one batch
 POLL_SECONDS = 0.02
-INSTALLED = "the state is now the image at index"
-"""A member's log line when an image replaced its state."""
+INSTALLED = "the state is now the "
+"""A member's log line when it has installed a snapshot."""
 
 FLAGS = ("--snapshot-count=50", "--snapshot-catchup-entries=20")
-"""A log so short that who was away for a while is brought an image of the state."""
+"""A log so short that a member that was away for a while needs a snapshot."""
 
 
 class Seen(NamedTuple):
-    """One event as a watcher was told it."""
+    """One event as a watcher received it."""
 
     revision: int
     is_delete: bool
@@ -53,11 +52,11 @@ class Seen(NamedTuple):
     version: int
     value: bytes
     prev_revision: int
-    """Of the pair before, 0 if none was told."""
+    """Of the pair before, 0 if none was sent."""
 
 
 class Follower:
-    """A watcher of everything, and what it was told."""
+    """A watcher of everything, and what it received."""
 
     def __init__(self, endpoints: list[str], start_revision: int = 1) -> None:
         self.endpoints = endpoints
@@ -104,7 +103,7 @@ def _seen(event: kv_pb2.Event) -> Seen:
 
 
 async def _write(endpoints: list[str], rng: random.Random) -> None:
-    """One writer, until cancelled. What is unknown may have happened; the history tells."""
+    """One writer, until cancelled. A write of unknown outcome may have happened; the history shows it."""
     connection = Connection(parse_endpoints(",".join(endpoints)), timeout_s=WRITE_SECONDS_MAX)
     async with connection:
         while True:
@@ -144,17 +143,17 @@ class _Run:
         endpoints = cluster.endpoints
         self.followers = [Follower(endpoints[at:] + endpoints[:at]) for at in range(len(endpoints))]
 
-    def told(self) -> int:
-        """Events that all watchers were told."""
+    def received(self) -> int:
+        """Events that all watchers received."""
         return min(len(follower.events) for follower in self.followers)
 
     def newest(self) -> int:
-        """Events that some watcher was told."""
+        """Events that some watcher received."""
         return max(len(follower.events) for follower in self.followers)
 
     async def more(self, count: int) -> None:
-        goal = self.told() + count
-        await _until(lambda: self.told() >= goal, self.told, f"{count} more events")
+        goal = self.received() + count
+        await _until(lambda: self.received() >= goal, self.received, f"{count} more events")
 
     async def kill_leader(self) -> None:
         leader = await asyncio.to_thread(self.cluster.leader)
@@ -175,7 +174,7 @@ class _Run:
         await asyncio.to_thread(self.cluster.wait_ready)
 
     async def pause_one(self) -> None:
-        """A member stands still until the log is behind it: it is brought an image while it is watched."""
+        """A member is paused until it lags behind the compacted log; then it installs a snapshot."""
         leader = await asyncio.to_thread(self.cluster.leader)
         member = self.rng.choice([one for one in self.cluster.members if one is not leader])
         member.signal(signal.SIGSTOP)
@@ -199,8 +198,8 @@ class _Run:
         for number, fault in enumerate(faults):
             await self.more(UNDISTURBED_EVENTS)
             await fault()
-            print(f"fault {number + 1} ({fault.__name__}): {self.told()} events", flush=True)
-        await _until(lambda: self.told() >= events, self.told, f"{events} events")
+            print(f"fault {number + 1} ({fault.__name__}): {self.received()} events", flush=True)
+        await _until(lambda: self.received() >= events, self.received, f"{events} events")
         for task in writing:
             task.cancel()
         await asyncio.gather(*writing, return_exceptions=True)
@@ -213,7 +212,7 @@ class _Run:
             "restarts": restarts,
             "pauses": pauses,
             "snapshots": sum(member.log.read_text().count(INSTALLED) for member in self.cluster.members),
-            "events": self.told(),
+            "events": self.received(),
             "reconnects": [follower.reconnects for follower in self.followers],
             "complaints": complaints[:20],
         }
@@ -228,7 +227,9 @@ class _Run:
             final = reply.header.revision
             caught_up = [*self.followers]
             await _until(
-                lambda: all(follower.revision >= final for follower in caught_up), self.told, "the last event"
+                lambda: all(follower.revision >= final for follower in caught_up),
+                self.received,
+                "the last event",
             )
             history = self.followers[0].events
             for endpoint in self.cluster.endpoints:

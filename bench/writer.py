@@ -1,4 +1,4 @@
-"""A client that writes on, whatever happens: unique keys at a fixed rate, all endpoints in turn, no retry.
+"""A client that keeps writing under faults: unique keys at a fixed rate, all endpoints in rotation, no retry.
 
     python -m bench.writer '{"endpoints": [...], "rate": 200, "prefix": "w/", "out": "writes.txt"}'
 
@@ -26,7 +26,7 @@ from bench.clusters import ROOT, ClusterError, pause
 from kvstore.wire import rpc_pb2
 
 REQUEST_SECONDS_MAX = 8.0  # longer than the servers' own 7 s, so that they decide
-IN_FLIGHT_MAX = 4096  # rate x timeout with room to spare; beyond it the rate is not kept, and said so
+IN_FLIGHT_MAX = 4096  # rate x timeout with a margin; beyond it the rate is not kept, and said so
 FLUSH_SECONDS = 0.02
 PAGE_KEYS = 2000
 READ_SECONDS_MAX = 20.0

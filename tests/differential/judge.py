@@ -1,7 +1,7 @@
 """Whether two replies to the same request say the same.
 
 Everything is compared but ids, terms and times. Two freedoms that etcd itself takes are respected: pairs
-that tie in a sort come in any order (etcd's sort is not stable), and so, when a limit cuts through a tie,
+that tie in a sort come in any order (etcd's sort is not stable), and so, when a limit splits a tie,
 it is open which of the tied pairs are returned.
 """
 
@@ -52,7 +52,7 @@ def _sort_key(pair: kv_pb2.KeyValue, target: int) -> int | bytes:
 
 
 def _order_ties(request: Range, reply: rpc_pb2.RangeResponse) -> None:
-    """Bring tied pairs into key order; keep only the sort key of a tied group that the limit cut."""
+    """Bring tied pairs into key order; keep only the sort key of a tied group that the limit truncated."""
     target = request.sort_target
     if target == Range.KEY or not reply.kvs:
         return
@@ -70,8 +70,8 @@ def _order_ties(request: Range, reply: rpc_pb2.RangeResponse) -> None:
                 pairs += sorted(group, key=lambda one: one.key)
                 group = []
             if pair is not None:
-                is_cut = reply.more and _sort_key(pair, target) == last
-                group.append(_only_sort_key(pair, target) if is_cut else pair)
+                is_truncated = reply.more and _sort_key(pair, target) == last
+                group.append(_only_sort_key(pair, target) if is_truncated else pair)
     copies = [kv_pb2.KeyValue.FromString(pair.SerializeToString()) for pair in pairs]
     del reply.kvs[:]
     reply.kvs.extend(copies)

@@ -42,7 +42,7 @@ KINDS = {
         share=0.6,
     ),
     "lease": Kind(draws=leasing.DRAWS, options=leasing.OPTIONS, share=0.6),
-    # A deletion of a range would take the places of those who wait, each at its own time.
+    # A deletion of a range would remove waiters' keys, at a different time on each side.
     "lock": Kind(
         draws=locking.DRAWS,
         options=locking.OPTIONS,

@@ -1,4 +1,4 @@
-"""Leases in programs: granted with ids of their own, renewed, asked about, revoked, and left to expire.
+"""Leases in programs: granted with ids of their own, kept alive, queried, revoked, and left to expire.
 
 Times are not compared but within some seconds; what expires is waited for on both sides.
 """
@@ -34,7 +34,7 @@ class Grant(NamedTuple):
 
 
 class Revoke(NamedTuple):
-    """The end of a lease and of what it holds, but not of one whose owner waits in a queue."""
+    """Revokes a lease and deletes its keys, unless a waiter in a queue uses it."""
 
     label: int
 
@@ -47,7 +47,7 @@ class Revoke(NamedTuple):
 
 
 class KeepAlive(NamedTuple):
-    """Renewals on one stream: one answer each, in order."""
+    """Keep-alives on one stream: one answer each, in order."""
 
     labels: tuple[int, ...]
 

@@ -1,10 +1,10 @@
-"""Locks and elections in programs: who waits, who is next, and what each is told.
+"""Locks and elections in programs: who waits, who is next, and what each caller receives.
 
-A call that must wait goes on beside the program. After each step the queue is looked at: whoever stands first
-in it must have been answered, on both sides alike. So both sides take the same way through the program.
+A call that must wait continues beside the program. After each step the queue is checked: the first in it must
+have been answered, on both sides alike. So both sides take the same path through the program.
 
-Left out, since etcd 3.5.1 answers them wrongly or not always alike: the end of the lease of one who waits (it
-is told later that it holds the lock), and calls without a lease, whose keys have random names.
+Left out, since etcd 3.5.1 answers them wrongly or not always alike: the end of a waiter's lease (it is still
+granted the lock later), and calls without a lease, whose keys have random names.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Queues:
         """Call, and wait until the caller is answered or stands in the queue, on both sides."""
         key = b"%b/%x" % (name, context.lease_base + label)
         before, _ = await context.both(Range(key=key))
-        is_again = before.count == 1  # who holds already does not wait, so its key tells nothing
+        is_again = before.count == 1  # a holder does not wait, so its key shows nothing
         calls = [asyncio.ensure_future(_call(method, store, request)) for store in context.stores]
         one = Waiting(what, name, label, key, calls, time.monotonic())
         self.waiting.append(one)
@@ -91,7 +91,7 @@ class Queues:
         return await self.complete(context)
 
     async def complete(self, context: Context) -> str | None:
-        """Everyone whose turn it is has been answered, alike on both sides."""
+        """Await the answer of every caller that is first in its queue, and compare both sides."""
         while True:
             request = Range(key=b"\xfe", range_end=b"\xff", sort_target=Range.CREATE, sort_order=Range.ASCEND)
             left, right = await context.both(request)
@@ -99,17 +99,17 @@ class Queues:
             if found is not None:
                 return found
             keys = [pair.key for pair in left.kvs]
-            iteration = next((one for one in self.waiting if _is_answered(one, keys)), None)
-            if iteration is None:
+            first = next((one for one in self.waiting if _is_answered(one, keys)), None)
+            if first is None:
                 return None
-            self.waiting.remove(iteration)
-            replies = [await outcome(call) for call in iteration.calls]
+            self.waiting.remove(first)
+            replies = [await outcome(call) for call in first.calls]
             learn(context, replies)
-            found = differs(iteration.what, plain(replies[0]), plain(replies[1]))
+            found = differs(first.what, plain(replies[0]), plain(replies[1]))
             if found is not None:
                 return found
             if not isinstance(replies[0], judge.Refusal):
-                self.held[iteration.name, iteration.label] = replies[0]
+                self.held[first.name, first.label] = replies[0]
 
     async def give_up(self, context: Context, one: Waiting) -> None:
         """Cancel a call that waits; its key goes by itself."""
@@ -139,7 +139,7 @@ async def _call(method: Unary, store: Any, request: Message) -> Any:
 
 
 def _is_answered(one: Waiting, keys: list[bytes]) -> bool:
-    """Whether a caller's turn has come, or its call has failed on a side."""
+    """Whether a caller is first in its queue, or its call has failed on a side."""
     mine = [key for key in keys if key.startswith(one.name + b"/")]
     return one.key not in mine or mine[0] == one.key
 
@@ -156,14 +156,14 @@ class Lock(NamedTuple):
 
 
 class Unlock(NamedTuple):
-    """Whoever holds it, or a key that is not there."""
+    """Releases the lock, or deletes a key that does not exist."""
 
     name: bytes
     label: int
 
     async def act(self, context: Any) -> str | None:
         if context.queues.is_busy(self.name, self.label):
-            return None  # a release of one who waits: it is told that it holds the lock, sooner or later
+            return None  # a release by a waiter: it is still granted the lock later
         context.queues.held.pop((self.name, self.label), None)
         request = v3lock_pb2.UnlockRequest(key=b"%b/%x" % (self.name, context.lease_base + self.label))
         left, right = map(plain, await ask(context, UNLOCK, request))
@@ -226,7 +226,7 @@ class Leader(NamedTuple):
 
 
 class Observe(NamedTuple):
-    """The first thing that an observer is told, if there is a leader."""
+    """The first response to an observer, if there is a leader."""
 
     name: bytes
 

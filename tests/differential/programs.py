@@ -1,6 +1,6 @@
 """Random programs of KV requests: every option of Range, Put, DeleteRange, Txn and Compact.
 
-A program is a list of raw requests, so that it can be printed, cut and run again. Revisions in it are
+A program is a list of raw requests, so that it can be printed, shortened and run again. Revisions in it are
 symbols, because they depend on what ran before: a number near NOW means "the newest revision plus the
 distance", one near BASE "the revision at the program's start plus the distance". `resolve` fills them in.
 """
@@ -44,7 +44,7 @@ class Step(NamedTuple):
     """One request and the options that it exercises, for the coverage count."""
 
     request: Any
-    """A request of KV, or an action that tells how it is done (`watching`, `leasing`)."""
+    """A request of KV, or an action that performs itself (`watching`, `leasing`)."""
     options: tuple[str, ...]
 
 

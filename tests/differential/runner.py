@@ -1,8 +1,8 @@
-"""Runs programs against two clusters in step and reports every difference, cut to its smallest form.
+"""Runs programs against two clusters in step and reports every difference, shrunk to its smallest form.
 
 Both sides of a pair see the same requests in the same order from one writer, so their revisions are equal
 as numbers and are compared as they stand. A program talks to one member only, so that its serializable
-reads follow its own writes; programs take turns over the members. Several pairs run side by side: single
+reads follow its own writes; programs alternate over the members. Several pairs run side by side: single
 members for speed, three members for replication.
 """
 
@@ -125,11 +125,11 @@ class Run:
             await self._report(pair, index, steps, found)
 
     async def _report(self, pair: Pair, index: int, steps: list[Step], found: str) -> None:
-        cut: list[Step] = []
+        shrunk: list[Step] = []
         said: str | None = None
         async with Pair(self.left, self.right, pair.folder / f"shrink-{index}", 1) as fresh:
             try:
-                cut, said = await shrink(fresh, steps, self.alter)
+                shrunk, said = await shrink(fresh, steps, self.alter)
             except Abandoned as error:
                 found = f"{found}\nwhile shrinking: {fresh.obituary() or error}"
         await pair.restart()
@@ -138,7 +138,7 @@ class Run:
                 "program": f"{self.seed}:{index}",
                 "members": pair.size,
                 "first_seen": found,
-                "shrunk_to": [judge.show(step.request) for step in cut]
+                "shrunk_to": [judge.show(step.request) for step in shrunk]
                 if said
                 else "needs the history before it",
                 "then": said,

@@ -12,7 +12,7 @@ COVERAGE_MIN = 20
 COVERAGE_PROGRAMS = 500
 """fewer need see proportionally less."""
 ERROR_SHARE = (0.10, 0.40)
-ABANDONED_SHARE_MAX = 0.02  # programs cut short because a side answered "unavailable"
+ABANDONED_SHARE_MAX = 0.02  # programs abandoned because a side answered "unavailable"
 
 ERRORS = (
     "etcdserver: key is not provided",

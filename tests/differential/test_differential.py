@@ -105,7 +105,7 @@ def test_the_judge_bites(
     alter: Callable[[Request, judge.Reply | judge.Refusal], judge.Reply | judge.Refusal] | None,
     steps_max: int,
 ) -> None:
-    """etcd against itself: equal as it stands; with one kind of reply altered, reported and cut short."""
+    """etcd against itself: equal as it stands; with one kind of reply altered, reported and shrunk."""
     run = Run(left=real, right=real, folder=tmp_path, seed=seed(), programs=25, sizes=(1,), alter=alter)
     run.differences_max = 1
     asyncio.run(run.go())
@@ -179,7 +179,7 @@ def test_ties_may_come_in_any_order_and_nothing_else() -> None:
     assert judge.difference(by_key, reply(0, 1, 2), reply(1, 0, 2)) is not None
     assert (
         judge.difference(by_version, reply(0, more=True), reply(1, more=True)) is None
-    )  # the cut is in the tie
+    )  # the limit splits the tie
     assert judge.difference(by_version, reply(0, more=True), reply(2, more=True)) is not None
     assert judge.difference(by_version, reply(0, 1, more=True), reply(0, more=True)) is not None
 

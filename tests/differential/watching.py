@@ -1,9 +1,9 @@
 """Watches in programs: several watchers on several streams, compared event by event.
 
 Both sides see a request only after both have answered the one before, so what each watcher must get is
-known: a control watcher over all keys tells it. A program ends when every watcher has got what the control
+known: a control watcher over all keys shows it. A program ends when every watcher has got what the control
 says, or has had time enough. Compared are the answers to each create and cancel, and each watcher's events
-as one list; how many revisions a catch-up packs into one response is open, but none may be cut.
+as one list; how many revisions a catch-up packs into one response is open, but none may be split.
 
 etcd looks at watchers that start in the past only ten times a second. So nothing that would change what they
 get (a compaction, a cancel) happens before both sides have had that time.
@@ -169,7 +169,7 @@ class Stream:
         self.answers: asyncio.Queue[Response] = asyncio.Queue()
         """Everything that carries no events."""
         self.faults: list[str] = []
-        """What no watch stream may do, whoever serves it."""
+        """Violations that no server may show on a watch stream."""
         self._changed = changed
         """Set whenever something came."""
         self._reader = asyncio.get_running_loop().create_task(self._read(aiter(self._call)))
@@ -209,7 +209,7 @@ class Stream:
         if revisions != sorted(revisions):
             self.faults.append(f"revisions out of order: {revisions}")
         if watcher.events and revisions[0] < watcher.revision + (not watcher.fragmented):
-            self.faults.append(f"revision {revisions[0]} after {watcher.revision}: repeated or cut in two")
+            self.faults.append(f"revision {revisions[0]} after {watcher.revision}: repeated or split in two")
         if response.header.revision < revisions[-1]:
             self.faults.append(f"header of revision {response.header.revision} over event of {revisions[-1]}")
         watcher.fragmented = response.fragment

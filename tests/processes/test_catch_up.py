@@ -1,4 +1,4 @@
-"""A short form of `make bench-catchup`: a real member that the log cannot help is brought an image."""
+"""A short form of `make bench-catchup`: a member behind the compacted log receives a snapshot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_member_down_for_long_catches_up_by_snapshot_under_load(tmp_path: Path
         result = catchup.catch_up(cluster, tmp_path, rounds=1, writes=WRITES)
         assert result["wrong"] == []
         (only,) = result["rounds"]
-        assert only["snapshots_installed"] == 1, "by an image, not by the log"
+        assert only["snapshots_installed"] == 1, "by a snapshot, not by the log"
         assert only["during"]["writes"] > 0, "writes went on meanwhile"
         # The same files serve the next start.
         member = max(cluster.members, key=catchup.installations)

@@ -133,7 +133,7 @@ def test_a_cluster_grows_shrinks_and_replaces_a_dead_member_under_load(tmp_path:
 
             leads = cluster.leader()
             others = [member for member in cluster.running() if member is not leads]
-            # The writer knows the founders only: one of them must be left to it.
+            # The writer has the bootstrap members' endpoints only: one of them must stay alive.
             dead = max(others, key=lambda member: member.name in ("d", "e"))
             dead_id = id_of(cluster, dead)
             dead.kill()

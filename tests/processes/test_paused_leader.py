@@ -46,7 +46,7 @@ async def put_somewhere(stores: list[rpc.Store], value: bytes) -> None:
                 await store.put(rpc_pb2.PutRequest(key=KEY, value=value), timeout=1)
             except grpc.aio.AioRpcError as error:
                 if time.monotonic() > deadline:
-                    pytest.fail(f"nobody took over: {error.details()}")
+                    pytest.fail(f"no leader was elected: {error.details()}")
             else:
                 return
 
@@ -63,11 +63,11 @@ async def read(store: rpc.Store) -> bytes | None:
 
 
 async def one_pause(cluster: clusters.Cluster, proxies: Proxies, number: int) -> list[bytes | None]:
-    """Pause the leader, let another commit, send the reads, go on; the answers that are stale.
+    """Pause the leader, let another commit, send the reads, resume; returns the answers that are stale.
 
-    In every other pause the network is silent too until the first read is answered or a while has passed:
-    then no message of the new leader can reach the old one first, and nothing but the proof it must ask for
-    stands between it and a stale answer.
+    In every other pause the leader is also isolated until the first read is answered or a while has passed:
+    then no message of the new leader can reach the old one first, and only the confirmation of leadership
+    prevents a stale answer.
     """
     await asyncio.to_thread(cluster.wait_ready)
     leader = cluster.leader()
@@ -79,7 +79,7 @@ async def one_pause(cluster: clusters.Cluster, proxies: Proxies, number: int) ->
         leader.signal(signal.SIGSTOP)
         try:
             if number % 2:
-                proxies.cut(cluster.members.index(leader))
+                proxies.isolate(cluster.members.index(leader))
             await put_somewhere(others, new)
             reads += [asyncio.ensure_future(read(paused)) for _ in range(READS)]
             deadline = time.monotonic() + ANSWER_SECONDS_MAX

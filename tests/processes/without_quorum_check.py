@@ -1,4 +1,4 @@
-"""The server with the proof of leadership left out of linearizable reads: what a judge must catch.
+"""The server without the confirmation of leadership for linearizable reads, which a test must catch.
 
     python without_quorum_check.py server [flags]
 

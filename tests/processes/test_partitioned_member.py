@@ -47,7 +47,7 @@ async def put_until_done(store: rpc.Store, key: bytes, value: bytes) -> None:
             await store.put(rpc_pb2.PutRequest(key=key, value=value), timeout=1)
         except grpc.aio.AioRpcError as error:
             if time.monotonic() > deadline:
-                pytest.fail(f"nobody took over: {error.details()}")
+                pytest.fail(f"no leader was elected: {error.details()}")
         else:
             return
 
@@ -56,7 +56,7 @@ async def check(cluster: clusters.Cluster, proxies: Proxies, index: int) -> None
     alone, other = rpc.Store(cluster.endpoints[index]), rpc.Store(cluster.endpoints[(index + 1) % 3])
     async with alone, other:
         await alone.put(rpc_pb2.PutRequest(key=b"a", value=b"1"), timeout=10)
-        proxies.cut(index)
+        proxies.isolate(index)
         put = rpc_pb2.PutRequest(key=b"lost", value=b"1")
         refusals = await asyncio.gather(
             refusal(alone.put(put)),
@@ -85,7 +85,7 @@ async def check(cluster: clusters.Cluster, proxies: Proxies, index: int) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("role", ["follower", "leader"])
-def test_a_member_cut_off(network: tuple[clusters.Cluster, Proxies], role: str) -> None:
+def test_an_isolated_member(network: tuple[clusters.Cluster, Proxies], role: str) -> None:
     cluster, proxies = network
     leader = cluster.members.index(cluster.leader())
     asyncio.run(check(cluster, proxies, leader if role == "leader" else (leader + 1) % 3))
