@@ -212,7 +212,7 @@ def join(cluster: Cluster, code: Path) -> Member:
 
 
 def bootstrap_keys(member: Member) -> list[str]:
-    """Names in the JSON at the beginning of a member's log: few starts need them, so they are compared here."""
+    """Names in the JSON at the beginning of a member's log: few starts need them, so they are read here."""
     text = min((member.data_dir / "wal").glob("*.wal")).read_bytes().decode("latin-1")
     value, _ = json.JSONDecoder().raw_decode(text, text.index('{"members"'))
     return sorted(value)
