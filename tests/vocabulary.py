@@ -100,7 +100,9 @@ EXEMPTIONS: tuple[Exemption, ...] = (
 )
 
 WORDS: dict[str, str] = {word: better for words, better in REFUSED.items() for word in words.split()}
-PHRASE = re.compile("|".join(rf"(?P<p{n}>(?<![A-Za-z])({phrase})(?![A-Za-z]))" for n, phrase in enumerate(PHRASES)))
+PHRASE = re.compile(
+    "|".join(rf"(?P<p{n}>(?<![A-Za-z])({phrase})(?![A-Za-z]))" for n, phrase in enumerate(PHRASES))
+)
 LIKELY = re.compile("|".join(sorted({word[:4] for word in WORDS}) + list(PHRASES)), re.IGNORECASE)
 """A line without a match holds nothing refused: most lines, found in one search."""
 PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
