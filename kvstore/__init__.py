@@ -9,8 +9,7 @@ Run one member in your own event loop::
 
 or a whole cluster from a shell: `kvstore cluster up`. Any etcd v3 client talks to it.
 
-Names are loaded on first use, so that importing a pure room (`kvstore.engine`) never drags in
-the network.
+Names are loaded on first use, so that importing a pure package (`kvstore.engine`) loads no network code.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kvstore.app import NodeHandle, serve
-    from kvstore.server.config import Config
+    from kvstore.configuration.member_config import Config
     from kvstore.version import __version__
 
 __all__ = ["Config", "NodeHandle", "__version__", "serve"]
 
 _HOMES = {
-    "Config": "kvstore.server.config",
+    "Config": "kvstore.configuration.member_config",
     "NodeHandle": "kvstore.app",
     "__version__": "kvstore.version",
     "serve": "kvstore.app",

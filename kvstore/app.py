@@ -1,14 +1,14 @@
-"""The composition root: the one place that constructs the rooms of a member and joins them.
+"""The composition root: the one module that constructs the parts of a member and connects them.
 
     async with kvstore.serve(Config(name="a", data_dir="a.etcd")) as node:
         await node.wait_ready()
 
-A member lives in the caller's event loop: no signal handlers and no module state, so that several
-fit in one process. It ends the process itself in one case only: when a sync of the log has hung for
-so long that no orderly end is possible (STUCK_DISK_EXIT_CODE).
+A member runs in the caller's event loop: no signal handlers and no module state, so that several fit in one
+process. It exits the process in one case only: when a sync of the log has hung for so long that no orderly
+stop is possible (STUCK_DISK_EXIT_CODE).
 
-Raises, before anything is served, ConfigError for a configuration that contradicts itself and
-StartError for a world that does not fit it; the text of either is one line for an operator.
+Raises, before it serves anything, ConfigError for a contradictory configuration and StartError when the disk,
+a port or the cluster does not fit it; the text of either is one line for an operator.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import grpc.aio
 
+from kvstore.configuration.config_setting import Url
+from kvstore.configuration.member_config import Config
 from kvstore.engine import BackendError, Engine
 from kvstore.http import HttpListener, make_routes
+from kvstore.lease.lessor import Lessor
+from kvstore.replica.replica import Limits
 from kvstore.rpc import Gate, Method, all_methods, make_grpc_server
 from kvstore.server.auto_compaction import AutoCompaction
-from kvstore.server.backups import Backups
-from kvstore.server.cluster_changes import ClusterChanges
-from kvstore.server.config import Config
+from kvstore.server.backup_stream import Backups
 from kvstore.server.data_directory import Opened, open_data_directory
-from kvstore.server.joining import CannotJoin, Description, encode_description
-from kvstore.server.lessor import Lessor
-from kvstore.server.local_member import Limits, LocalMember
+from kvstore.server.initial_cluster import InitialCluster
+from kvstore.server.joining import CannotJoin, Description, encode_description, publish
+from kvstore.server.local_member import LocalMember
 from kvstore.server.loop_lag import LAG_BOUNDS_S, LoopLag
-from kvstore.server.membership import InitialCluster
+from kvstore.server.membership_changes import MembershipChanges
 from kvstore.server.metrics import HistogramView, PeerCounters, RpcCounters, Sources, make_registry
-from kvstore.server.publication import publish
-from kvstore.server.settings import Url
 from raft.node import BackendBeyondLog, Node, NodeConfig, NodeStatus, count_operations
 from raft.node.checkpointer import STATE_COMMIT_BOUNDS_S
 from raft.storage import (
@@ -59,23 +59,23 @@ from raft.transport.liveness import ROUND_TRIP_BOUNDS_S
 logger = logging.getLogger("kvstore")
 
 REPLY_GRACE_SECONDS = 0.25
-"""For the last replies to leave when a member stops: everything is settled by then, only the network
-is waited for."""
+"""For the last replies to leave when a member stops: every call is complete by then, only the network is
+awaited."""
 
 REQUEST_TIMEOUT_BASE_MS = 4800
-"""A request is given up after this and two election timeouts: one lost election may pass. A little
-less than etcd's 5 s, so that the refusal arrives within etcd's time, not begins to leave then."""
+"""A request times out after this and two election timeouts: one lost election may pass. A little less than
+etcd's 5 s, so that the refusal arrives within etcd's time."""
 
 LEADERLESS_ELECTIONS = 3
-"""Election timeouts without a leader after which calls that asked for one are ended, as in etcd."""
+"""Election timeouts without a leader after which streams that required one fail, as in etcd."""
 
 STUCK_DISK_EXIT_CODE = 74
-"""How the process ends when the log's disk does not answer at all (EX_IOERR): a thread that hangs in
-the kernel cannot be joined, and the event loop may hang with it."""
+"""Exit code when the log's disk does not answer at all (EX_IOERR): a thread that hangs in the kernel cannot
+be joined, and the event loop may hang with it."""
 
 
 class StartError(Exception):
-    """The member cannot start here and now; the text is one line that says why."""
+    """The member cannot start; the text is the reason in one line."""
 
 
 class NodeHandle:
@@ -86,7 +86,7 @@ class NodeHandle:
         self.member_id = initial_cluster.member_id
         self.cluster_id = initial_cluster.cluster_id
         self.node = node
-        """The driver, for those who need more than the rest of this class."""
+        """For programs that need more than the rest of this class."""
         self.client_urls: tuple[str, ...] = ()
         """Where clients reach this member, with the ports really bound."""
         self.metrics_urls: tuple[str, ...] = ()
@@ -96,21 +96,21 @@ class NodeHandle:
 
     @property
     def ready(self) -> bool:
-        """Whether this member has joined: it found a leader and the cluster knows its client URLs."""
+        """Whether this member has joined: it has a leader, and the cluster knows its client URLs."""
         return self._ready.is_set()
 
     @property
     def failed(self) -> bool:
-        """Whether this member can promise nothing any more; see `wait_failed`."""
+        """Whether this member has failed for good; see `wait_failed`."""
         return self._failed.done()
 
     @property
     def removed(self) -> bool:
-        """Whether it failed because it was removed from the cluster: it ends in good order, for ever."""
+        """Whether it failed because it was removed from the cluster, which is permanent and in good order."""
         return self.node.membership.removed
 
     def status(self) -> NodeStatus:
-        """The driver's view of this moment."""
+        """The node's current status."""
         return self.node.status()
 
     async def wait_ready(self) -> None:
@@ -124,9 +124,9 @@ class NodeHandle:
             raise StartError(self._failed.result())
 
     async def wait_failed(self) -> str:
-        """Wait until the member can promise nothing any more (a failed disk); the reason in one line.
+        """Wait until the member fails for good (a failed disk, say); returns the reason in one line.
 
-        It answers nobody from then on; leave the `serve` block and end the process.
+        It answers no call from then on; leave the `serve` block and exit the process.
         """
         return await asyncio.shield(self._failed)
 
@@ -140,7 +140,7 @@ class NodeHandle:
 
 @asynccontextmanager
 async def serve(config: Config) -> AsyncIterator[NodeHandle]:
-    """Run a member until the block is left. Raises ConfigError or StartError instead of starting."""
+    """Run a member for the duration of the block. Raises ConfigError or StartError instead of starting."""
     config.validate()
     assembly = _Assembly(config)
     try:
@@ -156,17 +156,17 @@ async def serve(config: Config) -> AsyncIterator[NodeHandle]:
 
 
 class _Assembly:
-    """One member being put together, and taken apart again from wherever that stopped."""
+    """Constructs one member step by step, and closes whatever was constructed."""
 
     _directory: MemberDirectory | None = None
     _writer: ThreadedLogWriter | None = None
     _transport: GrpcTransport | None = None
     _node: Node | None = None
-    """Set once started: from then on it owns transport, log and state file."""
+    """Set once started: from then on it closes transport, log and backend."""
     _watchdog: Watchdog | None = None
     _server: grpc.aio.Server | None = None
     _lessor: Lessor | None = None
-    _publication: asyncio.Task[None] | None = None
+    _publishing: asyncio.Task[None] | None = None
     _stop_compacting: Callable[[], None] | None = None
     _backups: Backups | None = None
 
@@ -179,7 +179,6 @@ class _Assembly:
         self._loop_lag = LoopLag(self._loop)
 
     async def start(self) -> NodeHandle:
-        """Everything, in the order in which one needs the other."""
         config = self._config
         opened = await open_data_directory(config, RealFiles(), ask_description)
         self._directory, initial_cluster = opened.directory, opened.initial_cluster
@@ -209,7 +208,7 @@ class _Assembly:
         node.subscribe(lambda event: member.leader_loss.seen(event.leader))
         node.on_applied = member.watches.applied
         node.subscribe_installed(lambda _: member.watches.applied())
-        changes = ClusterChanges(
+        changes = MembershipChanges(
             member,
             lambda: node.membership,
             lambda: node.transfer,
@@ -232,14 +231,14 @@ class _Assembly:
         if config.retention:
             compaction = AutoCompaction(member, config.auto_compaction_mode, config.retention, self._loop)
             self._stop_compacting = compaction.start()
-        self._publication = self._loop.create_task(self._join(handle), name=f"publish {handle.name}")
-        self._publication.add_done_callback(self._on_published)
+        self._publishing = self._loop.create_task(self._join(handle), name=f"publish {handle.name}")
+        self._publishing.add_done_callback(self._on_published)
         return handle
 
     async def close(self) -> None:
-        """Leave the peers at once, so that they elect at once; then answer, flush and let go.
+        """Leave the peers first, so that they elect at once; then answer, flush and release.
 
-        A step that fails, as a disk may, keeps none of the others from being taken.
+        A failing step, of the disk say, does not prevent the others.
         """
         async with AsyncExitStack() as steps:  # taken from the last to the first
             if self._directory is not None:
@@ -261,9 +260,9 @@ class _Assembly:
                 steps.push_async_callback(self._backups.close)
             if self._stop_compacting is not None:
                 self._stop_compacting()
-            if self._publication is not None:
-                self._publication.cancel()
-                await asyncio.wait([self._publication])
+            if self._publishing is not None:
+                self._publishing.cancel()
+                await asyncio.wait([self._publishing])
 
     async def _close_clients(self) -> None:
         if self._server is not None:
@@ -334,7 +333,7 @@ class _Assembly:
                 )
 
     def _start_watchdog(self, node: Node, client_ports: frozenset[int]) -> None:
-        """Watch the log's syncs from a thread of its own, and stop leading, or everything, in time."""
+        """Start the thread that watches the log's syncs, and steps down or exits when one stalls."""
         assert self._writer is not None
         assert self._transport is not None
         reset_peer_connections = self._transport.reset_connections
@@ -374,25 +373,24 @@ class _Assembly:
         return tuple(urls)
 
     async def _join(self, handle: NodeHandle) -> None:
-        """Make this member known to the cluster, which proves that there is one."""
+        """Publish this member to the cluster; once that is applied, the member is ready."""
         if await publish(self._member, handle.name, handle.client_urls):
             logger.info("ready to serve client requests", extra={"node": handle.name})
             handle._set_ready()
 
-    def _on_published(self, publication: asyncio.Task[None]) -> None:
-        if not publication.cancelled() and publication.exception() is not None:
-            self._handle.node.fail(f"cannot join the cluster: {publication.exception()}")
+    def _on_published(self, publishing: asyncio.Task[None]) -> None:
+        if not publishing.cancelled() and publishing.exception() is not None:
+            self._handle.node.fail(f"cannot join the cluster: {publishing.exception()}")
 
     def _on_fatal(self, reason: str) -> None:
-        """Nothing may be answered from memory any more: from now on every call is refused, and those
-        that last are ended."""
+        """Nothing may be answered from memory any more: refuse new calls, and fail those that wait."""
         self._handle._set_failed(reason)
         self._gate.shut()
 
     def _on_space(self, node: Node, space: bool) -> None:
-        """The disk has no room for the log's next segment, or has it again."""
-        if not space:  # told again as long as it lasts: the alarm cannot be raised while nobody leads
-            self._member.quota.raise_alarm("the disk has no room for the log's next segment")
+        """The disk has no space for the log's next segment, or has it again."""
+        if not space:  # called repeatedly while it lasts: the alarm cannot be raised without a leader
+            self._member.quota.raise_alarm("the disk has no space for the log's next segment")
         node.on_log_space(space)
 
     def _log_syncs(self) -> HistogramView:
@@ -421,8 +419,8 @@ class _Assembly:
 
 
 async def _to_the_end(closing: Coroutine[None, None, None]) -> None:
-    """Await `closing`, however often the caller is cancelled meanwhile: half of it would leave threads,
-    sockets and the lock on the data directory behind. The cancellation is raised afterwards.
+    """Await `closing`, even if the caller is cancelled meanwhile: a partial close would leave threads,
+    sockets and the lock on the data directory behind. Raises the cancellation afterwards.
     """
     task = asyncio.ensure_future(closing)
     interrupted: asyncio.CancelledError | None = None
@@ -455,7 +453,7 @@ def _rpc_counters(method: Method) -> RpcCounters:
 
 
 def _host(url: Url) -> str:
-    """The address to bind: a name only ever stands for this machine here."""
+    """The address to bind; the only name that is allowed is localhost."""
     return "127.0.0.1" if url.host == "localhost" else url.host
 
 
@@ -506,7 +504,7 @@ def _with_ports(advertised: tuple[Url, ...], listened: tuple[Url, ...], ports: l
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Loading makes millions of objects and no garbage."""
+    """Loading allocates millions of objects and no garbage."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -13,15 +13,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from kvstore.server.settings import Group, Handling, Setting  # noqa: E402  after the path is set
-from kvstore.server.sources import TABLE  # noqa: E402  after the path is set
+from kvstore.configuration.config_loader import TABLE  # noqa: E402  after the path is set
+from kvstore.configuration.config_setting import Group, Handling, Setting  # noqa: E402  after the path is set
 
 PAGE = ROOT / "docs" / "configuration.md"
 
 INTRODUCTION = """\
 # Configuration
 
-Written by `tools/configuration.py` from the table in `kvstore/server/config.py`.
+Written by `tools/configuration.py` from the table in `kvstore/configuration/member_config.py`.
 
 A setting has one name. `--listen-client-urls` is the flag, `ETCD_LISTEN_CLIENT_URLS` the environment
 variable, `listen-client-urls` the key of a configuration file, and `listen_client_urls` the field of
@@ -43,9 +43,9 @@ variable, `listen-client-urls` the key of a configuration file, and `listen_clie
 | 0 | stopped by SIGINT or SIGTERM |
 | 1 | it cannot start: the configuration, the data directory or a port is wrong; one line says which |
 | 2 | a flag is unknown or cannot be read |
-| 3 | it failed while it ran, for example its disk; nothing was promised from then on |
-| 4 | stopping took longer than 2.5 s and was cut short; what was promised is on disk |
-| 74 | a sync of the log hung for 10 s; the others were left to elect long before |
+| 3 | it failed while running, for example its disk; it acknowledged nothing from then on |
+| 4 | stopping took longer than 2.5 s and was aborted; everything acknowledged is on disk |
+| 74 | a sync of the log hung for 10 s; the other members could elect a leader long before |
 
 A second signal ends the process at once, by that signal.
 """

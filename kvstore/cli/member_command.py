@@ -23,8 +23,8 @@ from kvstore.client import (
     STATUS,
     Method,
 )
+from kvstore.configuration.config_setting import parse_url
 from kvstore.errors import KVError
-from kvstore.server.settings import parse_url
 from kvstore.wire import rpc_pb2
 
 _peer_urls_option = click.option("--peer-urls", default="", help="URLs of the member, separated by commas.")

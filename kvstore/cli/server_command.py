@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from kvstore.configuration.config_loader import CONFIG_FILE, TABLE, Loaded, load
+from kvstore.configuration.config_setting import ConfigError, Group, Handling, Kind, Setting
 from kvstore.server import logs
-from kvstore.server.settings import ConfigError, Group, Handling, Kind, Setting
-from kvstore.server.sources import CONFIG_FILE, TABLE, Loaded, load
 from kvstore.version import ETCD_VERSION, __version__
 
 if TYPE_CHECKING:

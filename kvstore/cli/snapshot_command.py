@@ -185,10 +185,10 @@ def restore(args: tuple[str, ...], **options: Any) -> None:
         raise bad_arguments("--wal-dir is not supported: the log lies in the data directory")
     if options["bump_revision"] < 0:
         raise bad_arguments("--bump-revision must not be negative")
+    from kvstore.configuration.config_setting import ConfigError
+    from kvstore.configuration.member_config import Config
     from kvstore.engine import BackendError
-    from kvstore.server.config import Config
-    from kvstore.server.recovery import restore as restore_member
-    from kvstore.server.settings import ConfigError
+    from kvstore.server.disaster_recovery import restore as restore_member
     from raft.storage import StorageError
 
     name, urls = options["name"], options["initial_advertise_peer_urls"]

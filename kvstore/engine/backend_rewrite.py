@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from kvstore.engine.commands import encode
 from kvstore.engine.engine import STATE_ROW, Engine, pack_state
 from kvstore.engine.requests import Compact
-from kvstore.engine.results import CompactResult, Member, Outcome
+from kvstore.engine.results import CompactResult, Member, Outcome, Result
 from kvstore.engine.tables import MEMBER_PREFIX, REMOVED_PREFIX, Tables
 
 REVISION_BUMP = 10**9
@@ -49,6 +49,6 @@ def recovered_rows(
     return rows
 
 
-def _is_sweeping(outcomes: Sequence[Outcome]) -> bool:
+def _is_sweeping(outcomes: Sequence[Outcome[Result]]) -> bool:
     (outcome,) = outcomes
     return isinstance(outcome, CompactResult) and outcome.sweeping

@@ -35,6 +35,7 @@ from kvstore.engine.results import (
     Outcome,
     PutResult,
     RangeResult,
+    Result,
     RevisionChanges,
     TxnResult,
 )
@@ -95,13 +96,15 @@ class Engine:
 
     # -- applying --------------------------------------------------------------------------------
 
-    def apply(self, index: int, term: int, commands: Sequence[bytes], wanted: bool) -> Sequence[Outcome]:
+    def apply(
+        self, index: int, term: int, commands: Sequence[bytes], wanted: bool
+    ) -> Sequence[Outcome[Result]]:
         """Apply a batch: one outcome per command in order, or none at all unless `wanted`.
 
         A refused command's outcome is its KVError. Raises CommandError for bytes that are no
         command: then this member cannot know the state any more and must stop.
         """
-        outcomes: list[Outcome] = []
+        outcomes: list[Outcome[Result]] = []
         self._entry = index, term
         store = self._store
         tables = self._tables
@@ -128,7 +131,7 @@ class Engine:
             store.sweep(max(SWEEP_PER_BATCH, SWEEP_PER_CHANGE * changes))
         return outcomes
 
-    def apply_change(self, index: int, term: int, command: bytes, fits: bool) -> tuple[bool, Outcome]:
+    def apply_change(self, index: int, term: int, command: bytes, fits: bool) -> tuple[bool, Outcome[Result]]:
         """Apply our half of a membership change: whether it is accepted, and its outcome.
 
         Raises ValueError for bytes that are no membership command: then this member must stop.
@@ -137,7 +140,7 @@ class Engine:
         wanted = decode_member_command(command)
         return apply_member_command(self._tables, wanted, fits=fits, revision=self._store.revision)
 
-    def _apply_command(self, command: Command) -> Outcome:
+    def _apply_command(self, command: Command) -> Outcome[Result]:
         store = self._store
         try:
             outcome = self._run_command(command)
@@ -153,7 +156,7 @@ class Engine:
             self._changes.append(RevisionChanges(store.revision, store.changes))
             store.changes = []
 
-    def _run_command(self, command: Command) -> Outcome:
+    def _run_command(self, command: Command) -> Outcome[Result]:
         store = self._store
         if isinstance(command, Alarm):
             return self._apply_alarm(command)

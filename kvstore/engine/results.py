@@ -8,7 +8,7 @@ was read. A nested `TxnResult` carries 0, because etcd sends its header empty.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from kvstore.errors import KVError
 
@@ -92,7 +92,7 @@ class MembersResult(NamedTuple):
     members: tuple[Member, ...]
 
 
-Outcome = (
+Result = (
     RangeResult
     | PutResult
     | DeleteResult
@@ -103,9 +103,12 @@ Outcome = (
     | MembersResult
     | LeaseGrantResult
     | LeaseResult
-    | KVError
 )
-"""Of one command. A refused command's outcome is the error itself, not raised."""
+
+R = TypeVar("R")
+
+Outcome: TypeAlias = R | KVError
+"""Of one command: its result, or the error that refused it, not raised."""
 
 
 class Member(NamedTuple):

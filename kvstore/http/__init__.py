@@ -1,8 +1,7 @@
-"""What operators and their tools read over plain HTTP/1.1: `/health`, `/version`, `/metrics`.
+"""Plain HTTP/1.1 for operators and their tools: `/health`, `/version`, `/metrics`.
 
-Only GET and HEAD, no bodies, everything bounded: the size of a request's head, the time it may
-take, and the number of connections. A request that is no HTTP gets one clear line and a closed
-connection; nothing a caller sends can raise beyond its own connection.
+Only GET and HEAD, no bodies. The size and time of a request's head and the number of connections are bounded.
+A malformed request gets one clear line and a closed connection, and never affects another connection.
 """
 
 from __future__ import annotations

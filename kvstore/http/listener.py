@@ -20,7 +20,7 @@ HEADERS_MAX = 100
 HEAD_SECONDS_MAX = 30.0
 """For one request's head to arrive, and for an idle connection to be closed."""
 ANSWER_SECONDS_MAX = 15.0
-"""For one answer to be made: longer than the driver's own limit on a linearizable read."""
+"""For one route: longer than the node's own timeout of a linearizable read."""
 CONNECTIONS_MAX = 128
 """Scrapers and health checkers are few; more than this is a mistake or an attack."""
 
@@ -46,7 +46,7 @@ Route = Callable[[Request], Awaitable[Response]]
 
 
 class BadRequest(Exception):
-    """What arrived is no request we understand; the connection ends after the answer."""
+    """A malformed request; the connection closes after the response."""
 
     def __init__(self, status: HTTPStatus) -> None:
         super().__init__(status.phrase)
@@ -124,8 +124,8 @@ class HttpListener:
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the caller left: nothing to answer
         except (TimeoutError, asyncio.CancelledError):
-            # The caller fell silent, or the listener stops (asyncio would report a cancelled conversation as
-            # an error). What a caller does not read would keep the connection, and the stop, for ever.
+            # The caller timed out, or the listener stops (asyncio would report a cancelled conversation as an
+            # error). Unread data would delay the close of the connection, and the stop, without bound.
             writer.transport.abort()
         finally:
             self._conversations.discard(task)
@@ -134,7 +134,7 @@ class HttpListener:
                 await writer.wait_closed()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """One request and its answer; whether to go on."""
+        """One request and its response; returns whether to keep the connection."""
         method, keep = "", False
         try:
             async with asyncio.timeout(HEAD_SECONDS_MAX):

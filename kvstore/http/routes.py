@@ -1,4 +1,4 @@
-"""The paths every member answers, with etcd's bodies."""
+"""The routes of every member, with etcd's bodies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from kvstore.http.listener import Request, Response, Route
-from kvstore.server.health import Health, check_health
+from kvstore.server.health_check import Health, check_health
 from kvstore.server.local_member import LocalMember
 from kvstore.version import ETCD_CLUSTER_VERSION, ETCD_VERSION
 
@@ -19,8 +19,6 @@ JSON = "application/json"
 
 
 def make_routes(member: LocalMember, registry: CollectorRegistry) -> Mapping[str, Route]:
-    """The routes of one member."""
-
     async def version(_request: Request) -> Response:
         versions = {"etcdserver": ETCD_VERSION, "etcdcluster": ETCD_CLUSTER_VERSION}
         return Response(HTTPStatus.OK, _compact(versions), JSON)

@@ -1,18 +1,15 @@
-"""What a service handler is, whoever carries its bytes.
+"""Service handlers, independent of the binding that carries their bytes.
 
-A handler is a plain callable `(request, call) -> reply | None`. It returns its reply, or None and
-replies later through the call: exactly one of `reply` and `fail`, once. It never blocks and never
-awaits; it raises KVError to refuse. Two bindings run the same handlers: grpc.aio (`grpc_binding`)
-and, over the same few names, our own HTTP/2 stack.
+A handler is a plain callable `(request, call) -> reply | None`. It returns its reply, or None and replies
+later through the call: exactly one of `reply` and `fail`, once. It never blocks and never awaits; it raises
+KVError to refuse. Bindings other than grpc.aio (`grpc_binding`) can run the same handlers.
 
-A method whose requests are a stream has no handler: it `opens` an `Inbound` for each call, which is
-given the requests one by one and answers them through the call. Back-pressure goes both ways: who
-sends faster than the caller reads looks at `has_room` and waits for `on_drained`; who cannot take
-more requests holds them.
+A method with a stream of requests has no handler: it `opens` an `Inbound` for each call, which receives the
+requests one by one and answers them through the call. Back-pressure goes both ways: a sender faster than its
+caller checks `has_room` and waits for `on_drained`; a receiver without capacity holds the requests.
 
-`answer`, `open_stream` and `receive` are the only doors between a binding and a handler: whatever goes
-wrong inside becomes a KVError with a status on purpose, so that no exception reaches a client as an
-accidental Unknown.
+A binding calls handlers only through `answer`, `open_stream` and `receive`: these raise every failure as a
+KVError with a deliberate status, so that no exception reaches a client as an accidental Unknown.
 """
 
 from __future__ import annotations
@@ -26,37 +23,39 @@ from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError, Message
 
+from kvstore.engine import Outcome
+from kvstore.engine.results import R
 from kvstore.errors import Code, KVError, NoLeader, OutcomeUnknown, RequestError
 
 logger = logging.getLogger("kvstore.rpc")
 
 OUTCOME_TRAILER = "kvstore-outcome"
-"""Trailer of every failed call: whether the request may nevertheless have been applied."""
+"""Trailer of every failed call: whether the request may have been applied."""
 
 HAS_LEADER_KEY = "hasleader"
 """Request metadata: refuse at once when this member knows no leader (etcd's WithRequireLeader)."""
 
 
 class Malformed(RequestError):
-    """The bytes are no message of the expected type; grpc-go answers the same code."""
+    """Undecodable bytes; grpc-go answers the same code."""
 
     code, text = Code.INTERNAL, "grpc: failed to unmarshal the received message"
 
 
 class HandlerFault(OutcomeUnknown):
-    """A handler broke an assumption of its own; what it had begun may still take effect."""
+    """A bug in a handler; its proposals may still take effect."""
 
     code, text = Code.INTERNAL, "etcdserver: internal error"
 
 
 class Call(ABC):
-    """One request being answered, as its handler sees it. All methods run on the event loop."""
+    """One call, as its handler sees it. All methods run on the event loop."""
 
     __slots__ = ("_on_drained", "_on_gone", "gone")
 
     def __init__(self) -> None:
         self.gone = False
-        """The caller cancelled, left or ran out of time: nothing sent from now on is read."""
+        """The caller cancelled, left or passed its deadline: it reads nothing sent from now on."""
         self._on_gone: Callable[[], None] | None = None
         self._on_drained: Callable[[], None] | None = None
 
@@ -80,19 +79,19 @@ class Call(ABC):
     @property
     @abstractmethod
     def has_room(self) -> bool:
-        """Whether little enough is unread for more to be sent; else wait for `on_drained`."""
+        """Whether the caller has read enough for more to be sent; else wait for `on_drained`."""
 
     @abstractmethod
     def finish(self) -> None:
-        """End a streaming reply well, after what was sent. Ignored once the caller is gone."""
+        """Complete a streaming reply after the messages sent. Ignored once the caller is gone."""
 
     @abstractmethod
     def hold_requests(self) -> None:
-        """Take no more requests of the caller's stream for now; its flow control stops the caller."""
+        """Stop taking requests of the caller's stream; flow control then stops the caller."""
 
     @abstractmethod
     def resume_requests(self) -> None:
-        """Take requests again. Harmless when they were not held."""
+        """Take requests again. Harmless when none were held."""
 
     @abstractmethod
     def reply(self, message: Message) -> None:
@@ -103,17 +102,17 @@ class Call(ABC):
         """End the call with an error's code and text. Ignored once the caller is gone."""
 
     def on_gone(self, callback: Callable[[], None]) -> None:
-        """Call back once when the caller is gone, so that what waits for it can be withdrawn."""
-        assert self._on_gone is None, "one owner waits on behalf of a call"
+        """Call back once when the caller is gone, to withdraw what waits for it."""
+        assert self._on_gone is None, "registered twice"
         self._on_gone = callback
 
     def on_drained(self, callback: Callable[[], None]) -> None:
-        """Call back each time everything sent was taken by the caller's connection."""
-        assert self._on_drained is None, "one owner fills a streaming reply"
+        """Call back each time the caller's connection has taken everything sent."""
+        assert self._on_drained is None, "registered twice"
         self._on_drained = callback
 
     def mark_gone(self) -> None:
-        """For bindings: the caller is gone, or its stream has ended. Idempotent."""
+        """For bindings: the caller is gone, or its stream is complete. Idempotent."""
         if self.gone:
             return
         self.gone = True
@@ -132,7 +131,7 @@ class Inbound(Protocol):
         """One request, in order. Raises KVError to end the call with it."""
 
     def half_closed(self) -> None:
-        """The caller will send no more; it may still read. Answer what is open, then `finish`."""
+        """The caller has sent its last request; it may still read. Answer what is open, then `finish`."""
 
 
 @dataclass(slots=True)
@@ -141,18 +140,18 @@ class MethodStatistics:
 
     started: int = 0
     handled: dict[int, int] = field(default_factory=dict)
-    """Ended calls by gRPC code. Invariant: the sum never exceeds `started`."""
+    """Completed calls by gRPC code. Invariant: their total never exceeds `started`."""
     received_bytes: int = 0
     sent_bytes: int = 0
 
     def ended(self, code: int) -> None:
-        """Count one ended call."""
+        """Count one completed call."""
         self.handled[code] = self.handled.get(code, 0) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """One row of a service: where it is called, what it takes and who answers."""
+    """One row of a service: its path, request type and handler."""
 
     service: str
     """Full name with package, as in the path: `etcdserverpb.KV`."""
@@ -165,9 +164,9 @@ class Method:
     caller is gone."""
     opens: Callable[[Call], Inbound] | None = None
     """For methods that take a stream of requests and answer with a stream; raises KVError. Invariant:
-    exactly one of `handler` and `opens` is there."""
+    exactly one of `handler` and `opens` is set."""
     needs_leader: Callable[[], bool] | None = None
-    """Tells whether a leader is known; consulted when the caller asks for one in its metadata."""
+    """Whether a leader is known; consulted when the caller requires one in its metadata."""
     admit: Callable[[Message | None], None] | None = None
     """Raises KVError for a request (None: a stream about to open) that this member must not serve."""
     statistics: MethodStatistics = field(default_factory=MethodStatistics)
@@ -181,14 +180,14 @@ class Method:
 
     @property
     def kind(self) -> str:
-        """What gRPC's metrics call the shape of this method."""
+        """The name of this method's shape in gRPC's metrics."""
         if self.opens is not None:
             return "bidi_stream"
         return "server_stream" if self.streaming else "unary"
 
 
 def unary(service: str, *rows: tuple[str, type[Message], Handler]) -> tuple[Method, ...]:
-    """The methods of one request and one reply of a service: name, request and handler of each."""
+    """The unary methods of a service: name, request type and handler of each."""
     return tuple(
         Method(service=service, name=name, request_type=request_type, handler=handler)
         for name, request_type, handler in rows
@@ -196,7 +195,7 @@ def unary(service: str, *rows: tuple[str, type[Message], Handler]) -> tuple[Meth
 
 
 def answer(method: Method, data: bytes, call: Call) -> Message | None:
-    """Parse, check what concerns every method, and run the handler. Raises only KVError."""
+    """Parse the request, run the checks of every method, then the handler. Raises only KVError."""
     assert method.handler is not None
     request = _parse(method, data)
     _check_leader(method, call)
@@ -227,7 +226,7 @@ def open_stream(method: Method, call: Call) -> Inbound:
 
 
 def receive(method: Method, inbound: Inbound, data: bytes | None) -> None:
-    """Hand on one request of a stream, or (None) its end. Raises only KVError."""
+    """Pass on one request of a stream, or (None) its end. Raises only KVError."""
     request = None if data is None else _parse(method, data)
     try:
         if request is None:
@@ -255,7 +254,7 @@ def _check_leader(method: Method, call: Call) -> None:
 
 
 def reply_with(call: Call, make: Callable[[], Message]) -> None:
-    """Settle a call later: with what `make` returns or raises. Nothing escapes to the caller of this."""
+    """Complete a call with what `make` returns or raises. Raises nothing."""
     if call.gone:
         return
     try:
@@ -270,15 +269,15 @@ def reply_with(call: Call, make: Callable[[], Message]) -> None:
 
 
 def reply_unless(call: Call, make: Callable[[], Message], error: KVError | None) -> None:
-    """Settle a call that waited for something: with its error, or as `reply_with` when there is none."""
+    """Complete a call that waited: with the error, or as `reply_with` when there is none."""
     if error is not None:
         call.fail(error)
     else:
         reply_with(call, make)
 
 
-def reply_to_outcome(call: Call, make: Callable[[Any], Message], outcome: Any) -> None:
-    """Settle a call with what `make` says of the outcome of its command, or with the outcome's error."""
+def reply_to_outcome(call: Call, make: Callable[[R], Message], outcome: Outcome[R]) -> None:
+    """Complete a call with the message of its command's result, or with the error."""
     if isinstance(outcome, KVError):
         call.fail(outcome)
     else:
@@ -286,5 +285,5 @@ def reply_to_outcome(call: Call, make: Callable[[Any], Message], outcome: Any) -
 
 
 def outcome_of(error: KVError) -> str:
-    """What the trailer says of a failed call."""
+    """The value of the outcome trailer."""
     return "unknown" if isinstance(error, OutcomeUnknown) else "not-applied"

@@ -1,7 +1,7 @@
-"""Between wire messages and the engine's requests and results, both ways.
+"""Conversion between wire messages and the engine's requests and results, both ways.
 
-The only place that knows both shapes. Nothing is checked here: the engine's own checks see every
-request that a message can express.
+The only module that knows both. It validates nothing: the engine's checks cover every request that a message
+can express.
 """
 
 from __future__ import annotations
@@ -10,12 +10,37 @@ from collections.abc import Iterable
 
 from kvstore import engine
 from kvstore.engine import results
+from kvstore.replica.replica import Replica
 from kvstore.wire import kv_pb2
 from kvstore.wire import rpc_pb2 as pb
 
 
+class Headers:
+    """Makes the header of every response: cluster, member, its term, and the store's revision."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    def at(self, revision: int) -> pb.ResponseHeader:
+        """A header with the given revision of the store."""
+        replica = self._replica
+        return pb.ResponseHeader(
+            cluster_id=replica.cluster_id,
+            member_id=replica.member_id,
+            revision=revision,
+            raft_term=replica.node.term,
+        )
+
+    def current(self) -> pb.ResponseHeader:
+        """A header with the revision that this member has applied."""
+        return self.at(self._replica.engine.revision)
+
+    def without_revision(self) -> pb.ResponseHeader:
+        """For calls that do not touch the store."""
+        return self.at(0)
+
+
 def range_(request: pb.RangeRequest) -> engine.Range:
-    """A read of an interval."""
     return engine.Range(
         key=request.key,
         range_end=request.range_end,
@@ -34,7 +59,6 @@ def range_(request: pb.RangeRequest) -> engine.Range:
 
 
 def put(request: pb.PutRequest) -> engine.Put:
-    """A write of one pair."""
     return engine.Put(
         key=request.key,
         value=request.value,
@@ -46,16 +70,15 @@ def put(request: pb.PutRequest) -> engine.Put:
 
 
 def delete_range(request: pb.DeleteRangeRequest) -> engine.DeleteRange:
-    """A deletion of an interval."""
     return engine.DeleteRange(key=request.key, range_end=request.range_end, prev_kv=request.prev_kv)
 
 
 _OPERANDS = ("version", "create_revision", "mod_revision", "value", "lease")
-"""Member of the union by the number of its compare target."""
+"""Field of the union by compare target."""
 
 
 def compare(request: pb.Compare) -> engine.Compare:
-    """A condition. A union holding another member than the target's counts as zero or empty."""
+    """A union with another field set than the target's compares with zero or empty."""
     target = request.target
     return engine.Compare(
         key=request.key,
@@ -67,7 +90,7 @@ def compare(request: pb.Compare) -> engine.Compare:
 
 
 def operation(request: pb.RequestOp) -> engine.Operation | None:
-    """One step of a transaction; None when the message names none."""
+    """One operation of a transaction; None for an empty message."""
     kind = request.WhichOneof("request")
     if kind == "request_range":
         return range_(request.request_range)
@@ -81,7 +104,6 @@ def operation(request: pb.RequestOp) -> engine.Operation | None:
 
 
 def txn(request: pb.TxnRequest) -> engine.Txn:
-    """A transaction with everything nested in it."""
     return engine.Txn(
         compares=tuple(compare(one) for one in request.compare),
         success=tuple(operation(one) for one in request.success),
@@ -90,7 +112,6 @@ def txn(request: pb.TxnRequest) -> engine.Txn:
 
 
 def key_value(pair: results.KeyValue) -> kv_pb2.KeyValue:
-    """A stored pair."""
     return kv_pb2.KeyValue(
         key=pair.key,
         create_revision=pair.create_revision,
@@ -106,34 +127,30 @@ def _pairs(pairs: Iterable[results.KeyValue]) -> list[kv_pb2.KeyValue]:
 
 
 def range_response(result: results.RangeResult, header: pb.ResponseHeader) -> pb.RangeResponse:
-    """The answer to a read."""
     return pb.RangeResponse(header=header, kvs=_pairs(result.kvs), more=result.more, count=result.count)
 
 
-def range_piece(pairs: Iterable[results.KeyValue]) -> pb.RangeResponse:
-    """A part of an answer that comes in pieces, but the last."""
+def range_chunk(pairs: Iterable[results.KeyValue]) -> pb.RangeResponse:
+    """A chunk of a streamed response, except the last."""
     return pb.RangeResponse(kvs=_pairs(pairs))
 
 
 def put_response(result: results.PutResult, header: pb.ResponseHeader) -> pb.PutResponse:
-    """The answer to a write."""
     prev = key_value(result.prev) if result.prev is not None else None
     return pb.PutResponse(header=header, prev_kv=prev)
 
 
 def delete_response(result: results.DeleteResult, header: pb.ResponseHeader) -> pb.DeleteRangeResponse:
-    """The answer to a deletion."""
     return pb.DeleteRangeResponse(header=header, deleted=result.deleted, prev_kvs=_pairs(result.prevs))
 
 
 def txn_response(result: results.TxnResult, header: pb.ResponseHeader) -> pb.TxnResponse:
-    """The answer to a transaction; inside it, headers carry the revision alone."""
+    """Headers inside a transaction's response carry the revision alone."""
     inner = [_response_op(one) for one in result.results]
     return pb.TxnResponse(header=header, succeeded=result.succeeded, responses=inner)
 
 
 def compact_response(_result: results.CompactResult, header: pb.ResponseHeader) -> pb.CompactionResponse:
-    """The answer to a compaction."""
     return pb.CompactionResponse(header=header)
 
 
@@ -151,7 +168,6 @@ def _response_op(
 
 
 def member(one: engine.Member) -> pb.Member:
-    """A member of the cluster."""
     return pb.Member(
         ID=one.id,
         name=one.name,

@@ -1,8 +1,8 @@
 """The handlers on grpc.aio: the reference binding.
 
-Generic handlers over bytes: the messages are parsed and made by us, so that every failure has a
-status on purpose. The status text is exactly the error's text; a trailer says whether the request
-may have been applied.
+Generic handlers over bytes: this module decodes and encodes the messages, so that every failure has a
+deliberate status. The status text is exactly the error's text; a trailer carries whether the request may have
+been applied.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from kvstore.rpc.call import (
 logger = logging.getLogger("kvstore.rpc")
 
 FRAMING_BYTES_MAX = 512 * 1024
-"""What a message may be larger than a request, as in etcd (`grpcOverheadBytes`)."""
+"""A message may be larger than a request by this much, as in etcd (`grpcOverheadBytes`)."""
 
 UNREAD_MESSAGES_MAX = 1024
-"""Messages of one streaming reply that wait for its caller; a slower caller's call is ended."""
+"""Messages of one streaming reply that wait for its caller; beyond it the call fails."""
 
 UNREAD_LOW_MESSAGES = 64
 UNREAD_LOW_BYTES = 256 * 1024
-"""What may be unread of a streaming reply while it still `has_room`: enough to keep a connection busy
-between two turns of the loop, little enough that ten thousand callers who never read are affordable."""
+"""Unread part of a streaming reply that still `has_room`: enough to keep a connection busy between two loop
+iterations, little enough to afford ten thousand callers that never read."""
 
 KEEPALIVE_INTERVAL_MS = 2 * 60 * 60 * 1000
 KEEPALIVE_TIMEOUT_MS = 20_000
-"""When an idle caller is asked for a sign of life, and how long it may take: etcd's defaults."""
+"""HTTP/2 pings of idle connections, and the timeout of one: etcd's defaults."""
 
 STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -55,38 +55,38 @@ class SlowCaller(KVError):
 
 
 class Abandoned(OutcomeUnknown):
-    """The member failed under a call; what it had begun, such as a place in a queue, may stand."""
+    """The member failed during a call, whose effects, such as a queue entry, may remain."""
 
     text = ServerStopped.text
 
 
 class Gate:
-    """Whether calls are answered; shut once, for ever, when the member can promise nothing any more."""
+    """Admits calls until the member fails; then it is shut for good."""
 
     def __init__(self) -> None:
         self.is_open = True
         self._open: dict[Call, None] = {}
-        """Calls that are not answered yet, and streams."""
+        """Unanswered calls, and streams."""
 
     def enter(self, call: Call) -> None:
-        """The call lasts. Whoever enters leaves."""
+        """The call waits; every `enter` has its `leave`."""
         self._open[call] = None
         if not self.is_open:
             call.fail(Abandoned())
 
     def leave(self, call: Call) -> None:
-        """It has ended. Harmless for one that never entered."""
+        """The call is complete. Harmless without an `enter`."""
         self._open.pop(call, None)
 
     def shut(self) -> None:
-        """Refuse calls from now on and end those that last: nothing would ever be told to them."""
+        """Refuse calls from now on, and fail those that wait: no answer would ever come."""
         self.is_open = False
         for call in list(self._open):
             call.fail(Abandoned())
 
 
 class GrpcCall(Call):
-    """A call carried by grpc.aio. Settled at most once; later settlements are ignored."""
+    """A call carried by grpc.aio. Completed at most once; later results are ignored."""
 
     __slots__ = (
         "_context",
@@ -104,15 +104,15 @@ class GrpcCall(Call):
         self._context = context
         self._metadata: dict[str, str] | None = None
         self._pending: asyncio.Future[None] | None = None
-        """What the binding's coroutine awaits; only made for a call that is not settled at once."""
+        """Awaited by the binding's coroutine; created only for a call that does not complete at once."""
         self._unread: deque[Message | bytes] = deque()
         """Messages of a streaming reply not yet taken. Invariant: at most UNREAD_MESSAGES_MAX."""
         self._unread_bytes = 0
-        """Of those that came as bytes."""
+        """Of the unread messages that are bytes."""
         self._finished = False
-        """The streaming reply ends when `_unread` is empty."""
+        """The streaming reply is complete when `_unread` is empty."""
         self._held: asyncio.Future[None] | None = None
-        """While requests are held: what the reader of the caller's stream awaits."""
+        """While requests are held: awaited by the reader of the caller's stream."""
         self.completed: Message | KVError | None = None
 
     @property
@@ -181,7 +181,7 @@ class GrpcCall(Call):
             self._pending.set_result(None)
 
     async def result(self) -> Message:
-        """The reply, when there is one. Raises KVError."""
+        """Wait for the reply. Raises KVError."""
         if self.completed is None:
             self._pending = asyncio.get_running_loop().create_future()
             await self._pending
@@ -190,7 +190,7 @@ class GrpcCall(Call):
             raise self.completed
         return self.completed
 
-    def _tell_drained(self) -> None:
+    def _call_drained(self) -> None:
         if self._on_drained is not None:
             try:
                 self._on_drained()
@@ -199,7 +199,7 @@ class GrpcCall(Call):
                 raise HandlerFault from None
 
     async def messages(self) -> AsyncIterator[Message | bytes]:
-        """The streaming reply, until the call ends or its caller is gone. Raises KVError."""
+        """The streaming reply, until the call completes or its caller is gone. Raises KVError."""
         while True:
             while self._unread:
                 message = self._unread.popleft()
@@ -211,13 +211,13 @@ class GrpcCall(Call):
             if self._finished:
                 return
             self._pending = asyncio.get_running_loop().create_future()
-            self._tell_drained()
+            self._call_drained()
             if not self._unread:
                 await self._pending
 
 
 async def _abort(method: Method, context: grpc.aio.ServicerContext[bytes, bytes], error: KVError) -> NoReturn:
-    """End a call with the error's code and text and its outcome trailer."""
+    """Fail a call with the error's code, text and outcome trailer."""
     method.statistics.ended(int(error.code))
     trailer = ((OUTCOME_TRAILER, outcome_of(error)),)
     await context.abort(STATUS_CODES[int(error.code)], error.text, trailer)
@@ -225,7 +225,7 @@ async def _abort(method: Method, context: grpc.aio.ServicerContext[bytes, bytes]
 
 
 async def _end(reader: asyncio.Task[None] | None) -> None:
-    """Stop the task that reads a caller's requests, and see it end."""
+    """Stop the task that reads a caller's requests, and await it."""
     if reader is not None:
         reader.cancel()
         await asyncio.wait([reader])
@@ -288,7 +288,7 @@ class _Behaviour:
         call.mark_gone()
 
     async def duplex(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        """A stream of requests, a stream of replies: one task writes, this one, and one reads."""
+        """A stream of requests, a stream of replies: this task writes, another one reads."""
         self._statistics.started += 1
         call = GrpcCall(context)
         reader: asyncio.Task[None] | None = None
@@ -318,7 +318,7 @@ class _Behaviour:
     async def _read(
         self, inbound: Inbound, call: GrpcCall, context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> None:
-        """Hand on the caller's requests until it sends no more."""
+        """Pass on the caller's requests until the last."""
         while not call.gone:
             data = await context.read()
             try:
@@ -348,7 +348,7 @@ class _Behaviour:
 
 
 class _Handlers(grpc.GenericRpcHandler):
-    """Finds the method of a path; what it does not know grpc answers with Unimplemented."""
+    """Finds the method of a path; grpc answers an unknown path with Unimplemented."""
 
     def __init__(self, methods: Iterable[Method], gate: Gate) -> None:
         self._by_path: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
@@ -376,8 +376,8 @@ def make_grpc_server(
 
     Once the gate is shut, every call is refused as by a stopped server.
 
-    Two servers must never share a port, replies have no size limit, and clients may ping as they
-    like (aetcd pings idle connections every 6 s, Kubernetes every 30 s).
+    Two servers must never share a port, replies have no size limit, and clients may ping at any rate
+    (aetcd pings idle connections every 6 s, Kubernetes every 30 s).
     """
     options = [
         ("grpc.so_reuseport", 0),

@@ -1,30 +1,30 @@
-"""A member's data directory as the configuration wants it: found, founded, joined or recovered."""
+"""Opens a member's data directory: with existing data, bootstrapped, joined or recovered."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from kvstore.server.config import Config
+from kvstore.configuration.member_config import Config
+from kvstore.server.disaster_recovery import bootstrap_of, close_directory, force_new_cluster, read_bootstrap
+from kvstore.server.initial_cluster import InitialCluster, bootstrap_cluster
 from kvstore.server.joining import Ask, CannotJoin, Joined, join
-from kvstore.server.membership import InitialCluster, found
-from kvstore.server.recovery import bootstrap_of, close_directory, force_new_cluster, read_bootstrap
 from raft.storage import FileSystem, MemberDirectory, holds_member, open_member
 from raft.storage.backup import finish_replacement
 from raft.storage.directory import check_member
 
 
 class Opened(NamedTuple):
-    """An open data directory and what it says of its member."""
+    """An open data directory and the identity in it."""
 
     directory: MemberDirectory
     initial_cluster: InitialCluster
-    """`members` are the founders of the cluster."""
+    """`members` are the bootstrap members of the cluster."""
     bootstrap_voters: tuple[int, ...] | None
-    """Of a member that joined later: who voted when it did."""
+    """Of a member that joined later: the voters at that moment."""
 
 
 async def open_data_directory(config: Config, files: FileSystem, ask: Ask) -> Opened:
-    """Open the directory; make it when it is new, by founding the cluster or by joining it.
+    """Open the directory; create a new one by bootstrapping the cluster or joining it.
 
     Raises CannotJoin, ConfigError, and what `open_member` raises.
     """
@@ -40,7 +40,7 @@ async def open_data_directory(config: Config, files: FileSystem, ask: Ask) -> Op
     elif fresh or (config.initial_cluster and not existing):
         initial = {name: [str(url) for url in urls] for name, urls in config.initial_members().items()}
         try:
-            expected = Joined(found(initial, config.name, config.initial_cluster_token), ())
+            expected = Joined(bootstrap_cluster(initial, config.name, config.initial_cluster_token), ())
         except ValueError as error:
             raise CannotJoin(str(error)) from error
     directory = await open_member(

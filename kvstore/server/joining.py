@@ -1,8 +1,8 @@
-"""Joining a running cluster: what a new process asks of the members, and what it makes of the answer.
+"""Joining a cluster: a new member fetches the description of a running one, and every member publishes
+itself.
 
-It finds itself among the members by its peer URLs, as the one that was added under them; from the
-answer it has its id, the cluster's, and the founders. The log begins with the founders' configuration,
-so that whoever replays it from its first entry must start from them, as every member did.
+A new member finds its id by its peer URLs, under which it was added. The description also has the cluster id
+and the bootstrap members: the log begins with their configuration, so a replay of the log must start from it.
 """
 
 from __future__ import annotations
@@ -11,25 +11,31 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-from kvstore.engine import Member
-from kvstore.server.membership import InitialCluster
+from kvstore.engine import Member, MemberResult, Outcome, SetMemberAttributes
+from kvstore.errors import KVError, ServerStopped
+from kvstore.replica.replica import Replica
+from kvstore.server.initial_cluster import InitialCluster
 
 logger = logging.getLogger("kvstore.server")
 
 ASK_SECONDS = 2.0
-"""How long one member may take to answer."""
+"""Timeout of one request for a description."""
 
 PATIENCE_SECONDS = 5.0
-"""How long to go on asking: whoever answers first may not have applied our addition yet."""
+"""Of the whole join: the first member to answer may not have applied our addition yet."""
 
 RETRY_SECONDS = 0.2
+
+PUBLISH_RETRY_SECONDS = 0.5
+"""Between two attempts. Publishing is idempotent, so it is retried even after an unknown outcome."""
 
 DESCRIPTION_VERSION = 1
 
 Ask = Callable[[str, float], Awaitable[bytes | None]]
-"""Asks the member at a peer URL, within so many seconds, for its description; None for no answer."""
+"""Fetches the description of the member at a peer URL, with a timeout in seconds; None without an answer."""
 
 
 class CannotJoin(Exception):
@@ -41,21 +47,19 @@ class Description(NamedTuple):
 
     cluster_id: int
     bootstrap_members: tuple[Member, ...]
-    """The members the log begins with."""
     members: tuple[Member, ...]
-    """As of now."""
+    """The current ones."""
 
 
 class Joined(NamedTuple):
-    """A place in a running cluster."""
+    """This member in a running cluster."""
 
     initial_cluster: InitialCluster
     bootstrap_voters: tuple[int, ...]
-    """Who voted when it was found."""
+    """The voters when it joined."""
 
 
 def encode_description(description: Description) -> bytes:
-    """For `decode_description`."""
     value = {
         "version": DESCRIPTION_VERSION,
         "cluster_id": description.cluster_id,
@@ -66,7 +70,7 @@ def encode_description(description: Description) -> bytes:
 
 
 def decode_description(data: bytes) -> Description:
-    """Raises ValueError for what is none, or of another version."""
+    """Raises ValueError for malformed data and for another version."""
     try:
         value = json.loads(data)
         if value["version"] != DESCRIPTION_VERSION:
@@ -84,7 +88,7 @@ def _members(rows: Iterable[Sequence[Any]]) -> tuple[Member, ...]:
 
 
 async def join(peers: Sequence[str], own_urls: Sequence[str], ask: Ask) -> Joined:
-    """Find our place in the cluster of `peers` (peer URLs of others). Raises CannotJoin."""
+    """Find this member in the cluster of `peers` (peer URLs of others). Raises CannotJoin."""
     loop = asyncio.get_running_loop()
     end_s = loop.time() + PATIENCE_SECONDS
     while True:
@@ -96,9 +100,9 @@ async def join(peers: Sequence[str], own_urls: Sequence[str], ask: Ask) -> Joine
             try:
                 description = decode_description(data)
             except ValueError as error:
-                logger.warning("the member at %s cannot be understood: %s", url, error)
+                logger.warning("the member at %s sent no valid description: %s", url, error)
                 continue
-            if (joined := _position(description, own_urls)) is not None:
+            if (joined := _own_member(description, own_urls)) is not None:
                 return joined
             answered = description
         if loop.time() >= end_s:
@@ -116,18 +120,38 @@ async def join(peers: Sequence[str], own_urls: Sequence[str], ask: Ask) -> Joine
     )
 
 
-def _position(description: Description, own_urls: Sequence[str]) -> Joined | None:
-    """Our place. None when nobody has our URLs; raises CannotJoin when somebody had them before us."""
+def _own_member(description: Description, own_urls: Sequence[str]) -> Joined | None:
+    """None when no member has our URLs. Raises CannotJoin when the member with our URLs has run before."""
     for member in description.members:
         if sorted(member.peer_urls) != sorted(own_urls):
             continue
         if member.client_urls:
             raise CannotJoin(
-                f"member {member.id:x} has already run with another data directory: what it promised there is"
-                " binding. Remove it (member remove) and add it anew (member add)"
+                f"member {member.id:x} has already run with another data directory, whose votes and"
+                " acknowledgements are binding. Remove it (member remove) and add it anew (member add)"
             )
         voters = tuple(sorted(one.id for one in description.members if not one.is_learner))
         return Joined(
             InitialCluster(description.cluster_id, member.id, description.bootstrap_members), voters
         )
     return None
+
+
+async def publish(replica: Replica, name: str, client_urls: tuple[str, ...]) -> bool:
+    """Write this member's name and client URLs into the cluster; False when this member stops first."""
+    command = SetMemberAttributes(member_id=replica.member_id, name=name, client_urls=client_urls)
+    while True:
+        applied: asyncio.Future[Outcome[MemberResult]] = asyncio.get_running_loop().create_future()
+        replica.propose(command, partial(_published, applied))
+        outcome = await applied
+        if not isinstance(outcome, KVError):
+            return True
+        if isinstance(outcome, ServerStopped):
+            return False
+        logger.warning("could not publish this member's client URLs yet: %s", outcome)
+        await asyncio.sleep(PUBLISH_RETRY_SECONDS)
+
+
+def _published(future: asyncio.Future[Outcome[MemberResult]], outcome: Outcome[MemberResult]) -> None:
+    if not future.done():
+        future.set_result(outcome)

@@ -1,7 +1,7 @@
-"""Telling long calls that asked for a leader when there has been none for a while.
+"""Ends streams that required a leader once there has been none for a while.
 
-A call that lasts may outlive the quorum it needs; etcd ends those that carry `hasleader` after three
-election timeouts without a leader, so that their clients try another member.
+As etcd does: a stream with `hasleader` in its metadata fails after three election timeouts without a leader,
+so that its client tries another member.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 class LeaderLoss:
-    """Waits for the leader to come back, and tells those who registered when it does not."""
+    """Calls the registered callbacks when no leader was known for `patience_s`."""
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
@@ -20,15 +20,14 @@ class LeaderLoss:
         """Set while no leader is known."""
 
     def add(self, callback: Callable[[], None]) -> None:
-        """Call back once when the leader is lost for too long."""
         self._callbacks[callback] = None
 
     def remove(self, callback: Callable[[], None]) -> None:
-        """Harmless when it was called already."""
+        """Harmless after the callback was called."""
         self._callbacks.pop(callback, None)
 
     def seen(self, leader: int) -> None:
-        """The leader of the moment, 0 while none is known."""
+        """The leader changed; 0 while none is known."""
         if leader and self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -42,7 +41,6 @@ class LeaderLoss:
             callback()
 
     def close(self) -> None:
-        """Nobody is told any more."""
         if self._timer is not None:
             self._timer.cancel()
         self._callbacks.clear()

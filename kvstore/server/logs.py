@@ -1,10 +1,10 @@
 """Log lines of the loggers `raft` and `kvstore`, for people (console) and for machines (JSON).
 
-The rooms only write to their loggers; an embedding program sees them through its own handlers.
-`configure` is for the process that is a server: it installs handlers on those two loggers, never on
-the root, and hands back what takes them off again.
+The packages only write to their loggers; an embedding program sees the lines through its own handlers.
+`configure` is for a server process: it installs handlers on those two loggers, never on the root logger, and
+returns the `Handlers` that remove them again.
 
-What goes into `extra=` becomes a field of the line, `node`, `term` and `role` first:
+Each key of `extra=` becomes a field of the line, `node`, `term` and `role` first:
 `log.info("became leader", extra={"node": "a", "term": 7, "role": "leader"})`.
 The JSON form is etcd's (level, ts, caller, msg), which tools already read.
 """
@@ -20,11 +20,11 @@ from datetime import UTC, datetime
 
 LOGGERS = ("raft", "kvstore")
 
-# A cluster in trouble says the same line at every tick. Five show the pattern; one a window shows
-# that it lasts.
+# A cluster in trouble logs the same line at every tick. Five show the pattern; one per period shows that it
+# lasts.
 REPEATS_MAX = 5
-REPEATS_WINDOW_S = 10.0
-# Places in the code that log at all: a few hundred. The bound only guards against made-up messages.
+REPEATS_PERIOD_S = 10.0
+# The code has a few hundred log statements. The bound only guards against generated messages.
 REPEAT_KEYS_MAX = 1024
 
 _LEADING_FIELDS = ("node", "term", "role")
@@ -48,22 +48,22 @@ _NAMES = {
 
 
 class RepeatLimit(logging.Filter):
-    """Lets a message through `REPEATS_MAX` times in a window, then counts.
+    """Passes a message `REPEATS_MAX` times per period, then counts.
 
-    A message is the same when logger, level and the text before formatting are. The first that
-    passes after some were held back carries their number as the field `repeated`.
+    Two messages are the same when logger, level and unformatted text are. The first one that passes after
+    others were dropped carries their number as the field `repeated`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # key -> (start of the window on the records' clock in seconds, passed in it, held back in it);
-        # oldest window first
+        # key -> (start of the period on the records' clock in seconds, passed in it, dropped in it); oldest
+        # first
         self._seen: OrderedDict[tuple[str, int, str], tuple[float, int, int]] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
         key = (record.name, record.levelno, str(record.msg))
         start, passed, held = self._seen.get(key, (record.created, 0, 0))
-        if not 0 <= record.created - start < REPEATS_WINDOW_S:
+        if not 0 <= record.created - start < REPEATS_PERIOD_S:
             self._seen.pop(key, None)
             if held:
                 record.repeated = held
@@ -130,7 +130,7 @@ def set_level(level: str) -> None:
 
 
 class _Description(logging.Filter):
-    """Adds what is true of the whole process to every line that does not say it itself."""
+    """Adds the fields of the whole process to every line that lacks them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class _Description(logging.Filter):
 
 
 class Handlers:
-    """The handlers of one `configure`; `close` takes them off and restores the levels."""
+    """The handlers of one `configure`; `close` removes them and restores the levels."""
 
     def __init__(self, handlers: list[logging.Handler]) -> None:
         self._handlers = handlers
@@ -157,7 +157,7 @@ class Handlers:
                 logging.getLogger(name).addHandler(handler)
 
     def describe(self, **fields: object) -> None:
-        """Let every line from now on carry these fields (node, term, role), instead of those before."""
+        """Add these fields (node, term, role), and no earlier ones, to every line from now on."""
         self._description.fields = fields
 
     def close(self) -> None:
@@ -174,12 +174,12 @@ class Handlers:
 def configure(*, level: str, form: str, outputs: str) -> Handlers:
     """Send the lines of this process to `outputs` (`default`, `stderr`, `stdout`, files; with commas).
 
-    `form` is `json` or `console`. OSError when a file cannot be opened.
+    `form` is `json` or `console`. Raises OSError when a file cannot be opened.
     """
     handlers: list[logging.Handler] = []
     try:
         for output in outputs.split(","):
-            handlers.append(_handler(output.strip()))  # noqa: PERF401  what is open must be closed below
+            handlers.append(_handler(output.strip()))  # noqa: PERF401  an error below must close those opened
     except OSError:
         for handler in handlers:
             handler.close()

@@ -1,7 +1,7 @@
-"""How late the event loop runs what is due: the one number that tells a stall from a slow network.
+"""Lag of the event loop: the one number that distinguishes a stalled process from a slow network.
 
-A timer asks to be called every SAMPLE_S; what it is called later than that is the lag, during which no
-heartbeat left and no request was answered. A stall of length s shows as a lag between s - SAMPLE_S and s.
+A timer is due every SAMPLE_S; its delay is the lag, during which no heartbeat left and no request was
+answered. A stall of length s shows as a lag between s - SAMPLE_S and s.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import asyncio
 from bisect import bisect_left
 
 SAMPLE_S = 0.02
-"""Short beside the stalls that matter (a quarter of a second and more), and 50 wake-ups a second cost
-about a thousandth of a core."""
+"""Short beside the stalls that matter (a quarter of a second and more); 50 wake-ups a second cost about a
+thousandth of a core."""
 
 LAG_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 """Upper ends of the buckets; 0.25 s is a quarter of the default election timeout."""

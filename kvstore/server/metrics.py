@@ -1,7 +1,7 @@
-"""The numbers a member shows to Prometheus, under etcd's names so that its dashboards work.
+"""The metrics of a member for Prometheus, under etcd's names so that its dashboards work.
 
-Nothing is counted twice and nothing is formatted per operation: the rooms keep plain ints, and the
-collector reads them when asked. One registry per member, so that several live in one process.
+Each number has one counter and is formatted only on a scrape: the packages keep plain ints, which the
+collector reads. One registry per member, so that several fit in one process.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CODE_NAMES = (
 
 
 class RpcCounters(NamedTuple):
-    """What a binding counted for one method since start."""
+    """Counters of one method since start."""
 
     kind: str
     """`unary`, `server_stream` or `bidi_stream`."""
@@ -52,7 +52,7 @@ class RpcCounters(NamedTuple):
     method: str
     started: int
     handled: Mapping[int, int]
-    """Ended calls by gRPC code."""
+    """Completed calls by gRPC code."""
     received_bytes: int
     sent_bytes: int
 
@@ -67,7 +67,7 @@ class HistogramView(NamedTuple):
 
 
 class PeerCounters(NamedTuple):
-    """What the transport counted for one peer since start."""
+    """Counters of one peer since start."""
 
     member_id: int
     connected: bool
@@ -78,7 +78,7 @@ class PeerCounters(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """Where the numbers come from; each is called once per scrape."""
+    """Numbers from outside the member; each is called once per scrape."""
 
     rpcs: Callable[[], Iterable[RpcCounters]]
     peers: Callable[[], Iterable[PeerCounters]]
@@ -88,14 +88,14 @@ class Sources(NamedTuple):
 
 
 class MemberCollector(Collector):
-    """Everything about one member."""
+    """Collects every metric of one member on a scrape."""
 
     def __init__(self, member: LocalMember, sources: Sources) -> None:
         self._member = member
         self._sources = sources
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing to check names against: this is the registry's only source of them."""
+        """Empty: the registry has no other collector with these names."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
@@ -111,7 +111,7 @@ class MemberCollector(Collector):
         )
         yield _histogram(
             "etcd_disk_backend_commit_duration_seconds",
-            "One commit of the state file.",
+            "One commit of the backend.",
             self._sources.state_commit(),
         )
         yield _histogram(
@@ -127,7 +127,7 @@ class MemberCollector(Collector):
         is_leader = status.leader == member.member_id
         yield _gauge("etcd_server_has_leader", "Whether a leader is known.", has_leader)
         yield _gauge("etcd_server_is_leader", "Whether this member leads.", is_leader)
-        yield _gauge("etcd_server_is_learner", "Whether this member only listens.", member.is_learner())
+        yield _gauge("etcd_server_is_learner", "Whether this member is a learner.", member.is_learner())
         yield _counter(
             "etcd_server_leader_changes_seen",
             "Changes of leader seen.",
@@ -138,7 +138,7 @@ class MemberCollector(Collector):
         yield _gauge("etcd_server_proposals_pending", "Proposals in flight.", member.proposals_pending)
         yield _counter("etcd_server_proposals_failed", "Failed proposals.", member.proposals_failed)
         yield _counter(
-            "etcd_server_read_indexes_failed", "Reads without a proof.", member.read_indexes_failed
+            "etcd_server_read_indexes_failed", "Reads that no leader confirmed.", member.read_indexes_failed
         )
         yield _gauge(
             "etcd_server_quota_backend_bytes", "Bound on stored bytes.", member.quota.limit_bytes or 0
@@ -175,60 +175,66 @@ class MemberCollector(Collector):
         snapshots = status.snapshots
         yield _gauge(
             "etcd_server_snapshot_apply_in_progress_total",
-            "1 while an image of the state is being received.",
+            "1 while a snapshot is being received.",
             snapshots.receiving is not None,
         )
-        yield _counter("etcd_network_snapshot_send_success", "Images brought to members.", snapshots.sent)
+        yield _counter("etcd_network_snapshot_send_success", "Snapshots sent to members.", snapshots.sent)
         yield _counter(
             "etcd_network_snapshot_send_failures",
-            "Images that could not be brought.",
+            "Snapshots that could not be sent.",
             snapshots.send_failures,
         )
         yield _gauge(
-            "etcd_network_snapshot_send_inflights_total", "Images on their way.", len(snapshots.sending)
+            "etcd_network_snapshot_send_inflights_total", "Snapshots being sent.", len(snapshots.sending)
         )
         yield _counter(
-            "etcd_network_snapshot_receive_success", "Images received and installed.", snapshots.installed
+            "etcd_network_snapshot_receive_success", "Snapshots received and installed.", snapshots.installed
         )
         yield _counter(
-            "etcd_network_snapshot_receive_failures", "Images given up.", snapshots.receive_failures
+            "etcd_network_snapshot_receive_failures",
+            "Snapshots received in part and dropped.",
+            snapshots.receive_failures,
         )
-        yield _counter("kvstore_snapshot_sent_bytes", "Bytes of images sent.", snapshots.sent_bytes)
+        yield _counter("kvstore_snapshot_sent_bytes", "Bytes of snapshots sent.", snapshots.sent_bytes)
         yield _counter(
-            "kvstore_snapshot_received_bytes", "Bytes of images received.", snapshots.received_bytes
+            "kvstore_snapshot_received_bytes", "Bytes of snapshots received.", snapshots.received_bytes
         )
-        yield _gauge(
-            "kvstore_log_entries", "Entries the log holds.", status.last_index - status.first_index + 1
-        )
+        yield _gauge("kvstore_log_entries", "Entries in the log.", status.last_index - status.first_index + 1)
 
     def _watches(self) -> Iterator[Metric]:
         hub = self._member.watches
-        yield _gauge("etcd_debugging_mvcc_watch_stream_total", "Calls that watch.", hub.streams)
+        yield _gauge("etcd_debugging_mvcc_watch_stream_total", "Watch calls.", hub.streams)
         yield _gauge("etcd_debugging_mvcc_watcher_total", "Watchers.", hub.watcher_count)
         yield _gauge(
             "etcd_debugging_mvcc_slow_watcher_total",
-            "Watchers that read history: they started in the past or fell behind.",
+            "Unsynced watchers, which read history.",
             hub.unsynced,
         )
-        yield _counter("etcd_debugging_mvcc_events", "Events given to watchers.", hub.events)
+        yield _counter("etcd_debugging_mvcc_events", "Events queued for watchers, since start.", hub.events)
         yield _gauge(
-            "etcd_debugging_mvcc_pending_events_total", "Events that wait for watchers.", hub.pending_events
+            "etcd_debugging_mvcc_pending_events_total",
+            "Events in the queues of watchers.",
+            hub.pending_events,
         )
-        yield _gauge("kvstore_watch_pending_bytes", "Bytes that wait for watchers.", hub.pending_bytes)
+        yield _gauge("kvstore_watch_pending_bytes", "Bytes in the queues of watchers.", hub.pending_bytes)
         yield _counter(
-            "kvstore_watch_touched", "Times a change was given to a watcher of its key.", hub.touched
+            "kvstore_watch_touched", "Deliveries of a change to a watcher of its key.", hub.touched
         )
 
     def _leases(self) -> Iterator[Metric]:
         leases = self._member.engine.leases
         yield _counter("etcd_debugging_lease_granted", "Leases granted, as applied here.", leases.granted)
-        yield _counter("etcd_debugging_lease_revoked", "Leases ended, as applied here.", leases.revoked)
         yield _counter(
-            "etcd_debugging_lease_renewed", "Renewals given by this member.", self._member.lessor.kept_alive
+            "etcd_debugging_lease_revoked", "Leases revoked or expired, as applied here.", leases.revoked
+        )
+        yield _counter(
+            "etcd_debugging_lease_renewed",
+            "Keep-alives acknowledged by this member.",
+            self._member.lessor.kept_alive,
         )
         yield _counter(
             "etcd_debugging_server_lease_expired",
-            "Leases that ran out, as applied here.",
+            "Leases expired, as applied here.",
             leases.expired,
         )
         yield _gauge("kvstore_leases", "Leases.", len(leases))
@@ -237,7 +243,7 @@ class MemberCollector(Collector):
         labels = ["grpc_type", "grpc_service", "grpc_method"]
         started = CounterMetricFamily("grpc_server_started", "Calls begun.", labels=labels)
         handled = CounterMetricFamily(
-            "grpc_server_handled", "Calls ended, whatever their outcome.", labels=[*labels, "grpc_code"]
+            "grpc_server_handled", "Calls completed, with any outcome.", labels=[*labels, "grpc_code"]
         )
         received = sent = 0
         for row in self._sources.rpcs():
@@ -278,7 +284,7 @@ class MemberCollector(Collector):
 
 
 def make_registry(member: LocalMember, sources: Sources) -> CollectorRegistry:
-    """A registry of this member's numbers and of its process."""
+    """A registry of this member's metrics and of its process's."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(MemberCollector(member, sources))
     ProcessCollector(registry=registry)
@@ -298,7 +304,7 @@ def _histogram(name: str, text: str, view: HistogramView) -> Metric:
 
 
 def _buckets(view: HistogramView) -> list[tuple[str, float]]:
-    """Cumulative counts by upper bound, as Prometheus wants them."""
+    """Cumulative counts by upper bound, as Prometheus requires."""
     buckets: list[tuple[str, float]] = []
     total = 0
     for bound, count in zip((*view.bounds_s, float("inf")), view.counts, strict=True):

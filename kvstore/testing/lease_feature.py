@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from kvstore.engine import DeleteRange, Put, Range
 from kvstore.errors import KVError, LeaseNotFound
-from kvstore.server.lessor import TimeLeft
-from kvstore.server.lock_queue import Held, LockQueues
+from kvstore.lease.lessor import TimeLeft
+from kvstore.lease.lock_queue import Held, LockQueues
 
 if TYPE_CHECKING:
     from kvstore.server.local_member import LocalMember
@@ -96,7 +96,7 @@ class LeaseFeature:
 
     def started(self, member_id: int, node: SimulatedNode) -> None:
         self._members[member_id] = self._cluster.services[member_id].member
-        self._queues[member_id] = LockQueues(self._members[member_id])
+        self._queues[member_id] = self._members[member_id].lock_queues
         self._members[member_id].watches.subscribe(
             KEYS, KEYS_END, 1, lambda revision, _: self._revisions.add(revision), lambda _: None
         )

@@ -20,12 +20,13 @@ from kvstore.client.methods import Reply, Request
 from kvstore.client.outcomes import error_from_status
 from kvstore.engine import Engine
 from kvstore.errors import Code, KVError, OutcomeUnknown, Unavailable
+from kvstore.replica.replica import Limits
 from kvstore.rpc import Call, all_methods
 from kvstore.rpc import Method as Row
 from kvstore.rpc.call import Inbound, answer, open_stream, outcome_of, receive
-from kvstore.server.backups import Backups
-from kvstore.server.cluster_changes import ClusterChanges
-from kvstore.server.local_member import Limits, LocalMember
+from kvstore.server.backup_stream import Backups
+from kvstore.server.local_member import LocalMember
+from kvstore.server.membership_changes import MembershipChanges
 from raft.node import Node
 
 ELECTION_TIMEOUT_MS = 1000
@@ -129,7 +130,7 @@ class MemberServices:
         node.subscribe(lambda event: member.leader_loss.seen(event.leader))
         node.on_applied = member.watches.applied
         node.subscribe_installed(lambda index: member.watches.applied())
-        changes = ClusterChanges(
+        changes = MembershipChanges(
             member,
             lambda: node.membership,
             lambda: node.transfer,

@@ -11,11 +11,12 @@ from google.protobuf.message import Message
 
 from kvstore.engine import Engine, Member
 from kvstore.errors import KVError
+from kvstore.replica.replica import Limits
 from kvstore.rpc import all_methods
 from kvstore.rpc.call import Call, Inbound, Method, answer
-from kvstore.server.backups import Backups
-from kvstore.server.cluster_changes import ClusterChanges
-from kvstore.server.local_member import Limits, LocalMember
+from kvstore.server.backup_stream import Backups
+from kvstore.server.local_member import LocalMember
+from kvstore.server.membership_changes import MembershipChanges
 from raft.core.confchange import ConfChange
 from raft.core.types import Role
 from raft.node import Answerer, NodeError, NodeEvent, OnReply
@@ -194,7 +195,7 @@ class Bench:
             limits=Limits(request_bytes_max=request_bytes_max, txn_operations_max=128),
             quota_bytes=quota_bytes,
         )
-        self.changes = ClusterChanges(
+        self.changes = MembershipChanges(
             self.member,
             lambda: self.node.membership,
             lambda: self.node.transfer,

@@ -6,7 +6,7 @@ import pytest
 
 from kvstore import errors
 from kvstore.engine import SetMemberAttributes
-from kvstore.rpc.health import UnknownService
+from kvstore.rpc.health_service import UnknownService
 from kvstore.wire import health_pb2
 from kvstore.wire import rpc_pb2 as pb
 from raft.node import node_errors

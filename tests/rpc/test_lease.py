@@ -8,7 +8,7 @@ import random
 import pytest
 
 from kvstore.errors import KVError, LeaseExists, LeaseNotFound, LeaseTtlTooLarge
-from kvstore.rpc.lease import KEEP_ALIVES_OPEN_MAX
+from kvstore.rpc.lease_service import KEEP_ALIVES_OPEN_MAX
 from kvstore.testing import run_virtual
 from kvstore.wire import rpc_pb2 as pb
 from raft.node import NoLeader

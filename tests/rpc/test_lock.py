@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvstore.engine import OPEN_END, DeleteRange, LeaseGrant, LeaseRevoke, Put, Range, encode
 from kvstore.errors import KVError, LeaseNotFound
-from kvstore.server import lock_queue
+from kvstore.lease import lock_queue
 from kvstore.testing import run_virtual
 from kvstore.wire import rpc_pb2, v3lock_pb2
 from raft.node import NoLeader, OutcomeUnknown

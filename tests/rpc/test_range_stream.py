@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvstore import errors
-from kvstore.rpc.range_stream import PIECE_BYTES
+from kvstore.rpc.kv_service import CHUNK_BYTES
 from kvstore.wire import rpc_pb2 as pb
 
 KV = "/etcdserverpb.KV/"
@@ -40,19 +40,19 @@ def stream(bench, **options):
     ids=str,
 )
 def test_the_pieces_make_the_answer_of_range(bench, options) -> None:
-    fill(bench, 10, PIECE_BYTES // 3)
+    fill(bench, 10, CHUNK_BYTES // 3)
     pieces = stream(bench, **options)
     merged = pb.RangeResponse()
     for piece in pieces:
         merged.MergeFrom(piece.range_response)
-        assert piece.ByteSize() < 2 * PIECE_BYTES
+        assert piece.ByteSize() < 2 * CHUNK_BYTES
     assert merged == bench.call(KV + "Range", pb.RangeRequest(**options))
     assert all(piece.range_response.kvs for piece in pieces[:-1])
     assert not any(piece.range_response.HasField("header") for piece in pieces[:-1])
 
 
 def test_large_answers_come_in_several_pieces_after_one_confirmation(bench) -> None:
-    fill(bench, 10, PIECE_BYTES // 3)
+    fill(bench, 10, CHUNK_BYTES // 3)
     assert [len(one.range_response.kvs) for one in stream(bench, key=b"\0", range_end=b"\0")] == [3, 3, 3, 1]
     assert bench.node.barriers == 1
     stream(bench, key=b"\0", range_end=b"\0", serializable=True)
@@ -67,7 +67,7 @@ def test_refusals(bench) -> None:
 
 
 def test_a_caller_that_does_not_read_is_waited_for(bench) -> None:
-    fill(bench, 10, PIECE_BYTES // 3)
+    fill(bench, 10, CHUNK_BYTES // 3)
     bench.node.held = []
     call = bench.begin(KV + "RangeStream", pb.RangeRequest(key=b"\0", range_end=b"\0"))
     call.has_space = False

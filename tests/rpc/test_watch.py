@@ -14,8 +14,8 @@ from google.protobuf.message import Message
 from kvstore.engine import Compact, DeleteRange, Put, Txn, encode
 from kvstore.errors import KVError, NoLeader
 from kvstore.rpc.call import open_stream, receive
-from kvstore.rpc.watch import FRAGMENT_OVERHEAD_BYTES
-from kvstore.server import watch_hub, watch_stream
+from kvstore.rpc.watch_service import FRAGMENT_OVERHEAD_BYTES
+from kvstore.watch import watch_hub, watch_stream
 from kvstore.wire import kv_pb2
 from kvstore.wire import rpc_pb2 as pb
 

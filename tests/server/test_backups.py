@@ -12,7 +12,7 @@ import pytest
 from kvstore.app import StartError
 from kvstore.devcluster.plan import free_ports
 from kvstore.engine.backend_rewrite import REVISION_BUMP
-from kvstore.server.recovery import restore
+from kvstore.server.disaster_recovery import restore
 from kvstore.wire import rpc_pb2 as pb
 from raft.storage import Damaged, DirectoryLocked, DirectoryUnrecognized, RealFiles
 from raft.storage.backup import finish_replacement, read_backup

@@ -5,10 +5,10 @@ import tomllib
 
 import pytest
 
-from kvstore.server.config import SETTINGS, Config
-from kvstore.server.etcd_only_settings import ETCD_ONLY_SETTINGS
-from kvstore.server.settings import ConfigError, Handling, Kind, Url, parse_url
-from kvstore.server.sources import TABLE, load
+from kvstore.configuration.config_loader import TABLE, load
+from kvstore.configuration.config_setting import ConfigError, Handling, Kind, Url, parse_url
+from kvstore.configuration.etcd_only_settings import ETCD_ONLY_SETTINGS
+from kvstore.configuration.member_config import SETTINGS, Config
 
 SAMPLES = {
     "name": "a",

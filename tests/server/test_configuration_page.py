@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kvstore.server.config import SETTINGS
+from kvstore.configuration.member_config import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 

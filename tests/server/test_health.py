@@ -8,7 +8,7 @@ import pytest
 
 from kvstore.engine import AlarmMember, AlarmType
 from kvstore.errors import KVError, ReadTimedOut
-from kvstore.server.health import Health, check_health
+from kvstore.server.health_check import Health, check_health
 
 
 @dataclass

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kvstore.engine import Engine, LeaseGrant, LeaseRevoke, encode
-from kvstore.server import lease_clock
-from kvstore.server.lease_clock import STALE_ENTRIES_MIN, Due, LeaseClock
+from kvstore.lease import lease_clock
+from kvstore.lease.lease_clock import STALE_ENTRIES_MIN, Due, LeaseClock
 
 
 class Clocked:

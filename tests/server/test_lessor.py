@@ -10,7 +10,7 @@ import pytest
 
 from kvstore.engine import LEASE_CHECKPOINTS_MAX, Engine, LeaseGrant, LeaseRevoke, Put, encode
 from kvstore.errors import KVError, LeaseTtlTooLarge, TooManyRequests
-from kvstore.server.lessor import (
+from kvstore.lease.lessor import (
     EXPIRIES_PER_SCAN_MAX,
     HELD_PER_LEASE_MAX,
     LEASE_TTL_SECONDS_MAX,
@@ -18,7 +18,8 @@ from kvstore.server.lessor import (
     Lessor,
     TimeLeft,
 )
-from kvstore.server.local_member import Limits, LocalMember
+from kvstore.replica.replica import Limits
+from kvstore.server.local_member import LocalMember
 from kvstore.testing import run_virtual
 from raft.core.types import Role
 from raft.node import NodeError, NodeEvent, NoLeader, OutcomeUnknown

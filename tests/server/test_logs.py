@@ -60,7 +60,7 @@ def test_repeats_are_counted_instead_of_printed():
     passed = [limit.filter(record(created=100.0 + i / 1000)) for i in range(50)]
     assert passed == [True] * logs.REPEATS_MAX + [False] * (50 - logs.REPEATS_MAX)
     assert limit.filter(record("another"))
-    later = record(created=100.0 + logs.REPEATS_WINDOW_S)
+    later = record(created=100.0 + logs.REPEATS_PERIOD_S)
     assert limit.filter(later)
     assert later.repeated == 50 - logs.REPEATS_MAX
     assert json.loads(logs.JsonFormatter().format(later))["repeated"] == 45

@@ -6,7 +6,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvstore.engine import Engine
-from kvstore.server.local_member import Limits, LocalMember
+from kvstore.replica.replica import Limits
+from kvstore.server.local_member import LocalMember
 from kvstore.server.metrics import (
     HistogramView,
     MemberCollector,

@@ -9,14 +9,14 @@ import pytest
 
 from kvstore.engine import Alarm, AlarmAction, AlarmMember, AlarmType, DeleteRange, Put, quota_cost_bytes
 from kvstore.errors import KVError, NoSpace
-from kvstore.server.quota import Quota
+from kvstore.replica.quota import Quota
 
 PUT = Put(b"key", b"value")
 COST = quota_cost_bytes(PUT)
 
 
 class Member:
-    """What the quota asks of a member; proposals wait for the test."""
+    """The parts of a member behind a quota; proposals wait for the test."""
 
     member_id = 1
 
@@ -30,7 +30,7 @@ class Member:
 
 
 def quota(member: Member, limit_bytes: int | None) -> Quota:
-    return Quota(member, limit_bytes)  # type: ignore[arg-type]  # the part of a member that is asked
+    return Quota(member.engine, member.member_id, member.propose, limit_bytes)
 
 
 def refuse(tested: Quota) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import grpc
 import pytest
 
-from kvstore.server.config import REQUEST_BYTES_LIMIT
+from kvstore.configuration.member_config import REQUEST_BYTES_LIMIT
 from kvstore.wire import rpc_pb2 as pb
 
 

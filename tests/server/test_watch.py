@@ -13,7 +13,7 @@ import pytest
 
 from kvstore.client import Connection, Watching, parse_endpoints
 from kvstore.devcluster.plan import free_ports
-from kvstore.server.watch_hub import WATCHER_PENDING_BYTES_MAX
+from kvstore.watch.watch_hub import WATCHER_PENDING_BYTES_MAX
 from kvstore.wire import rpc_pb2 as pb
 
 VALUE = bytes(8192)

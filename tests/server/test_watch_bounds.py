@@ -6,7 +6,7 @@ from collections import deque
 
 from kvstore.engine import Engine, Put, encode
 from kvstore.engine.revision_history import SLICE_BYTES_MAX
-from kvstore.server.watch_hub import OWNER_PENDING_BYTES_MAX, Watcher, WatchHub
+from kvstore.watch.watch_hub import CONSUMER_PENDING_BYTES_MAX, Watcher, WatchHub
 
 WATCHERS, REVISIONS = 100, 40
 VALUE = bytes(16 * 1024)
@@ -60,6 +60,6 @@ def test_many_watchers_of_one_caller_read_history_only_as_far_as_it_has_room() -
         owner.take_one()
         run()
     # A slice ends behind the revision that passes its bound, and counts with the two encoded forms.
-    assert OWNER_PENDING_BYTES_MAX < highest <= OWNER_PENDING_BYTES_MAX + 8 * SLICE_BYTES_MAX
+    assert CONSUMER_PENDING_BYTES_MAX < highest <= CONSUMER_PENDING_BYTES_MAX + 8 * SLICE_BYTES_MAX
     assert owner.told == {tag: list(range(2, REVISIONS + 2)) for tag in range(WATCHERS)}
     assert hub.unsynced == 0

@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.server.watch_index import WatchIndex, _stab
+from kvstore.watch.watch_index import WatchIndex, _stab
 
 KEYS = st.binary(max_size=2).map(lambda key: key or b"a")
 INTERVALS = st.tuples(KEYS, st.one_of(st.just(b""), st.just(b"\0"), KEYS)).filter(

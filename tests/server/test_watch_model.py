@@ -25,9 +25,9 @@ from kvstore.engine import (
     revision_history,
     to_event,
 )
-from kvstore.server import watch_hub, watch_stream
-from kvstore.server.watch_hub import WatchHub
-from kvstore.server.watch_stream import NO_WATCHER, StreamWatcher, WatchStream
+from kvstore.watch import watch_hub, watch_stream
+from kvstore.watch.watch_hub import WatchHub
+from kvstore.watch.watch_stream import NO_WATCHER, StreamWatcher, WatchStream
 
 KEYS = st.sampled_from([b"a", b"ab", b"b", b"c"])
 INTERVALS = st.sampled_from(
@@ -104,7 +104,7 @@ class HubMachine(RuleBasedStateMachine):
         bound = 1000 if small else 1 << 20
         self.patches = [
             mock.patch.object(watch_hub, "WATCHER_PENDING_BYTES_MAX", bound),
-            mock.patch.object(watch_hub, "OWNER_PENDING_BYTES_MAX", 2 * bound),
+            mock.patch.object(watch_hub, "CONSUMER_PENDING_BYTES_MAX", 2 * bound),
             mock.patch.object(watch_hub, "CATCH_UP_VISITS_MAX", visits),
             mock.patch.object(watch_stream, "RESPONSE_BYTES_MAX", 1000),
             mock.patch.object(revision_history, "SLICE_VISITS_MAX", visits),

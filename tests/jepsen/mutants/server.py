@@ -16,7 +16,7 @@ from typing import Any
 
 from kvstore.cli.main import main
 from kvstore.errors import KVError
-from kvstore.server.lock_queue import Waiter
+from kvstore.lease.lock_queue import Waiter
 from raft.core import raft_core
 from raft.core.election import on_vote_request
 from raft.core.messages import Message, MessageType
@@ -57,9 +57,9 @@ def forget_votes() -> None:
 
 def grant_to_dead_leases() -> None:
     def confirmed(self: Waiter, error: KVError | None) -> None:
-        if self._complete is None:
+        if self._on_result is None:
             return
-        self._tell(error if error is not None else self._held(self._member.engine.revision))
+        self._complete(error if error is not None else self._held(self._replica.engine.revision))
 
     Waiter._confirmed = confirmed  # type: ignore[method-assign]  # the bug
 

@@ -1,4 +1,4 @@
-"""Planted bugs of leases and locks."""
+"""Mutants of leases and locks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from kvstore.engine import Lease, Leases
 from kvstore.errors import KVError
-from kvstore.server.lease_clock import LeaseClock
-from kvstore.server.lessor import KEEP_ALIVE, Lessor
-from kvstore.server.lock_queue import Waiter
+from kvstore.lease.lease_clock import LeaseClock
+from kvstore.lease.lessor import KEEP_ALIVE, Lessor
+from kvstore.lease.lock_queue import Waiter
 from tests.simulation.mutants.mutant import Mutant
 from tests.simulation.mutants.patches import Patches
 
@@ -35,8 +35,8 @@ def _held_with_a_dead_lease(p: Patches) -> None:
     confirmed = Waiter._confirmed
 
     def trusting(self: Waiter, error: KVError | None) -> None:
-        if error is None and self._complete is not None:
-            self._tell(self._held(self._member.engine.revision))
+        if error is None and self._on_result is not None:
+            self._complete(self._held(self._replica.engine.revision))
         else:
             confirmed(self, error)
 
@@ -48,12 +48,12 @@ def _kept_alive_without_a_round(p: Patches) -> None:
 
     def hasty(self: Lessor, leader_request: bytes, reply: Callable[[bytes], None]) -> None:
         if leader_request[0] == KEEP_ALIVE:
-            barrier = self._member.barrier
-            self._member.barrier = lambda on_result: on_result(None)
+            barrier = self._replica.barrier
+            self._replica.barrier = lambda on_result: on_result(None)
             try:
                 answer(self, leader_request, reply)
             finally:
-                self._member.barrier = barrier
+                self._replica.barrier = barrier
         else:
             answer(self, leader_request, reply)
 

@@ -1,4 +1,4 @@
-"""Bugs that cannot be planted yet, because what they would break does not exist."""
+"""Mutants that cannot exist yet, because the code that they would break does not exist."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""Planted bugs of watches, `kvstore.server`."""
+"""Mutants of watches, `kvstore.watch`."""
 
 from __future__ import annotations
 
 from kvstore.engine import RevisionChanges
 from kvstore.engine.engine import Engine
-from kvstore.server.watch_hub import Watcher, WatchHub
-from kvstore.server.watch_stream import WatchStream
+from kvstore.watch.watch_hub import Watcher, WatchHub
+from kvstore.watch.watch_stream import WatchStream
 from tests.simulation.mutants.mutant import Mutant
 from tests.simulation.mutants.patches import Patches
 
 
 def _begins_after_the_first_of_a_revision(p: Patches) -> None:
-    """Who starts in the past is taken to have been told all of a revision when told its first change."""
+    """A watcher that starts in the past loses all changes of a revision but the first."""
     history = Engine.history
 
     def short(self: Engine, key: bytes, range_end: bytes, start: int) -> object:
@@ -19,14 +19,14 @@ def _begins_after_the_first_of_a_revision(p: Patches) -> None:
         if range_end == b"\0" or not part.revisions:
             return part
         first = part.revisions[0]
-        cut = [RevisionChanges(first.revision, first.changes[:1]), *part.revisions[1:]]
-        return part._replace(revisions=cut)
+        shortened = [RevisionChanges(first.revision, first.changes[:1]), *part.revisions[1:]]
+        return part._replace(revisions=shortened)
 
     p.attribute(Engine, "history", short)
 
 
 def _compaction_is_passed_over(p: Patches) -> None:
-    """A watcher whose next revision is compacted goes on behind the compaction and is told nothing of it."""
+    """A watcher whose next revision is compacted skips to the compaction, without an error."""
     read_slice = WatchHub._read_slice
 
     def read(self: WatchHub, watcher: Watcher) -> int:
@@ -37,7 +37,7 @@ def _compaction_is_passed_over(p: Patches) -> None:
 
 
 def _progress_before_events(p: Patches) -> None:
-    p.attribute(WatchStream, "_all_told", lambda self: True)
+    p.attribute(WatchStream, "_all_synced", lambda self: True)
 
 
 MUTANTS = (

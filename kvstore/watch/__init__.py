@@ -1,0 +1,1 @@
+"""Watches: which watchers get which applied changes, in which order."""
