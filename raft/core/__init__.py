@@ -8,14 +8,14 @@ owns no thread and does no I/O. Its caller (`raft.node`; tests) keeps this contr
 * `Ready.messages` may leave at once, even before the disk is touched. Messages to one member keep
   their order where the network allows; loss, repetition and reordering are survived.
 * `Ready.append` goes to the log, first in, first out; several may be in flight, and one sync may cover
-  several. Only when it is durable do its `responses` leave and `on_append_done(token)` is called, in
-  order (a later token's completion includes the earlier ones'). A failed write is the end of the process.
-* `Ready.apply` holds entries both committed and durable here, each exactly once, without gaps. Every
-  membership change among them is given to `apply_conf` in log order; then `on_apply_done`.
-* A SNAPSHOT message is a request: send that member a snapshot at or above this log's base. The receiving
-  node steps the message, with the snapshot's true metadata, only once the snapshot's bytes are durable;
-  the core answers with `AppendWork.snapshot` if it wants it. That work is done when the log is
-  marked *and* the state machine holds the snapshot. The sending node calls `report_snapshot`.
+  several. Once it is durable, and not before, send its `responses` and call `on_append_done(token)`, in
+  order (a later token's completion includes the earlier ones'). A failed write ends the process.
+* `Ready.apply` holds entries both committed and durable here, each exactly once, without gaps. Pass every
+  membership change among them to `apply_conf`, in log order; then call `on_apply_done`.
+* A SNAPSHOT message requests that a snapshot at or above this log's base be sent to that member. The
+  receiver's caller steps the message, with the metadata of the snapshot received, only once the bytes are
+  durable; the core answers with `AppendWork.snapshot` if it needs it. That work is done when the log is
+  marked *and* the state machine is restored. The sender's caller calls `report_snapshot`.
 * Request contexts of `read_index` come back exactly once, as a read state or as dropped, or never if
   the network lost them: the caller keeps the clock.
 * Ticks are the only time. After a stall deliver one or two, not the backlog, and messages first.

@@ -1,4 +1,4 @@
-"""A pre-candidate or candidate: count votes, and follow the leader that this term gets."""
+"""A pre-candidate or candidate: counts votes, and becomes a follower when a leader of its term appears."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raft.core.types import Role
 
 
 def on_vote_response(s: State, m: Message) -> None:
-    """Count it if it answers the vote request of this campaign."""
+    """Count a vote of the present round: a pre-candidate ignores votes, a candidate ignores pre-votes."""
     learn_commit(s, m)
     if s.role is Role.FOLLOWER:
         return

@@ -94,9 +94,9 @@ class ConfChange(NamedTuple):
                 for kind, member in _STEP.iter_unpack(data[_HEADER.size : end])
             )
         except struct.error as error:
-            raise ValueError("membership change truncated") from error
+            raise ValueError("truncated membership change") from error
         if len(steps) != count:
-            raise ValueError("membership change truncated")
+            raise ValueError("truncated membership change")
         return cls(steps, ConfTransition(transition), data[end:])
 
 

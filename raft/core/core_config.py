@@ -13,7 +13,7 @@ class Config:
     """Limits and timers of one member. All members of a cluster should agree on the timers."""
 
     member_id: int
-    """This member. Positive; 0 is reserved for no member."""
+    """This member. Positive; 0 is reserved for "no member"."""
 
     election_ticks: int = 10
     """Ticks of silence before an election; each wait is drawn from [n, 2n). Ten heartbeats, so that
@@ -30,8 +30,8 @@ class Config:
     """Entries in one append message; bounds messages made of empty entries, which have no bytes."""
 
     inflight_messages_max: int = 256
-    """Unacknowledged append messages per follower: 256 batches in flight cover any round trip
-    between machines. 1 stops the pipeline."""
+    """Unacknowledged append messages in flight per follower: 256 batches cover any round trip between
+    machines. 1 stops the pipeline."""
 
     inflight_bytes_max: int = 16 * 1024 * 1024
     """Unacknowledged entry bytes per follower: what a stalled peer can pin in send queues."""
@@ -51,7 +51,7 @@ class Config:
     refuses new ones on a leader."""
 
     pre_vote: bool = True
-    """Ask before raising the term. Off, a member that was partitioned deposes a healthy leader."""
+    """Run a pre-vote before raising the term. Off, a member that was partitioned deposes a healthy leader."""
 
     check_quorum: bool = True
     """A leader that has not heard a quorum for an election timeout steps down."""
@@ -61,8 +61,8 @@ class Config:
     only its link to the leader can win an election again and again."""
 
     commit_broadcast_deferred: bool = False
-    """A commit index that no append carries is sent to a follower only at `broadcast_commit`,
-    or when the follower awaits it (`hasten_commit_broadcast`). Off, it is sent at once."""
+    """A commit index that no append carries is sent to a follower only on `broadcast_commit`, or when
+    the follower awaits it (`hasten_commit_broadcast`). Off, it is sent with the next Ready."""
 
     step_down_on_removal: bool = True
     """A leader that has applied its own removal or demotion becomes a follower at once."""
@@ -99,7 +99,7 @@ class BootState:
     entries: Sequence[Entry]
     """Gap-free from `snapshot.index + 1`."""
     applied: int
-    """Durable index of the state machine's backend."""
+    """Applied index of the state machine's durable state."""
     conf: ConfState
     """Active configuration as of `applied`. A member that joins starts from the cluster's first
     configuration, whose log it will be sent, or from a snapshot; never from an empty one and index 0."""

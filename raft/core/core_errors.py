@@ -4,7 +4,7 @@ CoreError
  +- ProposalDropped     the proposal is in no log and never will be; may be made again elsewhere
  +- ConfChangeRefused   a membership change that makes no sense in the present configuration
  +- BootRefused         what was found on disk contradicts itself; the member must not start
- +- LogCompacted        entries were asked for that only a snapshot still holds
+ +- LogCompacted        the entries requested are compacted: only a snapshot holds them
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from raft.core.types import NO_NODE
 
 
 class CoreError(Exception):
-    """Base of the package's errors. Anything else that escapes the core is a broken invariant: stop."""
+    """Base of the errors of `raft.core`. Any other exception is a broken invariant: stop the process."""
 
 
 class DropReason(Enum):
@@ -47,4 +47,4 @@ class BootRefused(CoreError):
 
 
 class LogCompacted(CoreError):
-    """The entries asked for lie at or below the log's base."""
+    """The entries requested lie at or below the log's base."""

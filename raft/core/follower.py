@@ -1,4 +1,4 @@
-"""A follower (and learner): take what the leader sends, pass on what is for the leader."""
+"""A follower or learner: accepts what the leader sends, and forwards requests to the leader."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from raft.core.confchange import members_of
 from raft.core.election import campaign
 from raft.core.messages import Message, MessageType
 from raft.core.ready import ReadState
-from raft.core.replication import QUIET
+from raft.core.replication import NO_RESPONSE
 from raft.core.state import State
 from raft.core.types import NO_NODE
 
@@ -32,14 +32,14 @@ def accept_append(s: State, m: Message) -> None:
 
 
 def _acknowledge(s: State, m: Message, index: int) -> None:
-    if m.context != QUIET:
-        s.respond_after_append(Message(MessageType.APPEND_RESPONSE, m.from_, s.id, s.term, index=index))
+    if m.context != NO_RESPONSE:
+        s.send_after_append(Message(MessageType.APPEND_RESPONSE, m.from_, s.id, s.term, index=index))
 
 
 def _reject(s: State, m: Message) -> None:
-    """Say where the two logs may still agree, skipping every entry of a term the leader cannot have."""
+    """Reject with a hint where the logs may agree: it skips entries of terms that the leader cannot have."""
     hint, hint_term = s.log.guess_agreement(min(m.index, s.log.last_index), m.log_term)
-    s.respond_after_append(
+    s.send_after_append(
         Message(
             MessageType.APPEND_RESPONSE,
             m.from_,
@@ -54,7 +54,7 @@ def _reject(s: State, m: Message) -> None:
 
 
 def on_heartbeat(s: State, m: Message) -> None:
-    """The leader lives. Its commit index is bounded by what it knows to match here."""
+    """A heartbeat. Its commit index is bounded by what the leader knows to match here."""
     s.election_elapsed = 0
     s.leader = m.from_
     accept_heartbeat(s, m)
@@ -68,7 +68,7 @@ def accept_heartbeat(s: State, m: Message) -> None:
 
 
 def on_snapshot(s: State, m: Message) -> None:
-    """A snapshot of the leader's state machine has arrived here and is durable."""
+    """A snapshot of the leader's state machine is durable here."""
     s.election_elapsed = 0
     s.leader = m.from_
     accept_snapshot(s, m)
@@ -76,7 +76,7 @@ def on_snapshot(s: State, m: Message) -> None:
 
 def accept_snapshot(s: State, m: Message) -> None:
     log, snapshot = s.log, m.snapshot
-    assert snapshot is not None, "a snapshot message names its snapshot"
+    assert snapshot is not None, "a snapshot message carries its metadata"
     if snapshot.index <= log.committed or s.id not in members_of(snapshot.conf):
         index = log.committed  # nothing new, or meant for a configuration without this member
     elif log.matches(snapshot.index, snapshot.term):
@@ -84,15 +84,15 @@ def accept_snapshot(s: State, m: Message) -> None:
         index = snapshot.index
     else:
         if log.snapshot is None:
-            s.conf_superseded = s.tracker.conf
+            s.applied_conf = s.tracker.conf
         log.restore(snapshot)
         s.tracker.adopt(snapshot.conf, log.last_index + 1)
         index = snapshot.index
-    s.respond_after_append(Message(MessageType.APPEND_RESPONSE, m.from_, s.id, s.term, index=index))
+    s.send_after_append(Message(MessageType.APPEND_RESPONSE, m.from_, s.id, s.term, index=index))
 
 
 def on_timeout_now(s: State, m: Message) -> None:
-    """The leader transfers leadership: campaign at once; its followers would refuse a pre-vote."""
+    """The leader transfers leadership: campaign at once. Its followers would reject a pre-vote."""
     campaign(s, transfer=True)
 
 
@@ -101,13 +101,13 @@ def on_transfer_request(s: State, m: Message) -> None:
 
 
 def transfer_leader(s: State, to: int) -> None:
-    """Forward the transfer request to the leader, if there is one."""
+    """Forward the request to the leader; dropped while none is known."""
     if s.leader not in (NO_NODE, s.id):
         s.send(MessageType.TRANSFER_LEADER, s.leader).context = to
 
 
 def read_index(s: State, context: int) -> None:
-    """Send a read to the leader under an id of our own, so that a context used twice is harmless."""
+    """Forward a read to the leader under a new id, so that two reads with one context stay apart."""
     if s.leader == NO_NODE:
         s.dropped_reads.append(context)
         return
@@ -120,7 +120,7 @@ def read_index(s: State, context: int) -> None:
 
 
 def on_read_index_response(s: State, m: Message) -> None:
-    """The leader's answer; one to a read given up meanwhile is ignored."""
+    """The leader's response; ignored when the read was dropped meanwhile."""
     context = s.forwarded_reads.pop(m.context, None)
     if context is None:
         return
@@ -131,6 +131,6 @@ def on_read_index_response(s: State, m: Message) -> None:
 
 
 def refuse_read_index(s: State, m: Message) -> None:
-    """This member does not lead: say so, rather than let the read wait."""
+    """This member does not lead: reject, so that the read need not time out."""
     refusal = s.send(MessageType.READ_INDEX_RESPONSE, m.from_)
     refusal.context, refusal.reject = m.context, True

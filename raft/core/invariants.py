@@ -30,7 +30,7 @@ def _require(holds: bool, rule: str, *values: object) -> None:
 
 
 def check_state(core: RaftCore) -> None:
-    """Rules a single member obeys between any two inputs."""
+    """Invariants of one member between any two inputs."""
     s = core._state
     _check_log(s)
     check_conf(s.tracker.conf)
@@ -39,7 +39,7 @@ def check_state(core: RaftCore) -> None:
         (s.leader == s.id) == (s.role is Role.LEADER), "own id is the leader's exactly when leading", s.id
     )
     if s.role in (Role.CANDIDATE, Role.LEADER):
-        _require(s.vote == s.id, "who stands has voted for itself", s.id, s.vote)
+        _require(s.vote == s.id, "a candidate or leader has voted for itself", s.id, s.vote)
     if s.role in (Role.CANDIDATE, Role.PRE_CANDIDATE):
         _require(s.leader == NO_NODE, "a candidate follows no leader", s.leader)
     if s.role is Role.CANDIDATE:
@@ -48,8 +48,9 @@ def check_state(core: RaftCore) -> None:
         not (s.forwarded_reads and s.leader in (NO_NODE, s.id)), "forwarded reads have a leader to go to"
     )
     _require(len(s.forwarded_reads) <= s.config.pending_reads_max, "forwarded reads are bounded")
-    _require(all(response.to != s.id for response in s.responses), "no response to oneself")
-    for message in (*s.messages, *s.responses):
+    to_self = any(message.to == s.id for message in s.messages_after_append)
+    _require(not to_self, "no response to oneself")
+    for message in (*s.messages, *s.messages_after_append):
         # A pre-vote asks about the sender's next term, and a granted one repeats it.
         asked = message.type in (MessageType.PRE_VOTE, MessageType.PRE_VOTE_RESPONSE)
         _require(asked or message.term <= s.term, "no message from a later term", message)
@@ -100,7 +101,7 @@ def _check_progress(s: State, member: int, progress: Progress) -> None:
     _require(progress.next <= s.log.last_index + 1, "next <= last + 1", member, progress.next)
     inflights, config = progress.inflights, s.config
     _require(len(inflights) <= config.inflight_messages_max, "in-flight messages are bounded", len(inflights))
-    # The limit is checked before each send, so the last message may reach past the limit.
+    # The limit is checked before each send, so the last message may exceed it.
     excess = inflights.nbytes - inflights.newest_nbytes
     _require(excess < config.inflight_bytes_max, "in-flight bytes are bounded", inflights.nbytes)
     if progress.state is ProgressState.SNAPSHOT:
@@ -165,8 +166,8 @@ _FORBIDDEN = (
 
 
 def check_step(before: Observation, core: RaftCore, *, restarted: int = NO_NODE) -> None:
-    """Rules between the states before and after one input. `restarted` names a member whose process was
-    just reported new: what is believed of it may shrink."""
+    """Invariants between the states before and after one input. `restarted` names a member just reported
+    restarted: its match index may decrease."""
     after = observe(core)
     s = core._state
     for name in ("term", "commit", "applied", "base", "last_round"):
@@ -192,7 +193,7 @@ def check_step(before: Observation, core: RaftCore, *, restarted: int = NO_NODE)
 
 
 class History:
-    """Everything ever seen of a cluster, to be held against what is seen next."""
+    """All terms and entries seen so far; each new observation of the cluster is checked against them."""
 
     def __init__(self) -> None:
         self.leaders: dict[int, int] = {}
@@ -200,9 +201,9 @@ class History:
         self.entries: dict[tuple[int, int], tuple[int, bytes]] = {}
         """(term, index) -> (term of the entry before it, data), wherever it was seen."""
         self.committed: dict[int, tuple[Entry, int]] = {}
-        """Index -> the entry committed there, and the term of who first knew."""
+        """Index -> the entry committed there, and the term of the member that first knew."""
         self._known: dict[int, int] = {}
-        """Member -> its commit index when last looked at; entries up to it have been recorded."""
+        """Member -> its commit index when last checked; entries up to it have been recorded."""
 
     def forget(self, member: int) -> None:
         """The member restarted: its commit index may begin lower again."""

@@ -1,4 +1,4 @@
-"""The leader: proposals in, acknowledgements counted, reads confirmed, leadership given up."""
+"""The leader: appends proposals, counts acknowledgements, confirms reads, transfers leadership."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _heartbeat(s: State) -> None:
         progress.nudge_due = True
     round_id = 0
     if s.reads.rounds:
-        # Answers to the open rounds may be lost. A retry is a new round; it takes in who waits.
+        # Responses to the open rounds may be lost. A retry is a new round; it includes the waiting reads.
         round_id = s.reads.begin(s.log.committed)
     held = min([progress.match for progress in s.tracker.progress.values()], default=0)
     s.held_by_all = max(s.held_by_all, held)
@@ -63,8 +63,8 @@ def propose(s: State, datas: Sequence[bytes]) -> int:
 def propose_conf(s: State, change: ConfChange) -> int:
     """Append a membership change; its index. Raises ProposalDropped.
 
-    At most one change may be unapplied, and none before all that was found in the log at the election
-    is applied: then the configuration it is judged against is the one it will be applied to.
+    At most one change may be unapplied, and all entries found in the log at the election must be applied
+    first: then the configuration that validates the change is the one it will be applied to.
     """
     if s.id not in s.tracker.progress:
         raise ProposalDropped(DropReason.REMOVED)
@@ -82,9 +82,9 @@ def propose_conf(s: State, change: ConfChange) -> int:
 
 
 def leave_joint_if_due(s: State) -> None:
-    """Propose leaving a joint configuration that is to be left by itself.
+    """Propose leaving a joint configuration entered with `auto_leave`.
 
-    Asked after every apply, so that a proposal refused for the moment (a transfer) is made again.
+    Called after every apply, so that a proposal refused during a transfer is retried.
     """
     conf = s.tracker.conf
     due = is_joint(conf) and conf.auto_leave and s.log.applied >= s.pending_conf_index
@@ -92,7 +92,7 @@ def leave_joint_if_due(s: State) -> None:
         propose_conf(s, ConfChange())
 
 
-# ---------------------------------------------------------------------- answers to appends
+# ---------------------------------------------------------------------- responses to appends
 
 
 def on_append_response(s: State, m: Message) -> None:
@@ -116,14 +116,14 @@ def on_append_response(s: State, m: Message) -> None:
 
 
 def _resume(s: State, progress: Progress, index: int) -> None:
-    """The follower's log is understood up to `index`: send ahead from there."""
+    """The follower's log matches up to `index`: replicate from there."""
     if progress.state is ProgressState.REPLICATE:
         progress.inflights.free_to(index)
     elif progress.state is ProgressState.PROBE or progress.match + 1 >= s.log.first_index:
-        # Out of SNAPSHOT by any snapshot that reaches the log, whichever was requested.
+        # Any snapshot that reaches the log ends SNAPSHOT, not only the one requested.
         progress.become_replicate()
     elif progress.match >= progress.pending_snapshot:
-        progress.become_probe()  # it arrived, but the log has moved past it: request a newer one
+        progress.become_probe()  # the log was compacted beyond this snapshot: request a newer one
 
 
 def _on_rejection(s: State, progress: Progress, m: Message) -> None:
@@ -139,7 +139,7 @@ def _on_rejection(s: State, progress: Progress, m: Message) -> None:
 
 
 def _request_append(s: State, progress: Progress) -> None:
-    """An append must leave even if empty, because its answer reports what the follower holds."""
+    """Send an append even if it is empty: its response reveals what the follower holds."""
     progress.append_due = True
     s.append_due = True
 
@@ -159,34 +159,34 @@ def on_heartbeat_response(s: State, m: Message) -> None:
         answer_reads(s)
 
 
-# ---------------------------------------------------------------------- what the node reports
+# ---------------------------------------------------------------------- reports of the caller
 
 
 def report_unreachable(s: State, member: int) -> None:
-    """Messages to the member were lost: stop sending ahead."""
+    """Messages to the member were lost: probe, since later appends would be rejected."""
     progress = s.tracker.progress.get(member)
     if progress is not None and progress.state is ProgressState.REPLICATE:
         progress.become_probe()
 
 
 def report_restarted(s: State, member: int) -> None:
-    """The member's process is a new one: it may hold less than it acknowledged (a torn tail)."""
+    """The member restarted: it may hold less than it acknowledged (a torn tail)."""
     progress = s.tracker.progress.get(member)
     if progress is not None:
-        assert member != s.id, "this process is the one that was restarted"
+        assert member != s.id, "a member does not report itself restarted"
         progress.forget(s.log.last_index)
         _request_append(s, progress)
 
 
 def report_snapshot(s: State, member: int, *, ok: bool) -> None:
-    """The snapshot was delivered, or was not: probe from behind it, or from what is known."""
+    """The snapshot was delivered: probe after it. It failed: probe after the match index."""
     progress = s.tracker.progress.get(member)
     if progress is None or progress.state is not ProgressState.SNAPSHOT:
         return
     if not ok:
         progress.pending_snapshot = 0
     progress.become_probe()
-    # Delivered, its acknowledgement is on the way; failed, wait a heartbeat before the next attempt.
+    # If delivered, its acknowledgement follows; if failed, wait a heartbeat before the next attempt.
     progress.paused = True
 
 
@@ -194,7 +194,7 @@ def report_snapshot(s: State, member: int, *, ok: bool) -> None:
 
 
 def add_read(s: State, read: PendingRead) -> None:
-    """Let a read wait for the next round; refuse it when too many do."""
+    """Queue a read for the next round; refuse it when too many wait."""
     if s.reads.pending < s.config.pending_reads_max:
         s.reads.add(read)
     elif read.member == s.id:
@@ -208,14 +208,14 @@ def on_read_index(s: State, m: Message) -> None:
 
 
 def begin_read_round(s: State) -> None:
-    """Begin to confirm leadership for every waiting read."""
+    """Broadcast one heartbeat round that confirms leadership for every waiting read."""
     round_id = s.reads.begin(s.log.committed)
     broadcast_heartbeat(s, round_id, voters_only=True)
     answer_reads(s)  # a single voter is its own quorum
 
 
 def answer_reads(s: State) -> None:
-    """Answer the reads of every round a quorum has confirmed."""
+    """Complete the reads of every round that a quorum has confirmed."""
     for confirmed in s.reads.take_confirmed(s.tracker.conf, s.id):
         for read in confirmed.reads:
             _answer_read(s, read, confirmed.read_index, reject=False)
@@ -237,7 +237,7 @@ def on_transfer_request(s: State, m: Message) -> None:
 
 
 def transfer_leader(s: State, to: int) -> None:
-    """Bring a voter up to date, then ask it to stand; given up after an election timeout."""
+    """Bring a voter up to date, then send TIMEOUT_NOW; abandoned after an election timeout."""
     progress = s.tracker.progress.get(to)
     if progress is None or progress.is_learner or to in (s.id, s.transferee):
         return
@@ -250,8 +250,8 @@ def transfer_leader(s: State, to: int) -> None:
 
 
 def adopt_conf(s: State) -> None:
-    """Live up to a configuration just applied: perhaps it ends this leadership, commits more, confirms
-    reads, or has newcomers to send to."""
+    """Act on a configuration just applied: step down if it removes or demotes this leader; else it may
+    commit entries, confirm reads, or add members to send to."""
     own = s.tracker.progress.get(s.id)
     if (own is None or own.is_learner) and s.config.step_down_on_removal:
         become_follower(s, s.term, NO_NODE)

@@ -7,7 +7,7 @@ Chain of indices (each is the highest one of which its name is true):
 
 `committed` may exceed `stable`: others may hold durably what this disk does not yet; only applying
 waits for this disk. A restored snapshot is its own chain until durable: then base = committed = last
-of the old log's successor, and applied follows when the snapshot's append work completes.
+of the new log, and applied follows when the snapshot's append work completes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Log:
         self._entries: list[Entry] = list(entries)
         """Entry i is at position i - base_index - 1: no gaps, terms never decrease."""
         self.base_index = base.index
-        """Highest index no longer held; everything up to it is in the state machine's backend."""
+        """Highest index no longer held; everything up to it is in the state machine's durable state."""
         self.base_term = base.term
         """Term of the entry at `base_index`, so that the entry after it can still be matched."""
         self._check_boot(committed, applied)
@@ -76,7 +76,7 @@ class Log:
         if committed > self.last_index:
             raise BootRefused(f"committed {committed} lies beyond the log's end {self.last_index}")
 
-    # ------------------------------------------------------------------ looking
+    # ------------------------------------------------------------------ reading
 
     @property
     def first_index(self) -> int:
@@ -116,7 +116,7 @@ class Log:
         return self._entries[low - base - 1 : high - base - 1]
 
     def page(self, low: int, high: int, nbytes_max: int, count_max: int) -> list[Entry]:
-        """As `between`, truncated where bytes or count would exceed the limits; at least one entry."""
+        """As `between`, limited to `nbytes_max` and `count_max`, but at least one entry."""
         entries = self.between(low, min(high, low + count_max))
         if len(entries) > 1:
             total = 0
@@ -151,7 +151,7 @@ class Log:
         """Whether a membership change lies in low <= index < high."""
         return low < high and any(entry.kind is not EntryKind.NORMAL for entry in self.between(low, high))
 
-    # ------------------------------------------------------------------ growing
+    # ------------------------------------------------------------------ appending
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Put `entries` at the end; the first must follow the last one held."""
@@ -160,7 +160,7 @@ class Log:
         self._entries.extend(entries)
 
     def accept(self, prev_index: int, prev_term: int, entries: Sequence[Entry], commit: int) -> int | None:
-        """Take a leader's append; the last index now known to equal the leader's, or None.
+        """Accept a leader's append; the last index that now matches the leader's log, or None on a mismatch.
 
         Only a true conflict discards anything: a stale append must not shorten the log.
         """
@@ -220,7 +220,7 @@ class Log:
         return True
 
     def snapshot_durable(self, index: int) -> None:
-        """The restored snapshot is durable and is now the state machine's state."""
+        """The restored snapshot is durable, and the state machine holds its state."""
         if self.snapshot is not None and self.snapshot.index == index:
             self.snapshot = None
             self.snapshot_submitted = False
@@ -241,15 +241,15 @@ class Log:
         return entries
 
     def applied_to(self, index: int) -> None:
-        """Entries up to `index` are applied. A report superseded by a snapshot is ignored."""
+        """Entries up to `index` are applied. Ignored when a snapshot has superseded them."""
         if index > self.applied:
             assert index <= self.applying, f"applied {index} was never handed out ({self.applying})"
             self.applied = index
 
-    # ------------------------------------------------------------------ replacing the past
+    # ------------------------------------------------------------------ compaction and snapshots
 
     def compact(self, index: int) -> None:
-        """Drop entries up to `index`, which must be applied; below the base it is old news."""
+        """Drop entries up to `index`, which must be applied; no-op at or below the base."""
         if index <= self.base_index:
             return
         assert index <= self.applied, f"compacting {index} before it is applied ({self.applied})"
@@ -261,10 +261,10 @@ class Log:
     def restore(self, snapshot: SnapshotMeta) -> None:
         """Become the log that holds nothing but `snapshot`. Entries beyond it are discarded: they may
         contradict what was committed before it."""
-        assert snapshot.index > self.committed, "a snapshot must be news"
+        assert snapshot.index > self.committed, "a snapshot must be newer than the log"
         self._entries.clear()
         self.base_index, self.base_term = snapshot.index, snapshot.term
         self.committed = snapshot.index
         self.submitted = snapshot.index
-        self.stable = self.applied  # no more is surely durable until the snapshot is
+        self.stable = self.applied  # nothing above it is known durable until the snapshot is
         self.snapshot, self.snapshot_submitted = snapshot, False

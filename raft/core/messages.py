@@ -1,4 +1,4 @@
-"""What members say to one another: one slotted class, as the paper's RPCs and their answers."""
+"""Messages between members: one slotted class for all of the paper's RPCs and their responses."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class MessageType(IntEnum):
     HEARTBEAT_RESPONSE = 8
     SNAPSHOT = 9
     TIMEOUT_NOW = 10
-    """The leader asks its chosen successor to campaign at once."""
+    """The leader orders the transferee to campaign at once."""
     TRANSFER_LEADER = 11
-    """A follower passes on a request to hand leadership to the member named by `context`."""
+    """A follower forwards a request to transfer leadership to the member named by `context`."""
     READ_INDEX = 12
-    """A follower asks for the commit index as of now; `context` is the follower's own id for it."""
+    """A follower requests a confirmed commit index; `context` is the follower's own id for the request."""
     READ_INDEX_RESPONSE = 13
-    """`index` is safe to read at, or with `reject` this member cannot confirm any."""
+    """`index` is safe to read at; with `reject` this member cannot confirm its leadership."""
     PROPOSE = 15
     """Only test harnesses forward proposals as messages; the core ignores them."""
 
@@ -40,7 +40,7 @@ class Message:
     Field use per type follows etcd-io/raft: `index`/`log_term` name the entry before `entries`
     (APPEND), the acknowledged index (APPEND_RESPONSE), or the candidate's last entry (VOTE).
     VOTE_RESPONSE and PRE_VOTE_RESPONSE: `commit`/`log_term` name an entry the sender knows committed,
-    the newest that the asking member's log can reach.
+    the newest that the candidate's log can reach.
     """
 
     type: MessageType
@@ -54,9 +54,9 @@ class Message:
     reject: bool = False
     reject_hint: int = 0
     context: int = 0
-    """Heartbeats and their answers: the read round they confirm, 0 for none, never reused.
-    READ_INDEX and its answer: the asking member's own request id, never reused.
+    """Heartbeats and their responses: the read round they confirm, 0 for none, never reused.
+    READ_INDEX and its response: the follower's own request id, never reused.
     VOTE: 1 when the campaign was ordered by a leadership transfer.
-    APPEND: 1 on a commit broadcast (no entries), which wants no answer unless it does not fit.
+    APPEND: 1 on a commit broadcast (no entries), which gets a response only if it is rejected.
     TRANSFER_LEADER: the member that is to lead."""
     snapshot: SnapshotMeta | None = None

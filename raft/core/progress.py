@@ -1,7 +1,7 @@
-"""One follower as its leader believes it to be, and what is on its way there.
+"""One follower as its leader believes it to be, and the appends in flight to it.
 
-PROBE: the follower's log is not understood; one message at a time. REPLICATE: it is; send ahead.
-SNAPSHOT: entries it needs are compacted; nothing is sent until a snapshot has arrived.
+PROBE: where the logs match is unknown; one append at a time. REPLICATE: known; appends are pipelined.
+SNAPSHOT: entries it needs are compacted; no append is sent until a snapshot has arrived.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Inflights:
         self._messages_max = messages_max
         self._nbytes_max = nbytes_max
         self.nbytes = 0
-        """Bytes in flight. Below the limit before each send, so at most limit + one message."""
+        """Sum of their bytes. Below the limit before each send, so at most limit + one message."""
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -45,11 +45,11 @@ class Inflights:
 
     @property
     def newest_nbytes(self) -> int:
-        """Size of the newest message, which may reach past the limit; 0 when there is none."""
+        """Size of the newest message, which may exceed the limit; 0 when there is none."""
         return self._messages[-1][1] if self._messages else 0
 
     def add(self, last_index: int, nbytes: int) -> None:
-        """Record a message whose last entry is `last_index`. Must not be full."""
+        """Record a message whose last entry is `last_index`. Must not be called while `full`."""
         assert not self.full, "sent beyond the in-flight limit"
         assert not self._messages or self._messages[-1][0] < last_index, "in-flight messages out of order"
         self._messages.append((last_index, nbytes))
@@ -78,8 +78,8 @@ class Progress:
     """Messages sent and unacknowledged; empty unless in REPLICATE."""
 
     match: int = 0
-    """Highest index known durable on the member. Never decreases within a leadership, except when its
-    process is reported restarted. Invariant: match < next."""
+    """Highest index known durable on the member. Never decreases within a leadership, except when the
+    member is reported restarted. Invariant: match < next."""
 
     next: int = 1
     """Index of the next entry to send; in REPLICATE, entries in (match, next) are in flight.
@@ -89,26 +89,26 @@ class Progress:
     """Highest commit index sent in an append: a commit broadcast is due only above it."""
 
     awaited_commit: int = 0
-    """Clients of this member wait for the commit index to reach this: its broadcast is not deferred."""
+    """Clients of the member wait for the commit index to reach this: do not defer its commit broadcast."""
 
     state: ProgressState = ProgressState.PROBE
 
     pending_snapshot: int = 0
-    """Index of the requested snapshot; not 0 exactly in SNAPSHOT."""
+    """Index of the snapshot requested; not 0 exactly in SNAPSHOT."""
 
     recent_active: bool = False
     """Heard from since CheckQuorum last looked."""
 
     paused: bool = False
-    """PROBE: the one message is out. REPLICATE: the in-flight limit is reached, followed by one empty
-    append. Lifted by any answer, a heartbeat's included, so that lost messages cannot stall it."""
+    """PROBE: the one message is in flight. REPLICATE: the in-flight limit is reached, and an empty append
+    was sent on top. Any response clears it, a heartbeat's included, so that lost messages cannot stall it."""
 
     append_due: bool = False
-    """An append must leave with the next Ready even if it is empty, because its answer is wanted."""
+    """Send an append with the next Ready even if it is empty: the leader needs its response."""
 
     nudge_due: bool = True
-    """The next heartbeat answer may prompt an append. Set at every heartbeat interval, so that the many
-    answers to read rounds prompt at most one."""
+    """The next heartbeat response may trigger an append. Set at every heartbeat interval, so that the many
+    responses to read rounds trigger at most one."""
 
     is_learner: bool = False
 
@@ -119,10 +119,10 @@ class Progress:
         self.inflights.clear()
 
     def become_probe(self) -> None:
-        """Start over from what is known; a snapshot in flight is assumed to have arrived."""
-        match_min = self.pending_snapshot if self.state is ProgressState.SNAPSHOT else 0
+        """Probe after the match index, or after the pending snapshot, which is assumed to have arrived."""
+        pending_snapshot = self.pending_snapshot
         self._enter(ProgressState.PROBE)
-        self.next = max(self.match, match_min) + 1
+        self.next = max(self.match, pending_snapshot) + 1
         self.sent_commit = min(self.sent_commit, self.next - 1)
 
     def become_replicate(self) -> None:
@@ -136,7 +136,7 @@ class Progress:
         self.sent_commit = index
 
     def forget(self, last_index: int) -> None:
-        """Believe nothing of this member beyond its existence."""
+        """Discard all knowledge of the member's log, and probe at `last_index`."""
         self._enter(ProgressState.PROBE)
         self.match = 0
         self.next = last_index + 1
@@ -148,7 +148,7 @@ class Progress:
         return self.paused or self.state is ProgressState.SNAPSHOT
 
     def sent(self, count: int, nbytes: int) -> None:
-        """Note that an append with `count` entries of `nbytes` left; optimistic while replicating."""
+        """Record that an append with `count` entries of `nbytes` was sent; optimistic in REPLICATE."""
         if self.state is ProgressState.REPLICATE:
             if count:
                 self.next += count
@@ -160,7 +160,7 @@ class Progress:
             raise AssertionError("an append was sent to a member that awaits a snapshot")
 
     def acknowledge(self, index: int) -> bool:
-        """Take an acknowledgement up to `index`; False when it is old news."""
+        """Record an acknowledgement up to `index`; False when it is stale."""
         if index <= self.match:
             return False
         self.match = index
@@ -169,7 +169,7 @@ class Progress:
         return True
 
     def back_off(self, rejected: int, hint: int) -> bool:
-        """Take a rejection of the append that followed `rejected`; False when it is stale.
+        """Handle the rejection of an append whose previous index is `rejected`; False when it is stale.
 
         `hint` is the highest index at which the two logs may still agree.
         """
@@ -187,10 +187,10 @@ class Progress:
         return True
 
     def can_raise_commit(self, commit: int) -> bool:
-        """Whether telling `commit` could move the member's own commit index."""
+        """Whether sending `commit` could raise the member's commit index."""
         return commit > self.sent_commit and self.sent_commit < self.next - 1
 
 
 def new_progress(*, next_index: int, is_learner: bool, messages_max: int, nbytes_max: int) -> Progress:
-    """A member of which nothing is known."""
+    """Progress of a member whose log is unknown: probe at `next_index`."""
     return Progress(inflights=Inflights(messages_max, nbytes_max), next=next_index, is_learner=is_learner)

@@ -1,7 +1,7 @@
-"""The entry point of the package: every input a member can receive, and the one output, a Ready.
+"""The entry point of the package: every input a member can receive, and its one output, a Ready.
 
-Pure: no clock, disk, socket, log or randomness of its own. Every input is legal in every role; what makes
-no sense in a role is ignored, or refused with a reason where a caller waits.
+Pure: no clock, disk, socket, logger or randomness of its own. Every input is legal in every role; an input
+that does not fit the role is ignored, or refused with a reason where a caller waits.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class RaftCore:
         self._applying_bytes = 0
         """Data bytes of ApplyWork handed out and not reported done."""
 
-    # ------------------------------------------------------------------ cheap looks
+    # ------------------------------------------------------------------ state
 
     @property
     def id(self) -> int:
@@ -140,7 +140,7 @@ class RaftCore:
 
     @property
     def held_by_all(self) -> int:
-        """Highest index known durable on every member: compacting up to it strands no member."""
+        """Highest index known durable on every member: compaction up to it forces no snapshot."""
         return self._state.held_by_all
 
     @property
@@ -159,7 +159,7 @@ class RaftCore:
         return self._state.tracker.conf
 
     def status(self) -> Status:
-        """A frozen picture; costs time in proportion to the number of members."""
+        """An immutable view for display and tests; takes time linear in the number of members."""
         return describe(self._state)
 
     # ------------------------------------------------------------------ time and messages
@@ -177,40 +177,40 @@ class RaftCore:
             election.campaign(s)
 
     def step(self, message: Message) -> None:
-        """Take a message from another member. Unknown or unfitting ones are ignored."""
+        """Process a message from another member. Types that the role does not handle are ignored."""
         s = self._state
-        if message.term != s.term and not self._resolve_term(message):
+        if message.term != s.term and not self._handle_term_mismatch(message):
             return
         handler = _HANDLERS[s.role].get(message.type)
         if handler is not None:
             handler(s, message)
 
-    def _resolve_term(self, m: Message) -> bool:
-        """Bring this member's term and a message's other term together; whether to go on with it."""
+    def _handle_term_mismatch(self, m: Message) -> bool:
+        """Adopt the message's later term, or answer its earlier one; whether to process the message."""
         s = self._state
         if m.term < s.term:
-            self._answer_from_later_term(m)
+            self._respond_to_earlier_term(m)
             return False
         if m.type in (_T.VOTE, _T.PRE_VOTE):
             if election.is_withheld(s, m):
                 return False
             if m.type is _T.PRE_VOTE:
-                return True  # asks about a term, begins none
+                return True  # names the sender's next term, which has not begun
         elif m.type is _T.PRE_VOTE_RESPONSE and not m.reject:
-            return True  # repeats the term that was asked about
+            return True  # carries the term of the request
         become_follower(s, m.term, m.from_ if m.type in _FROM_A_LEADER else NO_NODE)
         return True
 
-    def _answer_from_later_term(self, m: Message) -> None:
+    def _respond_to_earlier_term(self, m: Message) -> None:
         s = self._state
         if m.type in (_T.APPEND, _T.HEARTBEAT):
-            # A member whose term ran ahead while partitioned is never elected (pre-vote, withheld votes) and
-            # never heard: unless its term reaches the leader, it could not come back.
+            # A member whose term ran ahead in a partition is never elected (pre-vote, withheld votes), and
+            # its messages are ignored: it can rejoin only if the leader learns of its term.
             if s.config.check_quorum or s.config.pre_vote:
-                s.respond_after_append(Message(_T.APPEND_RESPONSE, m.from_, s.id, s.term))
+                s.send_after_append(Message(_T.APPEND_RESPONSE, m.from_, s.id, s.term))
         elif m.type is _T.PRE_VOTE or m.type is _T.VOTE:
             # Also a vote (paper, figure 2): without pre-vote, a member that campaigns in an old configuration
-            # may not ask those who could win, keeps its term ahead of theirs, and would never vote for them.
+            # does not reach those that could win, keeps its term above theirs, and would never vote for them.
             election.refuse(s, m)
         elif m.type is _T.READ_INDEX:
             follower.refuse_read_index(s, m)
@@ -218,7 +218,7 @@ class RaftCore:
     # ------------------------------------------------------------------ requests
 
     def campaign(self) -> None:
-        """Stand for election now (by pre-vote first), if this member may and does not lead already."""
+        """Campaign now (with a pre-vote first); no-op on a leader and on a member that is not promotable."""
         election.campaign(self._state)
 
     def propose(self, datas: Sequence[bytes]) -> list[EntryId]:
@@ -244,23 +244,23 @@ class RaftCore:
         return EntryId(s.term, leader.propose_conf(s, change))
 
     def hasten_commit_broadcast(self, members: Iterable[int]) -> None:
-        """These members' clients wait for what was just proposed: tell them at once when it is committed."""
+        """Clients of these members wait for the entries just proposed: send their commit without deferral."""
         for member in members:
             progress = self._state.tracker.progress.get(member)
             if progress is not None:
                 progress.awaited_commit = self._state.log.last_index
 
     def broadcast_commit(self) -> None:
-        """Tell every follower the commit index, where no append has meanwhile."""
+        """Send the commit index to every follower that no append has sent it to meanwhile."""
         s = self._state
         if s.role is Role.LEADER and s.commit_broadcast_due:
-            s.commit_broadcast_wanted = s.append_due = True
+            s.commit_broadcast_requested = s.append_due = True
 
     def read_index(self, context: int) -> None:
-        """Ask for an index whose application makes a local read linearizable.
+        """Request an index: once it is applied, a local read is linearizable.
 
-        The answer comes as `Ready.read_states`, or the context in `Ready.dropped_reads`; a read sent to
-        a leader may also be lost on the way: the caller keeps a timeout. Confirmation begins after
+        The result comes as `Ready.read_states`, or the context in `Ready.dropped_reads`; a read forwarded to
+        the leader may also be lost, so the caller needs a timeout. The leader confirms its leadership after
         this call, never before.
         """
         s = self._state
@@ -270,8 +270,8 @@ class RaftCore:
             follower.read_index(s, context)
 
     def transfer_leader(self, to: int) -> None:
-        """Ask that the voter `to` lead; passed on to the leader, ignored where impossible. While the
-        leader transfers leadership it refuses proposals, at most for an election timeout."""
+        """Transfer leadership to the voter `to`; forwarded to the leader, ignored where impossible. During
+        the transfer, at most an election timeout, the leader refuses proposals."""
         s = self._state
         if s.role is Role.LEADER:
             leader.transfer_leader(s, to)
@@ -279,8 +279,8 @@ class RaftCore:
             follower.transfer_leader(s, to)
 
     def forget_leader(self) -> None:
-        """The caller knows the leader is dead: stop withholding votes for its sake. Stays in the term,
-        with the same timer; a leader is unmoved."""
+        """The caller knows the leader is dead: stop withholding votes from other candidates. Changes neither
+        term nor timer; no-op on a leader."""
         s = self._state
         if s.role is not Role.LEADER:
             forget_leader(s)
@@ -288,23 +288,23 @@ class RaftCore:
     # ------------------------------------------------------------------ reports
 
     def report_unreachable(self, member: int) -> None:
-        """A message to the member was lost."""
+        """A message to the member was lost: a leader probes it."""
         if self._state.role is Role.LEADER:
             leader.report_unreachable(self._state, member)
 
     def report_restarted(self, member: int) -> None:
-        """The member runs as a new process: believe nothing it acknowledged before."""
+        """The member restarted: a leader discards what it acknowledged before."""
         if self._state.role is Role.LEADER:
             leader.report_restarted(self._state, member)
 
     def report_snapshot(self, member: int, ok: bool) -> None:
-        """The snapshot requested by a SNAPSHOT message was delivered, or will not be."""
+        """The snapshot requested by a SNAPSHOT message was delivered, or failed."""
         if self._state.role is Role.LEADER:
             leader.report_snapshot(self._state, member, ok=ok)
 
     def on_append_done(self, token: AppendToken) -> None:
-        """Append work `token`, and all handed out before it, is durable (and, if it carried a snapshot,
-        the state machine now holds that snapshot)."""
+        """Append work `token`, and all before it, is durable (and, if it carried a snapshot, the state
+        machine is restored from it)."""
         s = self._state
         assert self._writing, f"nothing is being written, yet {token} is done"
         assert self._writing[0].token.sequence <= token.sequence <= self._sequence, f"{token} done twice"
@@ -318,7 +318,7 @@ class RaftCore:
     def _on_durable(self, token: AppendToken) -> None:
         """Count what is durable, but only for work of the present term: after a change of term the same
         (index, term) may have been overwritten and be about to be written again. The change itself made
-        append work that states the last entry anew, so nothing is forgotten for long."""
+        append work that names the last entry again, so no completion is missed for long."""
         s = self._state
         s.log.stable_to(token.last_index, token.last_term)
         if s.role is Role.LEADER:
@@ -342,10 +342,10 @@ class RaftCore:
         s = self._state
         if s.log.snapshot is not None:
             # The active configuration is that of the snapshot, which holds this change already.
-            s.conf_superseded = apply_change(s.conf_superseded, change)
-            return s.conf_superseded
+            s.applied_conf = apply_change(s.applied_conf, change)
+            return s.applied_conf
         conf = apply_change(s.tracker.conf, change)
-        # Newcomers are probed at the last entry: that asks them what they hold.
+        # New members are probed at the last entry: their rejection names what they hold.
         s.tracker.adopt(conf, max(s.log.last_index, 1))
         if s.role is Role.LEADER:
             leader.adopt_conf(s)
@@ -358,7 +358,7 @@ class RaftCore:
         return 0 if snapshot is None else snapshot.index
 
     def compact(self, index: int) -> None:
-        """Drop log entries up to `index`, which must be applied and in the state machine's backend."""
+        """Drop log entries up to `index`, which must be applied and in the state machine's durable state."""
         self._state.log.compact(index)
 
     # ------------------------------------------------------------------ output
@@ -368,7 +368,7 @@ class RaftCore:
         s = self._state
         return bool(
             s.messages
-            or s.responses
+            or s.messages_after_append
             or s.append_due
             or s.log.has_unsubmitted()
             or self._can_apply()
@@ -417,7 +417,7 @@ class RaftCore:
 
     def _take_append(self) -> AppendWork | None:
         s = self._state
-        if not (s.responses or s.log.has_unsubmitted() or self._hard_state_due()):
+        if not (s.messages_after_append or s.log.has_unsubmitted() or self._hard_state_due()):
             return None
         hard_state = HardState(s.term, s.vote, s.log.committed)
         term_or_vote_changed = hard_state[:2] != self._submitted[:2]
@@ -430,9 +430,9 @@ class RaftCore:
             hard_state if hard_state != self._submitted else None,
             snapshot,
             must_sync=bool(entries) or snapshot is not None or term_or_vote_changed,
-            responses=s.responses,
+            responses=s.messages_after_append,
         )
-        s.responses = []
+        s.messages_after_append = []
         self._submitted = hard_state
         self._writing.append(_Writing(token, snapshot.index if snapshot is not None else 0))
         return work

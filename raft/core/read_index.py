@@ -1,11 +1,11 @@
-"""Linearizable reads without the log: confirm that this leader still leads, then read at its commit index.
+"""ReadIndex: the leader confirms its leadership, then serves reads at its commit index (thesis 6.4).
 
-A round is one broadcast of heartbeats carrying the round's id. Its answers confirm that at some moment
-after the round began no newer leader was elected, so the commit index taken when it began covers every
-write acknowledged before. Hence the one rule: *a read joins only a round that begins after the read
-arrived.* Ids come from a counter and are never reused, a retry included, so a late answer to an old
-round can confirm nothing newer (etcd #20418). An answer to round n confirms all rounds up to n, since
-its heartbeat left after they began. (Thesis 6.4.)
+A round is one broadcast of heartbeats carrying the round's id. Responses from a quorum confirm that no newer
+leader was elected before the round began, so the commit index taken at its start covers every write
+acknowledged before. Hence the one rule: *a read joins only a round that begins after the read
+arrived.* Ids come from a counter and are never reused, not even by a retry, so a late response to an old
+round cannot confirm a newer one (etcd #20418). A response to round n confirms all rounds up to n, since
+its heartbeat was sent after they began.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from raft.core.types import ConfState
 
 ROUNDS_OPEN_MAX = 4
 """Rounds that may overlap: enough that a read need not first wait for the round before it to end,
-few enough that a busy leader's iterations share rounds instead of each sending its own heartbeats."""
+few enough that the reads of a busy leader share rounds instead of each sending its own heartbeats."""
 
 
 class PendingRead(NamedTuple):
     member: int
-    """Who asked; the leader itself for its own clients."""
+    """The member that forwarded the read; the leader itself for its own clients."""
     context: int
-    """The asker's own id for it."""
+    """That member's own id for it."""
 
 
 class Round(NamedTuple):
@@ -37,7 +37,7 @@ class Round(NamedTuple):
 
 
 class ReadRounds:
-    """A leader's reads, waiting for a round or in one. Empty on every other role."""
+    """A leader's reads, waiting for a round or in one. Empty in every other role."""
 
     __slots__ = ("_acknowledged", "last_id", "pending", "rounds", "waiting")
 
@@ -47,8 +47,8 @@ class ReadRounds:
         self.rounds: deque[Round] = deque()
         """Begun, unconfirmed, in ascending order of id."""
         self.last_id = 0
-        """Id of the newest round. Grows for the life of the process; a restart begins again at 0, but
-        then never leads the same term again, and answers carry the term."""
+        """Id of the newest round. Never decreases until the process restarts, which begins at 0 again; but a
+        restarted member never leads the same term again, and responses carry the term."""
         self._acknowledged: dict[int, int] = {}
         """Highest round each member answered, in this leadership."""
         self.pending = 0
@@ -70,7 +70,7 @@ class ReadRounds:
         return self.last_id
 
     def acknowledge(self, member: int, round_id: int) -> None:
-        """Note that the member answered this round's heartbeat in the present term."""
+        """Record the member's response to this round's heartbeat in the present term."""
         if round_id > self._acknowledged.get(member, 0):
             self._acknowledged[member] = round_id
 
@@ -88,7 +88,7 @@ class ReadRounds:
         return done
 
     def drop_all(self) -> list[PendingRead]:
-        """Give up every pending read (step-down); returns who is to be notified."""
+        """Drop every pending read (step-down); the caller notifies the members of the reads returned."""
         dropped = [read for opened in self.rounds for read in opened.reads]
         dropped += self.waiting
         self.rounds.clear()

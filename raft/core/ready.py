@@ -1,4 +1,4 @@
-"""What the core asks its node to do: effects as values, with their ordering in the type.
+"""The work the core hands to its caller: effects as values, with their ordering in the type.
 
 Two outboxes (etcd-io/raft, asynchronous storage writes): `Ready.messages` may leave at once;
 `AppendWork.responses` may leave only when that work is durable.
@@ -15,7 +15,7 @@ from raft.core.types import Entry, HardState, SnapshotMeta, SoftState
 
 
 class AppendToken(NamedTuple):
-    """Names one piece of append work, so that its completion can be distinguished from a stale one.
+    """Identifies one piece of append work, which distinguishes its completion from a stale one.
 
     Invariant: `sequence` grows by one per AppendWork; a completion counts for (last_index,
     last_term) only while the core is still in `term` (the guard against the ABA race).
@@ -31,7 +31,7 @@ class AppendToken(NamedTuple):
 class AppendWork:
     """State to make durable, in the order handed out, before `responses` may leave.
 
-    Several may be in flight; they complete first in, first out. A node may merge
+    Several may be in flight; they complete first in, first out. The caller may merge
     consecutive ones into one sync (group commit) but delivers every response, in order.
     Writing entries discards every stored entry at or above `entries[0].index`.
     """
@@ -54,7 +54,7 @@ class ApplyWork:
 
     entries: Sequence[Entry]
     nbytes: int
-    """Sum of the entries' data sizes; given back through `on_apply_done`."""
+    """Sum of the entries' data sizes; passed back to `on_apply_done`."""
 
 
 class ReadState(NamedTuple):
@@ -66,7 +66,7 @@ class ReadState(NamedTuple):
 
 @dataclass(slots=True)
 class Ready:
-    """One consuming take of everything the core wants done. Must be executed, never dropped."""
+    """All work of the core since the last take. Must be executed, never dropped."""
 
     messages: list[Message]
     append: AppendWork | None = None

@@ -1,8 +1,8 @@
-"""The leader's side of replication: appending, sending ahead, committing by count.
+"""The leader's side of replication: appending, pipelining, committing by counting acknowledgements.
 
-Appends leave when a Ready is taken, not when they become due: a proposal, an acknowledgement and a
-moved commit index of one iteration then cost one message per follower, and a commit broadcast is sent only
-when no append goes the same way; it may even be deferred, for the next append to carry.
+Appends leave when a Ready is taken, not when they become due: the proposals, acknowledgements and commits of
+one loop iteration then cost one message per follower. A commit broadcast is sent only to a follower that gets
+no append; it may also be deferred until the next append carries the commit index.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from raft.core.progress import Progress, ProgressState
 from raft.core.state import State
 from raft.core.types import Entry, EntryKind, SnapshotMeta
 
-QUIET = 1
-"""`context` of a commit broadcast, an empty append that wants no answer. A lost one is repaired by the
-next heartbeat, which carries the commit index too."""
+NO_RESPONSE = 1
+"""`context` of a commit broadcast, an empty append that gets no acknowledgement. If it is lost, the next
+heartbeat carries the commit index."""
 
 
 def append_entries(s: State, kind: EntryKind, datas: Sequence[bytes]) -> int:
-    """Put new entries of this term at the end of the log; the index of the first."""
+    """Append new entries of this term to the log; the index of the first."""
     first = s.log.last_index + 1
     entries = [Entry(s.term, index, kind, data) for index, data in enumerate(datas, first)]
     s.log.append(entries)
@@ -30,7 +30,7 @@ def append_entries(s: State, kind: EntryKind, datas: Sequence[bytes]) -> int:
 
 
 def acknowledge_own(s: State) -> None:
-    """Count what this leader's own disk holds towards commitment."""
+    """Count the entries durable on this leader's own disk towards commitment."""
     own = s.tracker.progress.get(s.id)
     if own is not None and own.acknowledge(s.log.stable):
         commit_by_count(s)
@@ -50,13 +50,13 @@ def commit_by_count(s: State) -> bool:
 
 
 def flush_appends(s: State) -> None:
-    """Send every follower what it is owed: entries, a probe, or else a commit broadcast."""
+    """Send every follower what is due: entries, a probe, or else a commit broadcast."""
     s.append_due = False
     s.commit_broadcast_due = False
     for member, progress in s.tracker.progress.items():
         if member != s.id:
             _flush(s, member, progress)
-    s.commit_broadcast_wanted = False
+    s.commit_broadcast_requested = False
 
 
 def _flush(s: State, member: int, progress: Progress) -> None:
@@ -71,8 +71,8 @@ def _flush(s: State, member: int, progress: Progress) -> None:
         and progress.can_raise_commit(s.log.committed)
     ):
         awaited = progress.sent_commit < progress.awaited_commit <= s.log.committed
-        if awaited or s.commit_broadcast_wanted or not s.config.commit_broadcast_deferred:
-            _send_append(s, member, progress, even_empty=True, context=QUIET)
+        if awaited or s.commit_broadcast_requested or not s.config.commit_broadcast_deferred:
+            _send_append(s, member, progress, even_empty=True, context=NO_RESPONSE)
         else:
             s.commit_broadcast_due = True
 
@@ -111,13 +111,13 @@ def _send_append(s: State, member: int, progress: Progress, *, even_empty: bool,
 
 
 def _send_snapshot(s: State, member: int, progress: Progress) -> bool:
-    """Ask the node to send the member a snapshot of the state machine.
+    """Request that the caller send the member a snapshot of the state machine.
 
-    The metadata names the newest state this core knows applied; the snapshot actually sent may be any
-    not older than the log's base, and the receiver gets its true metadata.
+    The metadata names the newest state this core knows applied. The caller may send any snapshot that is
+    not older than the log's base, and sends that snapshot's own metadata.
     """
     if not progress.recent_active:
-        return False  # no stream to it; its next answer will request again
+        return False  # the member is down; its next response triggers another attempt
     log = s.log
     term = log.term_at(log.applied)
     assert term is not None, "the applied index lies within the log"
@@ -128,15 +128,15 @@ def _send_snapshot(s: State, member: int, progress: Progress) -> bool:
 
 
 def broadcast_heartbeat(s: State, round_id: int, *, voters_only: bool) -> None:
-    """Tell the others that this leader lives and, with a round id, ask them to confirm it.
+    """Send a heartbeat to the other members; with a round id, their responses confirm leadership.
 
-    `index` says what every member holds, so that all may drop it once their backends hold it.
+    `index` is the highest index durable on every member: all may compact up to it once checkpointed.
     """
     committed = s.log.committed
     for member, progress in s.tracker.progress.items():
         if member == s.id or (voters_only and progress.is_learner):
             continue
-        # Never beyond what is known to match: the follower's entries past that may be another's.
+        # Never above the match index: the follower's later entries may be another leader's.
         commit = min(progress.match, committed)
         s.messages.append(
             Message(

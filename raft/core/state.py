@@ -1,4 +1,4 @@
-"""Everything one member knows; the modules beside it are functions over this.
+"""The whole state of one member; the modules beside it are functions over this.
 
 Nothing here decides. Every field says what it means and when it is valid.
 """
@@ -18,14 +18,14 @@ from raft.core.types import NO_NODE, Role
 
 
 class Rng(Protocol):
-    """What the core needs of a random number generator: `random.Random` fits."""
+    """The randomness that the core needs: `random.Random` fits."""
 
     def randrange(self, stop: int, /) -> int: ...
 
 
 _REQUEST_ID_START_MAX = 2**62
-"""Request ids begin at a random number below this and count up: an answer addressed to this member's
-earlier process can then not be taken for one of its own, and 2**62 further ids still fit 63 bits."""
+"""Request ids begin at a random number below this and count up, so that no response meant for an earlier
+incarnation of this member matches one of its requests; 2**62 further ids still fit 63 bits."""
 
 
 class State:
@@ -33,10 +33,10 @@ class State:
 
     __slots__ = (
         "append_due",
+        "applied_conf",
         "commit_broadcast_due",
-        "commit_broadcast_wanted",
+        "commit_broadcast_requested",
         "commit_due",
-        "conf_superseded",
         "config",
         "dropped_reads",
         "election_elapsed",
@@ -49,10 +49,10 @@ class State:
         "leader",
         "log",
         "messages",
+        "messages_after_append",
         "pending_conf_index",
         "read_states",
         "reads",
-        "responses",
         "rng",
         "role",
         "term",
@@ -80,57 +80,57 @@ class State:
         if self.log.last_term > hard.term:
             raise BootRefused(f"entries of term {self.log.last_term} beyond the hard state's {hard.term}")
         self.tracker = Tracker(config, boot.conf, self.log.last_index + 1)
-        self.conf_superseded = boot.conf
-        """Configuration as of the entries applied, valid while a restored snapshot is not yet durable:
+        self.applied_conf = boot.conf
+        """Configuration as of the applied index, valid while a restored snapshot is not yet durable:
         entries handed out before it are still being applied, to a state machine that is behind it."""
 
         self.election_elapsed = 0
         """Ticks since the leader was heard, a vote was granted or (leader) CheckQuorum last looked."""
         self.election_timeout = config.election_ticks
-        """This wait's draw from [election_ticks, 2 * election_ticks); drawn anew at every role change."""
+        """Random in [election_ticks, 2 * election_ticks); drawn again at every role change."""
         self.heartbeat_elapsed = 0
         """Leader: ticks since the last heartbeat."""
 
         self.transferee = NO_NODE
-        """Leader: member that is to take over, NO_NODE when none. While set, nothing is proposed."""
+        """Leader: target of the transfer in progress, or NO_NODE. While set, proposals are refused."""
         self.pending_conf_index = 0
-        """Leader: no membership change may be proposed until `applied` reaches this index. It stands at
-        the newest change's index, and at a new leader's last index, where one may hide."""
+        """Leader: no membership change may be proposed until `applied` reaches this index: the
+        index of the newest change, or on a new leader its last index, since the tail may hold one."""
         self.held_by_all = 0
-        """Highest index known durable on every member, as leaders have said. Never decreases: every later
-        leader holds those entries too, so no member will request them again."""
+        """Highest index known durable on every member, from heartbeats. Never decreases: every later leader
+        holds those entries too, so no member will need them again."""
         self.uncommitted_bytes = 0
         """Leader: data bytes of entries in (committed, last]."""
         self.append_due = False
-        """Leader: some follower may be owed an append; sent when the next Ready is taken, so that
-        all that happens in one iteration leaves in one message per follower."""
+        """Leader: an append may be due to some follower. Sent when the next Ready is taken, so that all
+        inputs of one loop iteration share one message per follower."""
         self.commit_broadcast_due = False
-        """Leader: some follower could raise its commit index, and its commit broadcast was deferred."""
-        self.commit_broadcast_wanted = False
+        """Leader: some follower could raise its commit index, but its commit broadcast was deferred."""
+        self.commit_broadcast_requested = False
         """Leader: deferred commit broadcasts leave with the next Ready."""
         self.commit_due = False
-        """A tick has passed: a moved commit index is worth a write of its own. In between it travels
-        with the next entries; a commit index on disk is a hint."""
+        """A tick has passed: write a changed commit index by itself. Between ticks it is written with the
+        next entries only; a commit index on disk is a hint."""
 
         self.reads = ReadRounds()
-        """Leader: reads of all members that wait for confirmation."""
+        """Leader: reads of all members that wait for a confirmed round."""
         self.forwarded_reads: dict[int, int] = {}
         """Follower: own request id -> the caller's context, oldest first. Emptied, every context
         reported dropped, whenever the leader they were sent to is no longer followed."""
         self.last_request_id = rng.randrange(_REQUEST_ID_START_MAX)
-        """Follower: id of its newest forwarded read; never reused, not even by the next process."""
+        """Follower: id of its newest forwarded read; never reused, not even by its next incarnation."""
 
         self.messages: list[Message] = []
-        """Outbox one: may leave at once."""
-        self.responses: list[Message] = []
-        """Outbox two: votes and acknowledgements, which leave when all earlier append work is durable."""
+        """May be sent at once."""
+        self.messages_after_append: list[Message] = []
+        """Votes and acknowledgements, to be sent once all state handed out before them is durable."""
         self.read_states: list[ReadState] = []
         self.dropped_reads: list[int] = []
 
-    # ------------------------------------------------------------------ asked by every role
+    # ------------------------------------------------------------------ used in every role
 
     def is_promotable(self) -> bool:
-        """Whether this member may stand for election at all."""
+        """Whether this member may campaign: a voter that is not restoring a snapshot."""
         return self.log.snapshot is None and self.tracker.is_voter(self.id)
 
     def has_own_commit(self) -> bool:
@@ -141,19 +141,19 @@ class State:
     # ------------------------------------------------------------------ outboxes
 
     def send(self, message_type: MessageType, to: int) -> Message:
-        """Put a message of the present term into the outbox that leaves at once; the caller may fill it."""
+        """Queue a message of the present term, to be sent at once; the caller may fill it."""
         message = Message(message_type, to, self.id, self.term)
         self.messages.append(message)
         return message
 
-    def respond_after_append(self, message: Message) -> None:
-        """Put a response into the outbox that waits for the disk.
+    def send_after_append(self, message: Message) -> None:
+        """Queue a response, to be sent once the append work that takes it is durable.
 
-        An acknowledgement covers every earlier one to the same leader, so one iteration's become one.
+        An acknowledgement covers every earlier one to the same leader, so consecutive ones are merged.
         """
-        assert message.to != self.id, "responses to oneself are handled by on_append_done"
-        if message.type is MessageType.APPEND_RESPONSE and not message.reject and self.responses:
-            last = self.responses[-1]
+        assert message.to != self.id, "on_append_done counts the member's own vote and acknowledgement"
+        if message.type is MessageType.APPEND_RESPONSE and not message.reject and self.messages_after_append:
+            last = self.messages_after_append[-1]
             if (
                 last.type is MessageType.APPEND_RESPONSE
                 and not last.reject
@@ -162,4 +162,4 @@ class State:
             ):
                 last.index = max(last.index, message.index)
                 return
-        self.responses.append(message)
+        self.messages_after_append.append(message)

@@ -1,4 +1,4 @@
-"""Who is in the cluster and what each of them has said: the active configuration with its tallies."""
+"""The active configuration, with the progress of each member and the votes of the present election."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Tracker:
         self.progress: dict[int, Progress] = {}
         """One per member, self included, in ascending order of id. Meaningful on a leader only."""
         self.votes: dict[int, bool] = {}
-        """Answers of this election by member; the first answer of each counts."""
+        """Votes of this election by member; the first response of each counts."""
         self.adopt(conf, next_index)
 
     def adopt(self, conf: ConfState, next_index: int) -> None:
-        """Switch to `conf`, keeping what is known of those who stay; newcomers are probed at `next_index`."""
+        """Switch to `conf`. Members that stay keep their progress; new ones are probed at `next_index`."""
         check_conf(conf)
         self.conf = conf
         before = self.progress
@@ -39,7 +39,7 @@ class Tracker:
                     messages_max=self._config.inflight_messages_max,
                     nbytes_max=self._config.inflight_bytes_max,
                 )
-                # A newcomer gets its full first interval before CheckQuorum may count it as silent.
+                # A new member has a full interval before CheckQuorum may count it as inactive.
                 progress.recent_active = True
             progress.is_learner = is_learner
             self.progress[member] = progress
@@ -57,12 +57,12 @@ class Tracker:
         return joint_committed(self.conf.voters, self.conf.voters_outgoing, matches)
 
     def record_vote(self, member: int, granted: bool) -> VoteResult:
-        """Count one answer; a repeated one changes nothing."""
+        """Count one vote; a repeated one changes nothing."""
         self.votes.setdefault(member, granted)
         return joint_vote(self.conf.voters, self.conf.voters_outgoing, self.votes)
 
     def quorum_active(self, member_id: int) -> bool:
-        """Whether a quorum, self included, was heard from since this was last asked; starts a new count."""
+        """CheckQuorum: whether a quorum, self included, was active since the last call; then starts anew."""
         active = {}
         for member, progress in self.progress.items():
             active[member] = progress.recent_active or member == member_id

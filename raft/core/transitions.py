@@ -1,4 +1,4 @@
-"""One entry point per role. Nothing else assigns `role`, and only these and the vote handler touch the vote.
+"""One function per role change. Nothing else assigns `role`; only these and the vote handler set the vote.
 
 follower -> pre-candidate -> candidate -> leader;  any -> follower
 (a transfer, and a configuration without pre-vote, go from follower to candidate directly)
@@ -14,7 +14,7 @@ from raft.core.types import NO_NODE, EntryKind, Role
 
 
 def become_follower(s: State, term: int, leader: int) -> None:
-    """Follow `leader`, or none yet, in `term`, which is the present or a later one."""
+    """Follow `leader`, NO_NODE while unknown, in `term`, which is the present or a later one."""
     assert term >= s.term, "terms never decrease"
     _reset(s, term)
     s.role = Role.FOLLOWER
@@ -22,16 +22,16 @@ def become_follower(s: State, term: int, leader: int) -> None:
 
 
 def become_pre_candidate(s: State) -> None:
-    """Ask whether an election could be won. Neither term nor vote changes: no vote is given yet."""
+    """Find out whether an election could be won. Neither term nor vote changes."""
     assert s.role is not Role.LEADER
     s.tracker.votes.clear()
     s.role = Role.PRE_CANDIDATE
-    # A member that asks for votes must not at the same time withhold its own for the old leader's sake.
+    # A member that campaigns must not withhold its own vote because it still knows the old leader.
     forget_leader(s)
 
 
 def become_candidate(s: State) -> None:
-    """Stand in the next term, with one's own vote (counted once it is durable)."""
+    """Begin the next term with a vote for itself, counted once it is durable."""
     assert s.role is not Role.LEADER
     _reset(s, s.term + 1)
     s.role = Role.CANDIDATE
@@ -55,14 +55,14 @@ def become_leader(s: State) -> None:
     own.recent_active = True
     own.match = log.stable
     own.next = max(own.next, own.match + 1)
-    # A change proposed by an earlier leader may hide anywhere up to here.
+    # The log may hold a change of an earlier leader, up to here.
     s.pending_conf_index = log.last_index
     s.uncommitted_bytes = log.nbytes_between(log.committed + 1, log.last_index + 1)
     append_entries(s, EntryKind.NORMAL, (b"",))
 
 
 def forget_leader(s: State) -> None:
-    """Know of no leader; reads sent to the last one are given up."""
+    """Set the leader to unknown, and drop the reads forwarded to it."""
     s.leader = NO_NODE
     if s.forwarded_reads:
         s.dropped_reads.extend(s.forwarded_reads.values())
@@ -85,11 +85,11 @@ def _reset(s: State, term: int) -> None:
     s.pending_conf_index = 0
     s.uncommitted_bytes = 0
     s.append_due = False
-    s.commit_broadcast_due = s.commit_broadcast_wanted = False
+    s.commit_broadcast_due = s.commit_broadcast_requested = False
 
 
 def _drop_led_reads(s: State) -> None:
-    """Reject every read that this leader can no longer confirm, in the term it led."""
+    """Reject the reads that this leader can no longer confirm, while `term` is still the one it led."""
     for member, context in s.reads.drop_all():
         if member == s.id:
             s.dropped_reads.append(context)

@@ -1,4 +1,4 @@
-"""The nouns of consensus: small frozen values that every package above may hold.
+"""The values of consensus: small and frozen, for use in every layer above.
 
 Terms and indices are plain ints (0 means "none", the first real value is 1).
 Nothing here decides anything.
@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 NO_NODE = 0
-"""The id of no member: no vote cast, no leader known."""
+"""The member id for "none": no vote cast, no leader known."""
 
 
 class EntryKind(IntEnum):
@@ -43,7 +43,7 @@ class EntryId(NamedTuple):
 
 
 class HardState(NamedTuple):
-    """What a member must never forget. Term and vote are durable before any response leaves."""
+    """Raft's persistent state. Term and vote are durable before a response that depends on them leaves."""
 
     term: int
     """Latest term seen; never decreases, restarts included."""
@@ -94,7 +94,7 @@ class Role(IntEnum):
 
 
 class SoftState(NamedTuple):
-    """What need not survive a restart but what others want to know."""
+    """Volatile state for display: not persisted, reported when it changes."""
 
     leader: int
     """The leader of the current term, or NO_NODE while none is known."""

@@ -295,7 +295,7 @@ def _votes_are_forgotten_at_step_down(patch, network):
 
 
 def _responses_leave_before_the_sync(patch, network):
-    patch.setattr(State, "respond_after_append", lambda self, message: self.messages.append(message))
+    patch.setattr(State, "send_after_append", lambda self, message: self.messages.append(message))
 
 
 def _matching_appends_truncate(patch, network):

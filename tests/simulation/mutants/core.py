@@ -47,15 +47,15 @@ def _commit_any_term(p: Patches) -> None:
 
 
 def _leave_early(p: Patches, kind: MessageType) -> None:
-    respond_after_append = State.respond_after_append
+    send_after_append = State.send_after_append
 
     def hasty(self: State, message: Any) -> None:
         if message.type is kind:
             self.messages.append(message)
         else:
-            respond_after_append(self, message)
+            send_after_append(self, message)
 
-    p.attribute(State, "respond_after_append", hasty)
+    p.attribute(State, "send_after_append", hasty)
 
 
 def _vote_before_disk(p: Patches) -> None:
@@ -155,13 +155,13 @@ def _candidate_stays(p: Patches) -> None:
 
 def _resolve(p: Patches, wrong: Callable[[State, Any], bool | None]) -> None:
     """Decide about some messages of another term wrongly; `wrong` returns None for all others."""
-    resolve_term = RaftCore._resolve_term
+    handle_mismatch = RaftCore._handle_term_mismatch
 
     def broken(self: RaftCore, m: Any) -> bool:
         decided = wrong(self._state, m)
-        return resolve_term(self, m) if decided is None else decided
+        return handle_mismatch(self, m) if decided is None else decided
 
-    p.attribute(RaftCore, "_resolve_term", broken)
+    p.attribute(RaftCore, "_handle_term_mismatch", broken)
 
 
 def _pre_vote_raises_the_term(p: Patches) -> None:
@@ -368,7 +368,7 @@ def _accept_snapshot(p: Patches, *, keeps_log: bool, takes_conf: bool) -> None:
         answer = s.send(_T.APPEND_RESPONSE, m.from_)
         s.messages.remove(answer)
         answer.index = index
-        s.respond_after_append(answer)
+        s.send_after_append(answer)
 
     p.everywhere(follower.accept_snapshot, accept_snapshot)
 
