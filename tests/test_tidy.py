@@ -441,7 +441,11 @@ def word_complaints(text: str, name: str) -> list[str]:
 
 def worded_files() -> Iterator[tuple[Path, str]]:
     """Every file of text that people wrote, with its name below the root."""
-    for path in [*text_files(), *sorted(ROOT.rglob("tests/conformance/**/*.[gj][os]"))]:
+    for path in [
+        *text_files(),
+        *sorted(ROOT.rglob("tests/conformance/**/*.[gj][os]")),
+        *sorted((ROOT / "kvstore").rglob("*.html")),
+    ]:
         name = path.relative_to(ROOT).as_posix()
         if not GENERATED.search(name) and name not in (
             "tests/vocabulary.py",
