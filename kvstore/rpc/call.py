@@ -26,6 +26,7 @@ from google.protobuf.message import DecodeError, Message
 from kvstore.engine import Outcome
 from kvstore.engine.results import R
 from kvstore.errors import Code, KVError, NoLeader, OutcomeUnknown, RequestError
+from kvstore.replica.outcome import OnResult
 
 logger = logging.getLogger("kvstore.rpc")
 
@@ -276,12 +277,16 @@ def reply_unless(call: Call, make: Callable[[], Message], error: KVError | None)
         reply_with(call, make)
 
 
-def reply_to_outcome(call: Call, make: Callable[[R], Message], outcome: Outcome[R]) -> None:
-    """Complete a call with the message of its command's result, or with the error."""
-    if isinstance(outcome, KVError):
-        call.fail(outcome)
-    else:
-        reply_with(call, partial(make, outcome))
+def reply_to_outcome(call: Call, make: Callable[[R], Message]) -> OnResult[R]:
+    """The callback that completes a call with the message of a command's result, or with the error."""
+
+    def on_result(outcome: Outcome[R]) -> None:
+        if isinstance(outcome, KVError):
+            call.fail(outcome)
+        else:
+            reply_with(call, partial(make, outcome))
+
+    return on_result
 
 
 def outcome_of(error: KVError) -> str:

@@ -7,7 +7,8 @@ from functools import partial
 
 from google.protobuf.message import Message
 
-from kvstore.engine import Member, MembersResult, Outcome
+from kvstore.engine import Member, MembersResult
+from kvstore.replica.outcome import OnResult
 from kvstore.rpc import convert
 from kvstore.rpc.call import Call, Method, reply_to_outcome, reply_unless, unary
 from kvstore.rpc.convert import Headers
@@ -57,26 +58,26 @@ class ClusterService:
             header = self._headers.without_revision()
             return pb.MemberAddResponse(header=header, member=member, members=members)
 
-        on_result = partial(self._changed, call, make)
+        on_result = self._changed(call, make)
         self._changes.add(member_id, request.peerURLs, is_learner=request.isLearner, on_result=on_result)
 
     def member_remove(self, request: pb.MemberRemoveRequest, call: Call) -> None:
         make = partial(self._reply, pb.MemberRemoveResponse)
-        self._changes.remove(request.ID, partial(self._changed, call, make))
+        self._changes.remove(request.ID, self._changed(call, make))
 
     def member_update(self, request: pb.MemberUpdateRequest, call: Call) -> None:
         make = partial(self._reply, pb.MemberUpdateResponse)
-        self._changes.update(request.ID, request.peerURLs, partial(self._changed, call, make))
+        self._changes.update(request.ID, request.peerURLs, self._changed(call, make))
 
     def member_promote(self, request: pb.MemberPromoteRequest, call: Call) -> None:
         make = partial(self._reply, pb.MemberPromoteResponse)
-        self._changes.promote(request.ID, partial(self._changed, call, make))
+        self._changes.promote(request.ID, self._changed(call, make))
 
     def _reply(self, kind: Callable[..., Message], members: list[pb.Member]) -> Message:
         return kind(header=self._headers.without_revision(), members=members)
 
-    def _changed(self, call: Call, make: MakeReply, outcome: Outcome[MembersResult]) -> None:
-        reply_to_outcome(call, lambda result: make(_members(result.members)), outcome)
+    def _changed(self, call: Call, make: MakeReply) -> OnResult[MembersResult]:
+        return reply_to_outcome(call, lambda result: make(_members(result.members)))
 
 
 def _members(members: Iterable[Member]) -> list[pb.Member]:

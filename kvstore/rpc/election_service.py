@@ -53,7 +53,7 @@ class ElectionService:
 
     def campaign(self, request: pb.CampaignRequest, call: Call) -> None:
         """Wait until the lease leads; a caller that leaves withdraws from the queue."""
-        on_result = partial(reply_as_client, call, partial(self._elected, request.name))
+        on_result = reply_as_client(call, partial(self._elected, request.name))
         try:
             waiter = self._member.lock_queues.enter(
                 request.name, request.lease, on_result, value=request.value, gone=NotElected
@@ -77,7 +77,7 @@ class ElectionService:
         )
         try:
             self._member.quota.admit(command)
-            self._member.propose(command, partial(reply_as_client, call, self._proclaimed))
+            self._member.propose(command, reply_as_client(call, self._proclaimed))
         except KVError as error:
             raise as_client_error(error) from None
 
@@ -93,7 +93,7 @@ class ElectionService:
         leader = request.leader
         command = Txn((is_queue_entry(leader.key, leader.rev),), (DeleteRange(leader.key),))
         try:
-            self._member.propose(command, partial(reply_as_client, call, self._resigned))
+            self._member.propose(command, reply_as_client(call, self._resigned))
         except KVError as error:
             raise as_client_error(error) from None
 

@@ -14,7 +14,6 @@ from google.protobuf.message import Message
 from kvstore.engine import (
     CompactResult,
     DeleteResult,
-    Outcome,
     PutResult,
     Range,
     RangeResult,
@@ -28,6 +27,7 @@ from kvstore.engine import (
     is_serializable,
 )
 from kvstore.errors import KVError
+from kvstore.replica.outcome import OnResult
 from kvstore.rpc import convert
 from kvstore.rpc.call import Call, Method, reply_to_outcome, reply_unless, unary
 from kvstore.rpc.convert import Headers
@@ -107,12 +107,12 @@ class KVService:
         wanted = convert.put(request)
         self._member.quota.admit(wanted)
         check_put(wanted)
-        self._member.propose(wanted, partial(self._complete, call, convert.put_response))
+        self._member.propose(wanted, self._reply(call, convert.put_response))
 
     def delete_range(self, request: pb.DeleteRangeRequest, call: Call) -> None:
         wanted = convert.delete_range(request)
         check_delete(wanted)
-        self._member.propose(wanted, partial(self._complete, call, convert.delete_response))
+        self._member.propose(wanted, self._reply(call, convert.delete_response))
 
     def txn(self, request: pb.TxnRequest, call: Call) -> Message | None:
         """A transaction without writes is a read."""
@@ -120,7 +120,7 @@ class KVService:
         self._member.quota.admit(wanted)
         check_txn(wanted, self._member.limits.txn_operations_max)
         if not is_read_only(wanted):
-            self._member.propose(wanted, partial(self._complete, call, convert.txn_response))
+            self._member.propose(wanted, self._reply(call, convert.txn_response))
             return None
         if is_serializable(wanted):
             return self._read_txn(wanted)
@@ -132,18 +132,15 @@ class KVService:
         return convert.txn_response(result, self._headers.at(result.revision))
 
     def compact(self, request: pb.CompactionRequest, call: Call) -> None:
-        on_result = partial(self._complete, call, convert.compact_response)
+        on_result = self._reply(call, convert.compact_response)
         compact(self._member, request.revision, physical=request.physical, on_result=on_result)
 
-    def _complete(
-        self,
-        call: Call,
-        convert_result: Callable[[Written, pb.ResponseHeader], Message],
-        outcome: Outcome[Written],
-    ) -> None:
-        """Reply with the outcome of a proposal; its header has the revision after it."""
-        reply_to_outcome(
-            call, lambda result: convert_result(result, self._headers.at(result.revision)), outcome
+    def _reply(
+        self, call: Call, convert_result: Callable[[Written, pb.ResponseHeader], Message]
+    ) -> OnResult[Written]:
+        """The callback of a proposal; the header has the revision after it."""
+        return reply_to_outcome(
+            call, lambda result: convert_result(result, self._headers.at(result.revision))
         )
 
 

@@ -44,7 +44,7 @@ class LeaseService:
 
     def grant(self, request: pb.LeaseGrantRequest, call: Call) -> None:
         """Create a lease; id 0 lets this member choose one."""
-        self._member.lessor.grant(request.ID, request.TTL, partial(reply_to_outcome, call, self._granted))
+        self._member.lessor.grant(request.ID, request.TTL, reply_to_outcome(call, self._granted))
 
     def _granted(self, outcome: LeaseGrantResult) -> Message:
         header = self._headers.at(outcome.revision)
@@ -52,7 +52,7 @@ class LeaseService:
 
     def revoke(self, request: pb.LeaseRevokeRequest, call: Call) -> None:
         """Delete a lease and its keys."""
-        self._member.lessor.revoke(request.ID, partial(reply_to_outcome, call, self._revoked))
+        self._member.lessor.revoke(request.ID, reply_to_outcome(call, self._revoked))
 
     def _revoked(self, outcome: LeaseResult) -> Message:
         return pb.LeaseRevokeResponse(header=self._headers.at(outcome.revision))

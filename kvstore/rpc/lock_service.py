@@ -15,6 +15,7 @@ from kvstore.engine import DeleteRange, DeleteResult, Outcome, check_delete
 from kvstore.engine.results import R
 from kvstore.errors import Code, KVError, RequestError
 from kvstore.lease.lock_queue import Held
+from kvstore.replica.outcome import OnResult
 from kvstore.rpc.call import Call, Method, reply_with, unary
 from kvstore.rpc.convert import Headers
 from kvstore.server.local_member import LocalMember
@@ -34,12 +35,16 @@ def as_client_error(error: KVError) -> KVError:
     return StoreRefusal(error.text) if isinstance(error, RequestError) else error
 
 
-def reply_as_client(call: Call, make: Callable[[R], Message], outcome: Outcome[R]) -> None:
+def reply_as_client(call: Call, make: Callable[[R], Message]) -> OnResult[R]:
     """As `reply_to_outcome`, with the errors of a client of the store."""
-    if isinstance(outcome, KVError):
-        call.fail(as_client_error(outcome))
-    else:
-        reply_with(call, partial(make, outcome))
+
+    def on_result(outcome: Outcome[R]) -> None:
+        if isinstance(outcome, KVError):
+            call.fail(as_client_error(outcome))
+        else:
+            reply_with(call, partial(make, outcome))
+
+    return on_result
 
 
 class LockService:
@@ -55,7 +60,7 @@ class LockService:
         """Wait until the lease holds the lock; a caller that leaves withdraws from the queue."""
         try:
             waiter = self._member.lock_queues.enter(
-                request.name, request.lease, partial(reply_as_client, call, self._locked)
+                request.name, request.lease, reply_as_client(call, self._locked)
             )
         except KVError as error:
             raise as_client_error(error) from None
@@ -69,7 +74,7 @@ class LockService:
         command = DeleteRange(request.key)
         try:
             check_delete(command)
-            self._member.propose(command, partial(reply_as_client, call, self._unlocked))
+            self._member.propose(command, reply_as_client(call, self._unlocked))
         except KVError as error:
             raise as_client_error(error) from None
 

@@ -93,7 +93,7 @@ class MaintenanceService:
         if request.alarm not in _WIRE_KINDS or request.action not in _CHANGES:
             return pb.AlarmResponse(header=self._headers.current())
         command = Alarm(action=request.action, member_id=request.memberID, alarm=request.alarm)
-        self._member.propose(command, partial(reply_to_outcome, call, self._changed))
+        self._member.propose(command, reply_to_outcome(call, self._changed))
         return None
 
     def _list(self, kind: int) -> Message:

@@ -63,7 +63,7 @@ class Caller:
 async def caller() -> AsyncIterator[Caller]:
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
-    listener = HttpListener({"/hello": handshake, "/broken": broken, "/endless": endless, "/huge": huge})
+    listener = HttpListener({"/greeting": handshake, "/broken": broken, "/endless": endless, "/huge": huge})
     await listener.start(sock)
     yield Caller(sock.getsockname()[1])
     await listener.stop()
@@ -71,7 +71,7 @@ async def caller() -> AsyncIterator[Caller]:
 
 @pytest.mark.asyncio
 async def test_get_with_a_query(caller: Caller) -> None:
-    status, headers, body = await caller.get("/hello?exclude=NOSPACE&exclude=x&serializable=true")
+    status, headers, body = await caller.get("/greeting?exclude=NOSPACE&exclude=x&serializable=true")
     assert status == 200
     assert json.loads(body) == {"exclude": ["NOSPACE", "x"], "serializable": ["true"]}
     assert headers["Content-Type"] == "application/json"
@@ -80,13 +80,13 @@ async def test_get_with_a_query(caller: Caller) -> None:
 
 @pytest.mark.asyncio
 async def test_head_has_no_body(caller: Caller) -> None:
-    status, headers, body = await caller.get("/hello", "HEAD")
+    status, headers, body = await caller.get("/greeting", "HEAD")
     assert (status, headers["Content-Length"], body) == (200, "2", b"")
 
 
 @pytest.mark.parametrize(
     ("target", "method", "expected"),
-    [("/nothing", "GET", 404), ("/hello", "POST", 405), ("/broken", "GET", 500)],
+    [("/nothing", "GET", 404), ("/greeting", "POST", 405), ("/broken", "GET", 500)],
 )
 @pytest.mark.asyncio
 async def test_errors_have_statuses(caller: Caller, target: str, method: str, expected: int) -> None:
@@ -99,7 +99,7 @@ async def test_errors_have_statuses(caller: Caller, target: str, method: str, ex
 @pytest.mark.asyncio
 async def test_several_requests_on_one_connection(caller: Caller) -> None:
     reader, writer = await caller.open()
-    writer.write(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+    writer.write(b"GET /greeting HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
     async with asyncio.timeout(5):
         for _ in range(3):
             head = await reader.readuntil(b"\r\n\r\n")
@@ -113,15 +113,15 @@ async def test_several_requests_on_one_connection(caller: Caller) -> None:
     [
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n", 400),
         (b"GET\r\n\r\n", 400),
-        (b"GET /hello HTTP/3.0\r\n\r\n", 505),
+        (b"GET /greeting HTTP/3.0\r\n\r\n", 505),
         (b"PRI * HTTP/2.0\r\n\r\n", 505),
-        (b"GET /hello HTTP/1.1\r\nno colon\r\n\r\n", 400),
-        (b"GET /hello HTTP/1.1\r\n folded: x\r\n\r\n", 400),
+        (b"GET /greeting HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        (b"GET /greeting HTTP/1.1\r\n folded: x\r\n\r\n", 400),
         (b"GET http://[::1 HTTP/1.1\r\n\r\n", 400),
-        (b"GET /hello HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n", 431),
-        (b"GET /hello HTTP/1.1\r\na: " + b"x" * 100_000 + b"\r\n\r\n", 431),
-        (b"POST /hello HTTP/1.1\r\nContent-Length: 5\r\n\r\n", 405),
-        (b"GET /hello?" + b"a=b&" * 500 + b" HTTP/1.1\r\n\r\n", 400),
+        (b"GET /greeting HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n", 431),
+        (b"GET /greeting HTTP/1.1\r\na: " + b"x" * 100_000 + b"\r\n\r\n", 431),
+        (b"POST /greeting HTTP/1.1\r\nContent-Length: 5\r\n\r\n", 405),
+        (b"GET /greeting?" + b"a=b&" * 500 + b" HTTP/1.1\r\n\r\n", 400),
     ],
     ids=lambda value: repr(value[:24]) if isinstance(value, bytes) else str(value),
 )
@@ -130,7 +130,7 @@ async def test_bad_input_ends_its_own_connection_only(caller: Caller, data: byte
     answer = await caller.raw(data)
     assert answer.startswith(b"HTTP/1.1 %d " % status), answer
     assert b"Connection: close" in answer
-    assert (await caller.get("/hello"))[0] == 200
+    assert (await caller.get("/greeting"))[0] == 200
 
 
 @pytest.mark.asyncio

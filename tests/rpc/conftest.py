@@ -1,4 +1,4 @@
-"""A member whose driver applies at once, and a call that remembers how it was answered."""
+"""A member whose node applies at once, and a call that records its answer."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class FakeNode:
 
 
 class RecordingCall(Call):
-    """A caller that keeps everything it is told."""
+    """A caller that keeps every message it receives."""
 
     def __init__(self, metadata: dict[str, str] | None = None) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class Bench:
         return result
 
     async def later(self, path: str, request: Message) -> Message:
-        """Make a call that is answered within the next turns of the loop; raises its error."""
+        """Make a call that is answered within the next loop iterations; raises its error."""
         call = self.begin(path, request)
         while call.result is None:  # noqa: ASYNC110  what is waited for has no event
             await asyncio.sleep(0)

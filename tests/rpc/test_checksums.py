@@ -48,7 +48,7 @@ async def test_hash_kv_names_its_revision_and_differs_with_the_data(bench) -> No
 
 
 @pytest.mark.asyncio
-async def test_a_long_checksum_leaves_room_for_writes_and_does_not_count_them(bench) -> None:
+async def test_a_long_checksum_lets_writes_through_and_does_not_count_them(bench) -> None:
     for number in range(3 * KEYS_PER_SLICE):
         put(bench, b"%06d" % number)
     expected = bench.engine.hash_kv()
@@ -83,7 +83,7 @@ async def test_a_checksum_that_compaction_passes(bench) -> None:
 
 
 @pytest.mark.asyncio
-async def test_nobody_counts_for_a_caller_who_left(bench) -> None:
+async def test_a_checksum_stops_when_its_caller_leaves(bench) -> None:
     for number in range(2 * KEYS_PER_SLICE):
         put(bench, b"%06d" % number)
     call = bench.begin(MAINTENANCE + "HashKV", pb.HashKVRequest())

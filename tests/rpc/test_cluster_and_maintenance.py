@@ -46,7 +46,7 @@ def test_status(bench) -> None:
     assert list(status.errors) == []
 
 
-def test_status_tells_of_alarms_and_of_a_missing_leader(bench) -> None:
+def test_status_reports_alarms_and_of_a_missing_leader(bench) -> None:
     request = pb.AlarmRequest(action=pb.AlarmRequest.ACTIVATE, memberID=123, alarm=pb.NOSPACE)
     bench.call(ALARM, request)
     bench.node.leader = 0
@@ -76,7 +76,7 @@ def test_health(bench) -> None:
     status = bench.call(check, health_pb2.HealthCheckRequest()).status
     assert status == health_pb2.HealthCheckResponse.SERVING
     with pytest.raises(UnknownService):
-        bench.call(check, health_pb2.HealthCheckRequest(service="nobody"))
+        bench.call(check, health_pb2.HealthCheckRequest(service="unknown"))
     watch = "/grpc.health.v1.Health/Watch"
-    call = bench.begin(watch, health_pb2.HealthCheckRequest(service="nobody"))
+    call = bench.begin(watch, health_pb2.HealthCheckRequest(service="unknown"))
     assert [m.status for m in call.sent] == [health_pb2.HealthCheckResponse.SERVICE_UNKNOWN]

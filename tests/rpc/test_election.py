@@ -1,4 +1,4 @@
-"""v3electionpb.Election on a member of one: what etcd 3.5 answers, and who is told when."""
+"""v3electionpb.Election on a member of one: what etcd 3.5 answers, to which caller and when."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def test_candidates_lead_one_after_another(bench) -> None:
         electing.resign(key)
         await electing.quiesce()
         assert second.result.leader.rev == 3
-        assert second.result.header.revision == 3, "etcd's header tells when it queued up"
+        assert second.result.header.revision == 3, (
+            "etcd's header has the revision at its entry into the queue"
+        )
         assert electing.leader().kv.key == b"e/2"
 
     play(bench, scenario)
@@ -165,7 +167,7 @@ def test_an_observer_is_told_every_leader_and_what_it_proclaims(bench) -> None:
     play(bench, scenario)
 
 
-def test_an_observer_without_room_is_told_the_newest_later(bench) -> None:
+def test_an_observer_without_space_gets_the_newest_later(bench) -> None:
     async def scenario(electing: Electing) -> None:
         leader = electing.campaign(1, b"a").result.leader
         call = electing.observe()

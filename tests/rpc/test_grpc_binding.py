@@ -24,7 +24,7 @@ class Service:
         self.waiting: list = []
         self.gone = asyncio.Event()
         self.taken = asyncio.Event()
-        """What left no room was taken."""
+        """The unread messages were taken."""
 
     def put(self, request, call):
         order = request.key.decode()
@@ -198,7 +198,7 @@ async def test_garbage_and_unknown_methods(harness: Harness) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_caller_that_leaves_is_noticed(harness: Harness) -> None:
+async def test_a_caller_that_leaves_is_detected(harness: Harness) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await harness.put("wait", timeout=0.2)
     assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -344,7 +344,7 @@ async def test_a_gate_that_shuts_ends_all_calls_that_last(harness: Harness) -> N
     await echo.write(pb.RangeRequest(key=b"fine"))
     await echo.read()
     await stream.read()
-    while not harness.service.waiting:  # noqa: ASYNC110  nothing tells of it
+    while not harness.service.waiting:  # noqa: ASYNC110  it has no event
         await asyncio.sleep(0.01)
     harness.gate.shut()
     for pending in (echo.read(), stream.read(), put):

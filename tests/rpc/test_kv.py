@@ -1,4 +1,4 @@
-"""The KV service over a member that applies at once: shapes, headers, proofs, refusals."""
+"""The KV service over a member that applies at once: shapes, headers, read rounds, refusals."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_a_request_that_is_too_large_is_not_proposed(make_bench) -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-def test_the_drivers_errors_on_a_write(bench, cause, error, text) -> None:
+def test_the_nodes_errors_on_a_write(bench, cause, error, text) -> None:
     bench.node.error = cause
     with pytest.raises(error) as raised:
         put(bench, b"k")

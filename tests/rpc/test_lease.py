@@ -55,7 +55,7 @@ def test_grant_answers_id_and_time(bench, play) -> None:
     play(scenario)
 
 
-def test_time_to_live_tells_what_is_left_and_the_keys(bench, play) -> None:
+def test_time_to_live_reports_what_is_left_and_the_keys(bench, play) -> None:
     async def scenario() -> None:
         bench.call(GRANT, pb.LeaseGrantRequest(TTL=60, ID=7))
         for key in (b"b", b"a"):

@@ -75,7 +75,7 @@ def test_holders_follow_one_another_in_order_woken_by_the_deletion(bench) -> Non
             proposed = bench.node.index
             locking.unlock(key)
             await locking.quiesce()
-            assert bench.node.index == proposed + 1, "handing over costs one proposal"
+            assert bench.node.index == proposed + 1, "a release and the next grant cost one proposal"
             assert calls[number + 1].result.header.revision == 5 + number
         assert [call.result.key for call in calls] == [b"n/3", b"n/1", b"n/2"]
         assert bench.member.watches.watcher_count == 0
@@ -148,13 +148,13 @@ def test_a_waiting_call_keeps_alive_nothing_and_the_callers_own_keep_alives_coun
     play(bench, scenario)
 
 
-def test_a_lease_that_dies_during_the_last_confirmation_is_noticed(bench) -> None:
+def test_a_lease_that_dies_during_the_last_confirmation_is_detected(bench) -> None:
     async def scenario(locking: Locking) -> None:
         holder, waiter = locking.lock(1), locking.lock(2)
         locking.unlock(holder.result.key)
         bench.node.held = []
         await locking.quiesce()
-        assert waiter.result is None, "no round has proved yet that nothing was missed"
+        assert waiter.result is None, "no round has confirmed the state yet"
         held, bench.node.held = bench.node.held, None
         locking.apply(LeaseRevoke(2))
         for act in held:
@@ -214,10 +214,10 @@ def test_waiters_are_bounded(bench, monkeypatch) -> None:
 
 def test_keys_of_other_clients_exclude_ours(bench) -> None:
     async def scenario(locking: Locking) -> None:
-        bench.call("/etcdserverpb.KV/Put", rpc_pb2.PutRequest(key=b"n/foreign"))
+        bench.call("/etcdserverpb.KV/Put", rpc_pb2.PutRequest(key=b"n/other"))
         call = locking.lock(1)
         assert call.result is None
-        bench.call("/etcdserverpb.KV/DeleteRange", rpc_pb2.DeleteRangeRequest(key=b"n/foreign"))
+        bench.call("/etcdserverpb.KV/DeleteRange", rpc_pb2.DeleteRangeRequest(key=b"n/other"))
         await locking.quiesce()
         assert call.result.key == b"n/1"
 
@@ -266,7 +266,7 @@ class Model:
         return positions[min(positions)] if positions else b""
 
     def look(self) -> None:
-        """Who waits for nothing any more is told: that it holds, or that its place is gone."""
+        """A waiter with nothing left to wait for gets an answer: it holds, or its entry is gone."""
         for entry in list(self.calls):
             call, name, key, created = entry
             before = [k for k, (c, _) in self.keys.items() if k.startswith(name + b"/") and c < created]
@@ -338,7 +338,7 @@ def test_the_queue_does_what_a_naive_one_does(make_bench, steps) -> None:
     play(make_bench(), scenario)
 
 
-def test_a_place_that_cannot_be_paid_for_is_refused_and_not_counted(make_bench, monkeypatch) -> None:
+def test_an_entry_beyond_the_quota_is_refused_and_not_counted(make_bench, monkeypatch) -> None:
     monkeypatch.setattr(lock_queue, "WAITERS_MAX", 1)
 
     async def scenario(locking: Locking) -> None:

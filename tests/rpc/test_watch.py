@@ -1,4 +1,4 @@
-"""Watch, called without a network: what is told, in which order, and what is refused how.
+"""Watch, called without a network: which responses come, in which order, and how requests are refused.
 
 Texts, ids and header revisions are those of etcd (reference: etcd v3 API, watch).
 """
@@ -24,7 +24,7 @@ PUT, DELETE = kv_pb2.Event.PUT, kv_pb2.Event.DELETE
 
 
 class Watching:
-    """A member, one call of Watch, and a loop that turns when told."""
+    """A member, one call of Watch, and a loop that runs when the test says so."""
 
     def __init__(self, bench, make_call) -> None:
         self.bench = bench
@@ -230,7 +230,7 @@ def test_progress_is_told_behind_the_events_and_only_when_all_are_synced(watchin
     event, answer = watching.told()
     assert event.events
     assert (answer.watch_id, answer.header.revision, len(answer.events)) == (-1, 2, 0)
-    watching.watch(b"k", start_revision=1)  # has its past to be told first
+    watching.watch(b"k", start_revision=1)  # it reads its past first
     watching.ask(**progress)
     _, past, answer = watching.told()
     assert past.events
@@ -326,7 +326,7 @@ def test_who_asks_and_does_not_read_is_not_heard_for_a_while(watching: Watching,
     assert len(watching.told()) == 3
 
 
-def test_nobody_is_touched_who_watches_something_else(watching: Watching) -> None:
+def test_watchers_of_other_keys_are_not_touched(watching: Watching) -> None:
     hub = watching.member.watches
     for number in range(300):
         watching.watch(b"k%d" % number)

@@ -179,7 +179,7 @@ async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
 async def members(tmp_path: Path) -> AsyncIterator[Members]:
     made = Members(tmp_path)
     yield made
-    # Each to its end, even if another's stop fails: one that is cut with the loop leaves its threads behind.
+    # Each to its end, even if another's stop fails: one cancelled with the loop leaves its threads.
     ends = await asyncio.gather(*(member.stop() for member in made.all), return_exceptions=True)
     for end in ends:
         if end is not None:

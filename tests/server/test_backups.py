@@ -145,7 +145,7 @@ async def test_three_members_begin_with_a_backup_and_a_fourth_joins(members, tmp
     )
     await fourth.start()
     await fourth.ready()
-    assert await fourth.get(b"k") == b"2", "what no log holds came as an image"
+    assert await fourth.get(b"k") == b"2", "what no log holds came as a snapshot"
 
 
 @pytest.mark.asyncio
@@ -196,7 +196,7 @@ async def test_a_survivor_is_forced_to_go_on_alone_and_grows_again(members, unti
 
 
 @pytest.mark.asyncio
-async def test_a_replacement_cut_short_between_its_two_names_is_completed(members) -> None:
+async def test_a_replacement_interrupted_between_its_two_names_is_completed(members) -> None:
     (member,) = await members.start(1)
     await member.put(b"k", b"1")
     old_cluster = member.handle.cluster_id

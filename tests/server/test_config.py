@@ -355,7 +355,7 @@ def test_a_file_replaces_flags_and_variables(tmp_path):
         ("c.toml", b"\xff\xfe", "not UTF-8 at byte 0"),
     ],
 )
-def test_a_broken_file_is_one_line_with_its_place(name, content, text, tmp_path, monkeypatch):
+def test_a_broken_file_is_one_line_with_its_position(name, content, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError) as caught:

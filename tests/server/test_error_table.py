@@ -179,7 +179,7 @@ async def lose_the_lease_while_waiting(cluster: Cluster) -> bytes:
         call(cluster.follower, LOCK + "Lock", lock_pb.LockRequest(name=b"m", lease=502))
     )
     async with asyncio.timeout(10):
-        while await cluster.leader.get(b"m/1f6") is None:  # noqa: ASYNC110  a place in the queue has no event
+        while await cluster.leader.get(b"m/1f6") is None:  # noqa: ASYNC110  a queue entry has no event
             await asyncio.sleep(0.01)
     await call(cluster.leader, LEASE + "LeaseRevoke", pb.LeaseRevokeRequest(ID=502))
     await call(cluster.leader, LOCK + "Unlock", lock_pb.UnlockRequest(key=b"m/1f5"))
@@ -187,13 +187,13 @@ async def lose_the_lease_while_waiting(cluster: Cluster) -> bytes:
 
 
 LOCK, ELECTION = "v3lockpb.Lock/", "v3electionpb.Election/"
-NOBODY = election_pb.LeaderKey(name=b"e", key=b"e/1", rev=7, lease=1)
+UNKNOWN = election_pb.LeaderKey(name=b"e", key=b"e/1", rev=7, lease=1)
 RELAYED: dict[str, Callable[[Cluster], Awaitable[bytes]]] = {
     "etcdserver: requested lease not found": one(LOCK + "Lock", lock_pb.LockRequest(name=b"m", lease=99)),
     "etcdserver: key is not provided": one(LOCK + "Unlock", lock_pb.UnlockRequest()),
     "mutex: session is expired": lose_the_lease_while_waiting,
     "election: no leader": one(ELECTION + "Leader", election_pb.LeaderRequest(name=b"none")),
-    "election: not leader": one(ELECTION + "Proclaim", election_pb.ProclaimRequest(leader=NOBODY)),
+    "election: not leader": one(ELECTION + "Proclaim", election_pb.ProclaimRequest(leader=UNKNOWN)),
     '"leader" field must be provided': one(ELECTION + "Resign", election_pb.ResignRequest()),
 }
 """What the Lock and Election services say, with the code Unknown: in etcd they are clients of its store."""
@@ -250,7 +250,7 @@ INSIDE: dict[type[errors.KVError], str] = {
     errors.LeaderTransferTimedOut: "tests/rpc/test_membership.py",
     errors.NotSupportedForLearner: "tests/rpc/test_membership.py",
 }
-"""What nobody can bring about from outside at will, and where it is brought about."""
+"""Errors that no client can provoke at will, and the test that provokes each."""
 
 BASES = (errors.KVError, errors.RequestError, errors.ServiceError, errors.Unavailable)
 
@@ -288,7 +288,7 @@ async def told(provoke: Callable[[Cluster], Awaitable[bytes]], cluster: Cluster)
 @pytest.mark.asyncio
 @pytest.mark.timeout(120)
 async def test_real_members_say_so(members) -> None:
-    patient = {"heartbeat_interval": 100, "election_timeout": 1000}  # nobody else shall lead meanwhile
+    patient = {"heartbeat_interval": 100, "election_timeout": 1000}  # no other member may lead meanwhile
     three = await members.start(3, **patient)
     (single,) = await members.start(1, data_dir=str(members.directory / "single"))
     leader = next(m for m in three if m.handle.status().leader == m.handle.member_id)

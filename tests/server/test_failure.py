@@ -1,4 +1,4 @@
-"""A member that can promise nothing any more answers nobody; one that stops answers everybody."""
+"""A member that has failed answers no call; one that stops answers every call."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_calls_in_flight_at_a_stop_learn_their_outcome(members) -> None:
     request = pb.PutRequest(key=b"k")
     waiting = [asyncio.ensure_future(survivor.call("KV/Put", request, deadline=None)) for _ in range(20)]
     async with asyncio.timeout(3):
-        # The stopping leader may have handed over to the survivor, which then has them in its own log.
+        # The stopping leader may have transferred leadership: then the survivor has them in its own log.
         status = survivor.handle.status()
         while status.waiting_operations + status.in_flight_operations < 20:
             await asyncio.sleep(0.01)
@@ -91,7 +91,7 @@ async def test_calls_in_flight_at_a_stop_learn_their_outcome(members) -> None:
 
 @pytest.mark.asyncio
 async def test_a_member_of_another_cluster_does_not_get_in(members, tmp_path) -> None:
-    """Same URLs, another token: the hello refuses, and neither cluster sees the other."""
+    """Same URLs, another token: the handshake refuses, and neither cluster sees the other."""
     first, _, third = await members.start(3)
     await third.stop()
     stranger_options = {**vars(third.config), "initial_cluster_token": OTHER, "data_dir": str(tmp_path / "s")}
@@ -113,11 +113,13 @@ async def test_client_urls_that_cannot_be_published_are_an_error_not_a_silence(m
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("error", [OSError("planted"), asyncio.CancelledError()], ids=["failed", "cut"])
+@pytest.mark.parametrize(
+    "error", [OSError("injected"), asyncio.CancelledError()], ids=["failed", "cancelled"]
+)
 async def test_a_close_that_breaks_off_leaves_no_thread_that_keeps_the_process(
     members, until, monkeypatch, error
 ) -> None:
-    """Of a loop that ends meanwhile, or a step that fails; the thread of an open state file never ends."""
+    """Of a loop that ends meanwhile, or a step that fails; the thread of an open backend never ends."""
     (member,) = members.plan(1)
     before = set(threading.enumerate())
     await member.start()

@@ -16,7 +16,7 @@ async def grant(member, ttl: int, lease: int = 0) -> int:
 
 
 async def keep_alive(member, *leases: int) -> list[int]:
-    """The times to live answered to one renewal of each, on one stream."""
+    """The TTLs in the answers to one keep-alive of each, on one stream."""
     call = member.both_ways("Lease/LeaseKeepAlive", pb.LeaseKeepAliveRequest)
     for lease in leases:
         await call.write(pb.LeaseKeepAliveRequest(ID=lease))
@@ -39,7 +39,7 @@ async def gone(member, key: bytes, seconds: float) -> float:
 
 
 @pytest.mark.asyncio
-async def test_every_member_grants_keeps_alive_tells_and_revokes(members) -> None:
+async def test_every_member_grants_keeps_alive_looks_up_and_revokes(members) -> None:
     cluster = await members.start(3)
     for number, member in enumerate(cluster):
         key, other = b"k%d" % number, cluster[(number + 1) % 3]

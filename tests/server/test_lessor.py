@@ -1,4 +1,4 @@
-"""The lessor around a driver that the test plays: when a renewal is acknowledged, and when not."""
+"""The lessor on a node that the test plays: when a keep-alive is acknowledged, and when not."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class EngineHost:
         self.listeners: list[Callable[[NodeEvent], None]] = []
         self.asked: list[bytes] = []
         self.remote = False
-        """Questions go to another member and stay there."""
+        """Leader RPCs go to another member and stay there."""
 
     def subscribe(self, listener) -> None:
         self.listeners.append(listener)
@@ -346,13 +346,13 @@ async def _checkpoint_on_its_way_is_undone_as_well(made: Scene) -> None:
 
 
 async def _checkpoint_knows_of_a_keep_alive_before_it(made: Scene) -> None:
-    """More leases than one command holds: the last of them is renewed before its turn comes."""
+    """More leases than one command holds: the last of them is kept alive before its checkpoint."""
     made.lessor._clock.checkpoints = True
     made.apply(*(LeaseGrant(number, 1000) for number in range(1, LEASE_CHECKPOINTS_MAX + 2)))
     last = LEASE_CHECKPOINTS_MAX + 1
     await asyncio.sleep(300.1)
     assert made.engine.leases.find(1).remaining_seconds == 700 + 1
-    assert made.engine.leases.find(last).remaining_seconds == 0, "its turn is yet to come"
+    assert made.engine.leases.find(last).remaining_seconds == 0, "its checkpoint is yet to come"
     await made.keep_alive(last)
     made.host.confirm()
     assert made.told == [TimeLeft(1000, 1_000_000)]
@@ -391,7 +391,7 @@ test_waiting_keep_alives_share_a_leader_call = scene(_waiting_keep_alives_share_
 test_a_deposed_leader_acknowledges_nothing = scene(_deposed_leader_acknowledges_nothing)
 test_a_keep_alive_waits_for_an_end_on_its_way = scene(_keep_alive_waits_for_an_expiry_in_flight)
 test_only_the_latest_keep_alives_wait_for_an_end = scene(_only_the_latest_keep_alives_wait_for_an_end)
-test_answered_keep_alives_make_room = scene(_answered_keep_alives_make_space)
+test_answered_keep_alives_make_space = scene(_answered_keep_alives_make_space)
 test_an_end_of_unknown_outcome_is_proposed_again = scene(_unknown_end_is_proposed_again)
 test_a_late_end_of_an_earlier_grant_decides_nothing = scene(_late_end_of_an_earlier_grant_decides_nothing)
 test_an_end_of_a_lost_term_is_forgotten = scene(_end_of_a_lost_term_is_forgotten)

@@ -9,7 +9,7 @@ import pytest
 from kvstore.server import logs
 
 
-def record(message="hello %s", args=("you",), *, created=1_700_000_000.5, level=logging.INFO, **extra):
+def record(message="greet %s", args=("you",), *, created=1_700_000_000.5, level=logging.INFO, **extra):
     values = {
         "name": "kvstore.server",
         "levelno": level,
@@ -29,7 +29,7 @@ def test_a_json_line_has_etcds_names_and_the_fields():
         "ts": "2023-11-14T22:13:20.500Z",
         "logger": "kvstore.server",
         "caller": "file.py:7",
-        "msg": "hello you",
+        "msg": "greet you",
         "node": "a",
         "term": 3,
         "role": "leader",
@@ -43,7 +43,7 @@ def test_a_field_never_hides_the_message():
 
 def test_a_console_line_is_for_people():
     line = logs.ConsoleFormatter().format(record(level=logging.WARNING, term=3, node="a"))
-    assert line == "2023-11-14T22:13:20.500Z  WARN   kvstore.server  hello you  node=a  term=3"
+    assert line == "2023-11-14T22:13:20.500Z  WARN   kvstore.server  greet you  node=a  term=3"
 
 
 @pytest.mark.parametrize("form", [logs.JsonFormatter, logs.ConsoleFormatter])
@@ -81,7 +81,7 @@ def test_configure_reaches_the_outputs_and_leaves_nothing(tmp_path, capsys):
     path = tmp_path / "log"
     handlers = logs.configure(level="info", form="json", outputs=f"default,{path}")
     try:
-        logging.getLogger("raft.node").info("hello", extra={"node": "a"})
+        logging.getLogger("raft.node").info("greeting", extra={"node": "a"})
         logging.getLogger("kvstore.server").debug("not yet")
         handlers.describe(node="b", term=3, role="follower")
         logs.set_level("debug")
@@ -92,7 +92,7 @@ def test_configure_reaches_the_outputs_and_leaves_nothing(tmp_path, capsys):
         handlers.close()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["logger"], line["msg"]) for line in lines] == [
-        ("raft.node", "hello"),
+        ("raft.node", "greeting"),
         ("kvstore.server", "now"),
     ]
     assert (lines[1]["node"], lines[1]["term"], lines[1]["role"]) == ("b", 3, "follower")

@@ -128,7 +128,7 @@ async def test_a_leader_is_removed_and_replaced(members, until) -> None:
     await new.start()
     await new.ready()
     assert await new.get(b"k") == b"1"
-    await gone.start()  # with its old data it is told so, and ends again
+    await gone.start()  # with its old data it learns of its removal, and stops again
     async with asyncio.timeout(20):
         await gone.handle.wait_failed()
     assert gone.handle.removed
@@ -152,7 +152,7 @@ async def test_leadership_is_moved_and_forwarded_at_a_stop(members, until) -> No
     term = other.handle.status().term
     await follower.stop()
     await until(lambda: other.handle.status().leader not in (0, follower.handle.member_id))
-    assert other.handle.status().term == term + 1, "handed over: nobody had to miss it first"
+    assert other.handle.status().term == term + 1, "transferred: no election timeout had to pass"
     await other.put(b"k")
 
 

@@ -50,5 +50,5 @@ async def test_without_being_asked_it_is_left_to_later_commands(members, small_s
     alarm = pb.AlarmRequest(action=pb.AlarmRequest.ACTIVATE, alarm=pb.NOSPACE)
     await only.call("Maintenance/Alarm", alarm)
     await only.call("KV/DeleteRange", pb.DeleteRangeRequest(key=b"1"))
-    await only.call("KV/Compact", pb.CompactionRequest(revision=revision + 1))  # nobody may write now
+    await only.call("KV/Compact", pb.CompactionRequest(revision=revision + 1))  # no member may write now
     await until(lambda: engine.logical_bytes < 1.1 * engine.logical_bytes_in_use)

@@ -183,7 +183,7 @@ async def test_a_member_that_cannot_start_says_why_in_one_line(members, until) -
         assert "\n" not in line
         await until(lambda: threading.active_count() == threads)
         if refused.data_dir != config.data_dir:
-            assert not (refused.directory / "state.db-wal").exists(), "nor an open state file"
+            assert not (refused.directory / "state.db-wal").exists(), "nor an open backend"
         return line
 
     assert "in use by another process" in await refusal()

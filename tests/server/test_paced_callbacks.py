@@ -1,4 +1,4 @@
-"""Callbacks spread over turns: in order, all of them, so many in a turn."""
+"""Callbacks spread over loop iterations: in order, all of them, a bounded number in each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from kvstore.watch.paced_callbacks import CALLBACKS_PER_ITERATION_MAX, PacedCall
 
 
 class Loop:
-    """Runs what it was given before a turn, as an event loop does."""
+    """Runs the callbacks added before an iteration, as an event loop does."""
 
     def __init__(self) -> None:
         self.queue: list = []

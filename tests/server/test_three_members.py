@@ -31,7 +31,7 @@ async def test_every_member_takes_writes_and_linearizable_reads(members) -> None
 
 
 @pytest.mark.asyncio
-async def test_every_member_tells_the_same_of_the_cluster(members, until) -> None:
+async def test_every_member_reports_the_same_of_the_cluster(members, until) -> None:
     cluster = await members.start(3)
     lists = [await m.call("Cluster/MemberList", pb.MemberListRequest(linearizable=True)) for m in cluster]
     seen = {

@@ -12,7 +12,7 @@ WATCHERS, REVISIONS = 100, 40
 VALUE = bytes(16 * 1024)
 
 
-class Owner:
+class Consumer:
     """Takes what waits for its watchers only when told to."""
 
     def __init__(self, hub: WatchHub) -> None:
@@ -41,25 +41,25 @@ def test_many_watchers_of_one_caller_read_history_only_as_far_as_it_has_room() -
     for index in range(1, REVISIONS + 1):
         engine.apply(index, 1, [encode(Put(b"k", VALUE))], False)
     hub = WatchHub(engine, soon.append)
-    owner = Owner(hub)
+    consumer = Consumer(hub)
     highest = 0
 
     def run() -> None:
         nonlocal highest
         while soon:
             soon.popleft()()
-            highest = max(highest, owner.pending_bytes)
+            highest = max(highest, consumer.pending_bytes)
 
     for tag in range(WATCHERS):
-        watcher = Watcher(b"k", b"", 1, owner, tag=tag)
+        watcher = Watcher(b"k", b"", 1, consumer, tag=tag)
         hub.add(watcher)
         hub.seek(watcher)
     run()
-    assert len(owner.flagged) == WATCHERS, "one of them would never go on"
-    while owner.flagged:
-        owner.take_one()
+    assert len(consumer.flagged) == WATCHERS, "one of them would never go on"
+    while consumer.flagged:
+        consumer.take_one()
         run()
     # A slice ends behind the revision that passes its bound, and counts with the two encoded forms.
     assert CONSUMER_PENDING_BYTES_MAX < highest <= CONSUMER_PENDING_BYTES_MAX + 8 * SLICE_BYTES_MAX
-    assert owner.told == {tag: list(range(2, REVISIONS + 2)) for tag in range(WATCHERS)}
+    assert consumer.told == {tag: list(range(2, REVISIONS + 2)) for tag in range(WATCHERS)}
     assert hub.unsynced == 0

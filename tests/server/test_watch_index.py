@@ -25,7 +25,7 @@ def holds(key: bytes, low: bytes, end: bytes) -> bool:
 @given(
     st.lists(st.tuples(INTERVALS, st.integers(0, 12)), max_size=30), st.lists(KEYS, min_size=1, max_size=8)
 )
-def test_it_finds_whom_a_list_finds(steps, keys) -> None:
+def test_it_finds_what_a_list_finds(steps, keys) -> None:
     index: WatchIndex[int] = WatchIndex()
     everybody: dict[int, tuple[bytes, bytes]] = {}
     for interval, watcher in steps:

@@ -1,4 +1,4 @@
-"""The hub against a model too simple to be wrong: what a watcher is told is a slice of what happened.
+"""The hub against a model too simple to be wrong: a watcher gets a slice of all events.
 
 Streams stop and go on reading, watchers come, go and fall behind, history is compacted, and the whole
 state is replaced by a newer one, with bounds so small that every edge is met.
@@ -42,11 +42,11 @@ COMMANDS = st.one_of(
 
 
 class Told:
-    """What one watcher was told."""
+    """The responses of one watcher."""
 
     def __init__(self, start: int) -> None:
         self.start = start
-        """The first revision it is to be told of."""
+        """The first revision it must get."""
         self.created = False
         self.events: list[Event] = []
         self.header = 0
@@ -93,7 +93,7 @@ class Reader:
         assert told.created, "events before the creation was answered"
         assert not told.compacted
         shown = [to_event(event.change) for event in events]
-        assert all(event.kv.mod_revision > told.header for event in shown[:1]), "behind a promised progress"
+        assert all(event.kv.mod_revision > told.header for event in shown[:1]), "behind its progress"
         assert revision >= shown[-1].kv.mod_revision
         told.events += shown
 
@@ -117,7 +117,7 @@ class HubMachine(RuleBasedStateMachine):
         """A member that is never behind."""
         self.ahead.observing = True
         self.backend: dict[bytes, bytes] = {}
-        """What its state file holds."""
+        """The rows of its backend."""
         self.engine = Engine()
         """The member that serves the watchers."""
         self.away = False
@@ -229,7 +229,7 @@ class HubMachine(RuleBasedStateMachine):
         self.iteration(iterations)
 
     def check(self, reader: Reader, watch_id: int, *, whole: bool) -> None:
-        """What was told is the beginning of what was to be told, or (`whole`) all of it."""
+        """The responses are a prefix of the expected events, or (`whole`) all of them."""
         told = reader.told[watch_id]
         low, end, no_put, no_delete = reader.asked[watch_id]
         expected = [
