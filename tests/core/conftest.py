@@ -42,7 +42,7 @@ ROUNDS_MAX = 500
 
 @dataclass
 class Disk:
-    """What survives a crash: only what was synced, and the state machine's durable image."""
+    """What survives a crash: only what was synced, and the checkpointed state machine."""
 
     hard_state: HardState
     snapshot: SnapshotMeta
@@ -73,7 +73,7 @@ class Disk:
 
 
 class Member:
-    """One core with its driver in miniature."""
+    """One core, and a minimal node that executes its Readies."""
 
     def __init__(self, network: Network, config: Config, disk: Disk) -> None:
         self.network = network
@@ -131,7 +131,7 @@ class Member:
         return ready
 
     def sync(self, count: int = 1) -> None:
-        """Make the oldest append work durable and let its promises go."""
+        """Make the oldest append work durable, then send its responses."""
         for work in self.writing[:count]:
             self.writing.pop(0)
             self.disk.write(work)
@@ -144,7 +144,7 @@ class Member:
             self.do(lambda core, token=token: core.on_append_done(token))
 
     def _check_response(self, message: Message) -> None:
-        """Invariant 11: what an answer claims is on this disk when it leaves."""
+        """Invariant 11: what a response acknowledges is on this disk when it leaves."""
         if message.type is MessageType.APPEND_RESPONSE and not message.reject and message.index:
             assert self.disk.snapshot.index + len(self.disk.entries) >= message.index, message
         if message.type is MessageType.VOTE_RESPONSE and not message.reject:
@@ -173,7 +173,7 @@ class Member:
             self.do(lambda core, work=work: core.on_apply_done(work.entries[-1].index, work.nbytes))
 
     def checkpoint(self) -> None:
-        """Write the state machine's image behind the log."""
+        """Persist the state machine as of the applied index."""
         if self.core.applied > self.disk.backend_index:
             self.disk.backend = list(self.applied)
             self.disk.backend_index, self.disk.backend_conf = self.core.applied, self.core.conf
@@ -213,7 +213,7 @@ class Network:
         self.bag: list[Message] = []
         self.history = History()
         self.snapshots: dict[tuple[int, int], list[Entry]] = {}
-        self.cuts: set[tuple[int, int]] = set()
+        self.blocked_links: set[tuple[int, int]] = set()
         self.drop: Callable[[Message], bool] = lambda message: False
 
     # -------------------------------------------------------------- building
@@ -236,8 +236,8 @@ class Network:
     # -------------------------------------------------------------- messages
 
     def post(self, message: Message) -> None:
-        """Put a message into the bag, unless the link is cut. A wished-for snapshot becomes a real one."""
-        assert message.to != message.from_, "nobody writes to itself"
+        """Put a message into the bag, unless its link is blocked. A snapshot request becomes a snapshot."""
+        assert message.to != message.from_, "no member sends a message to itself"
         if message.type is MessageType.SNAPSHOT:
             sender = self.members[message.from_]
             assert message.snapshot is not None
@@ -246,12 +246,12 @@ class Network:
             assert term is not None
             message.snapshot = SnapshotMeta(index, term, sender.core.conf)
             self.snapshots[index, term] = list(sender.applied)
-        if (message.from_, message.to) in self.cuts or self.drop(message):
+        if (message.from_, message.to) in self.blocked_links or self.drop(message):
             return
         self.bag.append(message)
 
     def deliver(self, message: Message) -> None:
-        """Hand one message over (it need not be in the bag: a copy may be delivered again)."""
+        """Deliver one message (it need not be in the bag: a copy may be delivered again)."""
         if message in self.bag:
             self.bag.remove(message)
         member = self.members.get(message.to)
@@ -259,7 +259,7 @@ class Network:
             member.do(lambda core: core.step(message))
 
     def deliver_all(self, *to: int) -> int:
-        """Hand over what is in the bag now, to these members or all."""
+        """Deliver what is in the bag now, to these members or all."""
         chosen = [message for message in self.bag if not to or message.to in to]
         self.bag = [message for message in self.bag if message not in chosen]
         for message in chosen:
@@ -277,23 +277,23 @@ class Network:
             busy |= bool(self.deliver_all(*only))
             if not busy:
                 return
-        raise AssertionError("the network never falls silent")
+        raise AssertionError("the network does not quiesce")
 
-    def cut(self, *groups: Iterable[int]) -> None:
-        """Only members of one group reach each other; what is under way is lost."""
-        self.cuts.clear()
+    def partition(self, *groups: Iterable[int]) -> None:
+        """Members of different groups no longer reach each other; messages between them are lost."""
+        self.blocked_links.clear()
         sides = [list(group) for group in groups]
         for number, side in enumerate(sides):
             for other in sides[number + 1 :]:
-                self.cuts.update((a, b) for a in side for b in other)
-                self.cuts.update((b, a) for a in side for b in other)
-        self.bag = [message for message in self.bag if (message.from_, message.to) not in self.cuts]
+                self.blocked_links.update((a, b) for a in side for b in other)
+                self.blocked_links.update((b, a) for a in side for b in other)
+        self.bag = [message for message in self.bag if (message.from_, message.to) not in self.blocked_links]
 
     def isolate(self, member_id: int) -> None:
-        self.cut([member_id], [other for other in self.members if other != member_id])
+        self.partition([member_id], [other for other in self.members if other != member_id])
 
     def heal(self) -> None:
-        self.cuts.clear()
+        self.blocked_links.clear()
 
     # -------------------------------------------------------------- time and faults
 
@@ -304,7 +304,7 @@ class Network:
                     self.members[member_id].do(lambda core: core.tick())
 
     def run_ticks(self, count: int) -> None:
-        """Let time pass for everyone, everything delivered at once."""
+        """Tick every member `count` times, and deliver everything after each tick."""
         for _ in range(count):
             self.tick()
             self.quiesce()
@@ -322,10 +322,10 @@ class Network:
         member.core = member._boot()
         self.history.forget(member_id)
 
-    # -------------------------------------------------------------- doing and asking
+    # -------------------------------------------------------------- requests and state
 
     def elect(self, member_id: int) -> None:
-        """Make the member leader, everyone having forgotten any other."""
+        """Make the member leader, after all members forget the present one."""
         for member in self.members.values():
             if member.up:
                 member.do(lambda core: core.forget_leader())
@@ -364,7 +364,7 @@ class Network:
         return [(entry.term, entry.index) for entry in log.between(log.first_index, log.last_index + 1)]
 
     def data(self, member_id: int) -> list[bytes]:
-        """What the state machine was given, no-ops left out."""
+        """Data applied to the state machine, without no-ops."""
         applied = self.members[member_id].applied
         return [entry.data for entry in applied if entry.kind is EntryKind.NORMAL and entry.data]
 
@@ -393,13 +393,13 @@ def cluster() -> Callable[..., Network]:
 
 @pytest.fixture
 def empty_network() -> Callable[[int], Network]:
-    """Builds networks to be peopled by hand."""
+    """Builds networks without members."""
     return Network
 
 
 @pytest.fixture
 def directives() -> Callable[[str], list[Directive]]:
-    """Reads one file of the third-party test data; skips when it is not at hand."""
+    """Parses one file of the third-party test data; skips the test when KVSTORE_TESTDATA is not set."""
     root = os.environ.get("KVSTORE_TESTDATA")
     if not root:
         pytest.skip("KVSTORE_TESTDATA names no folder of third-party test data")

@@ -21,7 +21,7 @@ FILES = {
     "update.txt": 3,
     "zero.txt": 1,
 }
-"""Each file and the number of its directives, so that a parser that skips some is noticed."""
+"""Each file and the number of its directives, so that a parser that skips some fails."""
 
 KINDS = {
     "v": ConfStepKind.ADD_VOTER,

@@ -34,7 +34,7 @@ def _pair(empty_network, leader_terms, follower_terms, term=8):
     conf = ConfState(voters=(1, 2, 3))
     for member, terms in ((1, leader_terms), (2, follower_terms), (3, [])):
         network.add(member, conf, entries=_entries(terms), hard_state=HardState(term, 0, 0))
-    network.cut([1, 3], [2])
+    network.partition([1, 3], [2])
     network.elect(1)
     network.heal()
     return network

@@ -1,4 +1,4 @@
-"""Elections: who may win, who must not disturb whom, and what happens to those who were cut off."""
+"""Elections: who may win, who must not disrupt a leader, and members that return from a partition."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_votes_go_to_logs_at_least_as_new(empty_network, own, other, granted):
     assert answer.reject is not granted
 
 
-def test_a_member_cut_off_does_not_raise_its_term(cluster):
+def test_a_partitioned_member_does_not_raise_its_term(cluster):
     network = cluster(3)
     network.elect(1)
     network.isolate(3)
@@ -152,11 +152,11 @@ def test_a_stale_member_of_a_higher_term_gets_back_in(empty_network):
     assert network.data(3) == [b"a"]
 
 
-def test_losing_only_the_leaders_link_deposes_nobody(cluster):
+def test_losing_only_the_link_to_the_leader_does_not_depose_it(cluster):
     """The partial partition of Cloudflare's outage: 1 and 3 no longer reach each other, both reach 2."""
     network = cluster(3)
     network.elect(1)
-    network.cuts = {(1, 3), (3, 1)}
+    network.blocked_links = {(1, 3), (3, 1)}
     network.run_ticks(200)
     assert [network.core(member).term for member in (1, 2, 3)] == [1, 1, 1]
     assert network.leader() == 1
@@ -166,7 +166,7 @@ def test_without_withheld_votes_and_pre_vote_the_same_partition_deposes_the_lead
     """Negative control of the test before."""
     network = cluster(3, withhold_votes=False, pre_vote=False)
     network.elect(1)
-    network.cuts = {(1, 3), (3, 1)}
+    network.blocked_links = {(1, 3), (3, 1)}
     network.run_ticks(200)
     assert network.core(2).term > 3
 
@@ -191,7 +191,7 @@ def test_a_leader_without_check_quorum_leads_on(cluster):
 def test_a_leader_with_a_quorum_does_not_step_down(cluster):
     network = cluster(3)
     network.elect(1)
-    network.cut([1, 2], [3])
+    network.partition([1, 2], [3])
     network.run_ticks(60)
     assert network.core(1).role is Role.LEADER
 

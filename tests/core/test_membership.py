@@ -67,7 +67,7 @@ def test_a_learner_asked_for_its_vote_gives_it(cluster):
     """It may have been promoted without knowing it yet (etcd #10998)."""
     network = cluster(2, learners=(3,), pre_vote=False)
     network.elect(1)
-    network.cut([1, 2], [3])
+    network.partition([1, 2], [3])
     network.change_conf(1, change((ADD, 3)))
     network.quiesce()
     assert network.core(3).conf.learners == (3,)
@@ -133,7 +133,7 @@ def test_a_leader_that_applied_its_removal_steps_down(cluster):
     assert network.core(1).role is Role.FOLLOWER
     network.run_ticks(60)
     assert network.core(1).role is Role.FOLLOWER
-    assert network.core(1).term == 1, "and disturbs nobody"
+    assert network.core(1).term == 1, "and disrupts no leader"
     assert network.leader() in (2, 3)
     assert network.core(2).conf.voters == (2, 3)
 
@@ -263,8 +263,8 @@ def test_a_new_leader_leaves_the_joint_configuration_it_finds(cluster):
 
 
 def test_a_voter_that_does_not_know_it_is_the_last_learns_it_from_a_refusal(cluster):
-    """2 alone votes in the new configuration, but does not know that it committed; 1, which left, has a
-    longer log and refuses its vote. Without the commit index in the refusal nobody could ever lead again."""
+    """2 alone votes in the new configuration, but does not know that it committed; 1, which was removed, has
+    a longer log and rejects it. Without the commit index in the rejection no member could ever lead again."""
     network = cluster(2)
     network.elect(1)
     network.propose(1, b"a")
@@ -285,7 +285,7 @@ def test_a_voter_that_does_not_know_it_is_the_last_learns_it_from_a_refusal(clus
     assert network.core(2).conf.voters == (2,)
 
 
-def test_nobody_campaigns_over_an_unapplied_change(cluster):
+def test_no_member_campaigns_over_an_unapplied_change(cluster):
     network = cluster(3)
     network.elect(1)
     network.change_conf(1, change((LEARN, 3)))
@@ -321,7 +321,7 @@ def test_leadership_moves_to_an_up_to_date_voter_at_once(cluster):
 def test_leadership_moves_after_catching_up(cluster):
     network = cluster(3)
     network.elect(1)
-    network.cut([1, 2], [3])
+    network.partition([1, 2], [3])
     network.propose(1, b"a")
     network.quiesce()
     network.heal()
@@ -354,7 +354,7 @@ def test_a_transfer_to_self_a_learner_or_a_stranger_is_ignored(cluster, target):
 def test_nothing_else_happens_during_a_transfer_and_none_without_a_leader(cluster):
     network = cluster(3)
     network[2].do(lambda core: core.transfer_leader(3))
-    assert not network.core(2).has_ready(), "nobody to pass it on to"
+    assert not network.core(2).has_ready(), "there is no leader to forward it to"
     with pytest.raises(ProposalDropped) as caught:
         network.change_conf(2, change((LEARN, 3)))
     assert caught.value.reason is DropReason.NOT_LEADER
@@ -393,7 +393,7 @@ def test_a_transfer_to_a_member_removed_meanwhile_is_given_up(cluster):
 def _behind_the_base(network):
     """Member 3 misses entries that 1 has compacted."""
     network.elect(1)
-    network.cut([1, 2], [3])
+    network.partition([1, 2], [3])
     for data in (b"a", b"b", b"c"):
         network.propose(1, data)
         network.quiesce()
@@ -485,8 +485,8 @@ def test_a_second_snapshot_passes_the_first(cluster):
 
 
 def test_a_change_applied_under_a_snapshot_on_its_way_concerns_the_state_machine_only(cluster):
-    """Entries handed out before the image arrived are still being applied, to a state machine that is
-    behind it; the active configuration is the image's already."""
+    """Entries handed out before the snapshot arrived are still being applied, to a state machine that is
+    behind it; the active configuration is the snapshot's already."""
     network = cluster(3)
     network.elect(1)
     network.change_conf(1, change((LEARN, 4)))
@@ -558,7 +558,7 @@ def test_a_snapshot_without_this_member_is_refused(cluster):
 def test_a_silent_member_is_sent_no_snapshot(cluster):
     network = cluster(3)
     network.elect(1)
-    network.cut([1, 2], [3])
+    network.partition([1, 2], [3])
     for data in (b"a", b"b", b"c"):
         network.propose(1, data)
         network.quiesce()

@@ -1,7 +1,7 @@
-"""The Raft paper and thesis, clause by clause: one test per sentence that promises something.
+"""The Raft paper and thesis, clause by clause: one test per guarantee.
 
 Paper: "In Search of an Understandable Consensus Algorithm", extended version. Thesis: Ongaro, 2014.
-What other files of this folder test at length is here in its plainest form, for whoever reads along.
+Other files of this folder test the same in depth; here each guarantee has its simplest test.
 """
 
 from __future__ import annotations
@@ -339,7 +339,7 @@ def test_5_4_2_only_entries_of_the_own_term_are_committed_by_counting(empty_netw
 def test_5_4_3_a_later_leader_holds_what_was_committed(cluster):
     network = cluster(5)
     network.elect(1)
-    network.cut([1, 2, 3], [4, 5])
+    network.partition([1, 2, 3], [4, 5])
     network.propose(1, b"x")
     network.quiesce()
     network.heal()
@@ -395,7 +395,7 @@ def test_6_removed_servers_do_not_disrupt(cluster):
 def test_7_a_follower_far_behind_is_sent_a_snapshot(cluster):
     network = cluster(3)
     network.elect(1)
-    network.cut([1, 2], [3])
+    network.partition([1, 2], [3])
     for _ in range(3):
         network.propose(1, b"x")
         network.quiesce()

@@ -21,7 +21,7 @@ from raft.core.quorum import (
 VOTES = {VoteResult.WON: "VoteWon", VoteResult.LOST: "VoteLost", VoteResult.PENDING: "VotePending"}
 
 FILES = {"majority_commit.txt": 16, "majority_vote.txt": 22, "joint_commit.txt": 50, "joint_vote.txt": 39}
-"""Each file and the number of its directives, so that a parser that skips some is noticed."""
+"""Each file and the number of its directives, so that a parser that skips some fails."""
 
 
 def _halves(block):

@@ -40,7 +40,7 @@ COMMITS_MIN = 20
 
 
 class Chaos:
-    """One seeded run over a cluster; then a calm in which it must recover."""
+    """One seeded run over a cluster; then all faults end, and it must recover."""
 
     def __init__(self, network, seed, *, membership, storm=False):
         self.network = network
@@ -136,7 +136,7 @@ class Chaos:
         ids = list(self.network.members)
         self.rng.shuffle(ids)
         at = self.rng.randint(0, len(ids))
-        self.network.cut(ids[:at], ids[at:])
+        self.network.partition(ids[:at], ids[at:])
 
     def crash(self):
         if self.members():
@@ -186,10 +186,10 @@ class Chaos:
                 except ProposalDropped:
                     continue
 
-    # ------------------------------------------------------------------ calm
+    # ------------------------------------------------------------------ recovery
 
     def recover(self):
-        """Everyone up, nothing lost: one leader, equal logs, and a fresh write within bounded time."""
+        """All members up, no message lost: one leader, equal logs and a new write within bounded time."""
         network = self.network
         network.heal()
         for member_id, member in network.members.items():
@@ -209,7 +209,7 @@ class Chaos:
 
     def _agree(self, leader):
         self.serial += 1
-        token = b"calm-%d" % self.serial
+        token = b"heal-%d" % self.serial
         if not self.network.try_propose(leader, token):
             return False
         self.network.quiesce()
@@ -245,7 +245,7 @@ def test_storms(cluster, seed):
     settings = {"pre_vote": False, "check_quorum": False, "withhold_votes": False, "election_ticks": 4}
     network = cluster(3 if seed % 2 else 5, seed=seed, **settings)
     _run(network, seed, membership=False, storm=True)
-    assert max(network.history.leaders) > 5, "a storm with few terms proves little"
+    assert max(network.history.leaders) > 5, "a storm with few terms tests little"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -378,7 +378,7 @@ def _repeated_votes_count_again(patch, network):
     patch.setattr(Tracker, "record_vote", record_vote)
 
 
-def _full_windows_are_never_nudged(patch, network):
+def _full_inflights_are_never_nudged(patch, network):
     on_heartbeat_response = leading.on_heartbeat_response
 
     def without_nudge(s, m):
@@ -415,21 +415,21 @@ MUTANTS = {
     _changes_need_no_earlier_one_applied: 3,
     _snapshots_keep_a_contradicting_tail: 12,
     _repeated_votes_count_again: 83,
-    _full_windows_are_never_nudged: 6,
+    _full_inflights_are_never_nudged: 6,
     _transfers_are_never_given_up: 2,
 }
-"""Each with a seed whose schedule is known to notice it; others are tried after it."""
+"""Each with a seed whose schedule is known to detect it; later seeds are tried after it."""
 
 MUTANT_SECONDS_MAX = 20
-"""A mutant that lives longer is not killed by these schedules. Most die within a few seeds."""
+"""A mutant that survives longer is not killed by these schedules. Most are killed within a few seeds."""
 
 
 def _survives(cluster, monkeypatch, mutant, seed):
     with monkeypatch.context() as patch:
         membership, storm = bool(seed % 2), seed % 4 < 2
-        quiesce = not storm
-        settings = {"pre_vote": quiesce, "check_quorum": quiesce, "withhold_votes": quiesce}
-        settings["election_ticks"] = 10 if quiesce else 4
+        stable = not storm
+        settings = {"pre_vote": stable, "check_quorum": stable, "withhold_votes": stable}
+        settings["election_ticks"] = 10 if stable else 4
         learners = (4, 5) if membership else ()
         network = cluster(3, seed=seed, learners=learners, inflight_messages_max=4, **settings)
         mutant(patch, network)
@@ -441,10 +441,10 @@ def _survives(cluster, monkeypatch, mutant, seed):
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__.strip("_"))
-def test_a_broken_rule_is_noticed(cluster, monkeypatch, mutant):
+def test_a_broken_rule_is_detected(cluster, monkeypatch, mutant):
     """Negative controls: each rule of the algorithm, broken alone, fails some schedule."""
     deadline = time.monotonic() + MUTANT_SECONDS_MAX
     seed = MUTANTS[mutant]
     while _survives(cluster, monkeypatch, mutant, seed):
         seed += 1
-        assert time.monotonic() < deadline, f"no schedule up to seed {seed} noticed"
+        assert time.monotonic() < deadline, f"no schedule up to seed {seed} detected it"

@@ -1,4 +1,4 @@
-"""Linearizable reads: what proves them, what does not, and that none is left without a word."""
+"""Linearizable reads: which responses confirm them, which do not, and that each is answered or dropped."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_answers_of_an_old_round_do_not_confirm_a_retry(cluster):
     network[1].take()
     for message in late:
         network.deliver(message)
-    # They prove the first read, asked before the new leader existed; the new read must stay unproved.
+    # They confirm the first read, requested before the new leader existed, but must not confirm the new one.
     assert len(network.core(1)._state.read_states) == 1
     assert network.core(1)._state.reads.pending == 1
     network[1].take()
@@ -219,11 +219,11 @@ def test_pending_reads_are_dropped_at_step_down_and_followers_told(cluster):
     network.read(2, 8)
     network.quiesce()
     network.drop = lambda m: False
-    network.cut([1, 2], [3])
+    network.partition([1, 2], [3])
     network.core(2)._state.election_elapsed = 10
     network[2].do(lambda core: core.forget_leader())
     assert network.core(2)._state.dropped_reads == [8]
-    network.tick(1, count=20)  # nobody answered: CheckQuorum
+    network.tick(1, count=20)  # no response: CheckQuorum
     assert network.core(1).role is Role.FOLLOWER
     network[1].run()
     assert network[1].dropped == [7]
@@ -256,7 +256,7 @@ def test_pending_reads_are_bounded(cluster, member):
     for context in range(5):
         network.read(member, context)
     network.quiesce()
-    # A leader cannot prove more and refuses the newest; a follower's oldest are most likely lost.
+    # A leader refuses the newest reads; a follower drops its oldest, which are most likely lost.
     assert network[member].dropped == ([3, 4] if member == 1 else [0, 1])
 
 

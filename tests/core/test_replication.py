@@ -103,7 +103,7 @@ def test_a_commit_broadcast_is_not_answered(cluster):
     assert network.data(2) == network.data(3) == [b"a"]
 
 
-def test_a_lost_commit_broadcast_is_made_good_by_the_heartbeat(cluster):
+def test_a_heartbeat_makes_up_for_a_lost_commit_broadcast(cluster):
     network = cluster(3)
     network.elect(1)
     network.drop = lambda m: m.type is MessageType.APPEND and not m.entries
@@ -126,7 +126,7 @@ def test_a_lost_append_is_sent_again(cluster):
     assert network.data(3) == [b"a"]
 
 
-def test_a_full_window_stalls_until_a_heartbeat_is_answered(cluster):
+def test_full_inflights_stall_until_a_heartbeat_is_answered(cluster):
     network = cluster(2, inflight_messages_max=3)
     network.elect(1)
     network.drop = lambda m: m.type is MessageType.APPEND
@@ -140,7 +140,7 @@ def test_a_full_window_stalls_until_a_heartbeat_is_answered(cluster):
     assert network.data(2) == [b"%d" % number for number in range(6)]
 
 
-def test_the_window_is_bounded_in_bytes(cluster):
+def test_inflights_are_bounded_in_bytes(cluster):
     network = cluster(2, inflight_bytes_max=100)
     network.elect(1)
     network.drop = lambda m: m.type is MessageType.APPEND
@@ -253,7 +253,7 @@ def test_messages_of_strangers_are_ignored(cluster):
 
 
 def _append_of_an_unconfirmed_tail(network):
-    """2 holds entries 2 and 3 of a dead leader; a new one proves only entry 1, with a higher commit index."""
+    """2 holds entries 2 and 3 of a dead leader; a new one matches only entry 1, with a higher commit."""
     network.elect(1)
     network.propose(1, b"x", b"y")
     network[1].run()
@@ -286,14 +286,14 @@ def test_a_deferred_commit_broadcast_rides_on_the_next_append(cluster):
     network.propose(1, b"a")
     network.quiesce()
     assert network.core(1).commit == 2
-    assert [network.core(member).commit for member in (2, 3)] == [1, 1], "nobody was told on its own"
+    assert [network.core(member).commit for member in (2, 3)] == [1, 1], "no follower gets a commit broadcast"
     assert network.core(1).commit_broadcast_due
     network.propose(1, b"b")
     network.quiesce()
     assert [network.core(member).commit for member in (2, 3)] == [2, 2], "the next append carries it"
 
 
-def test_a_deferred_commit_broadcast_leaves_when_asked_for_or_awaited(cluster):
+def test_a_deferred_commit_broadcast_leaves_when_requested_or_awaited(cluster):
     network = cluster(3, commit_broadcast_deferred=True)
     network.elect(1)
     network.propose(1, b"a")
@@ -305,13 +305,13 @@ def test_a_deferred_commit_broadcast_leaves_when_asked_for_or_awaited(cluster):
     network.propose(1, b"b")
     network[1].do(lambda core: core.hasten_commit_broadcast([3]))
     network.quiesce()
-    assert [network.core(member).commit for member in (2, 3)] == [2, 3], "only who awaits it is told"
+    assert [network.core(member).commit for member in (2, 3)] == [2, 3], "only to the member that awaits it"
 
 
-def test_heartbeats_tell_what_every_member_holds(cluster):
+def test_heartbeats_carry_what_every_member_holds(cluster):
     network = cluster(3)
     network.elect(1)
-    network.cut([1, 2], [3])
+    network.partition([1, 2], [3])
     network.propose(1, b"a", b"b")
     network.quiesce()
     network.run_ticks(2)
@@ -322,10 +322,10 @@ def test_heartbeats_tell_what_every_member_holds(cluster):
 
 
 def test_a_snapshot_older_than_the_log_is_followed_by_a_newer_one(cluster):
-    """The member took an image, but the leader has compacted past it meanwhile."""
+    """The member installed a snapshot, but the leader has compacted past it meanwhile."""
     network = cluster(3)
     network.elect(1)
-    network.cut([1, 2], [3])
+    network.partition([1, 2], [3])
     network.propose(1, *[b"%d" % number for number in range(10)])
     network.quiesce()
     network[1].compact()
@@ -342,5 +342,5 @@ def test_a_snapshot_older_than_the_log_is_followed_by_a_newer_one(cluster):
     network.deliver(Message(MessageType.APPEND_RESPONSE, 1, 3, term, index=asked + 1))
     network[1].run()
     assert progress.state is ProgressState.SNAPSHOT
-    assert progress.pending_snapshot > asked + 1, "a newer image is asked for"
+    assert progress.pending_snapshot > asked + 1, "a newer snapshot is requested"
     assert progress.next == progress.pending_snapshot + 1

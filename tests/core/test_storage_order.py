@@ -23,8 +23,8 @@ from raft.core.log import Log
 def test_the_aba_race(cluster):
     """A write overwritten and made again elsewhere must not be counted durable by the first one's completion.
 
-    1 begins to write 1/2; a leader of term 2 replaces it; then a leader of term 3 brings back an entry in
-    the same place. Completions of writes handed out in earlier terms prove nothing about it.
+    1 begins to write 1/2; a leader of term 2 replaces it; then a leader of term 3 brings back an entry
+    at the same index. Completions of writes handed out in earlier terms do not count for it.
     """
     network = cluster(5, pre_vote=False, withhold_votes=False)
     network.elect(2)

@@ -16,7 +16,7 @@ from tests.core.transcripts.projection import Unreadable
 FILES_MIN = 22
 ALTERED_PER_FILE = 4
 _OWN = re.compile(r"(\w+)->\1 |Thread->|^\s*(?:DEBUG|INFO|WARN|ERROR)")
-"""Lines the projection leaves out: logger lines, and what a member tells itself."""
+"""Lines the projection leaves out: logger lines, and messages from a member to itself."""
 
 QUIET_SCRIPT = """
 add-nodes 3 voters=(1,2,3) index=10 inflight=2
@@ -98,7 +98,7 @@ def test_a_changed_number_fails_at_its_level_and_only_there(level, before, after
     }
 
 
-def test_any_number_changed_in_any_script_is_noticed():
+def test_any_number_changed_in_any_script_is_detected():
     """Numbers drawn at random from the expected output, logger lines and own messages aside."""
     rng = random.Random(7)
     for path in scripts(folder()):
@@ -123,7 +123,7 @@ def test_what_cannot_be_read_fails_both_levels():
     assert all("unknown verb" in verdict.differences[0] for verdict in judged.values())
 
 
-def test_a_core_that_errs_is_noticed(monkeypatch):
+def test_a_faulty_core_is_detected(monkeypatch):
     """A leader that ignores rejections fails a script at both levels."""
     monkeypatch.setattr("raft.core.progress.Progress.back_off", lambda self, rejected, hint: False)
     path = folder() / "raft-interaction" / "probe_and_replicate.txt"

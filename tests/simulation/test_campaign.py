@@ -81,7 +81,7 @@ def test_an_idle_hour_is_not_busy() -> None:
     assert busy_s(calls, [], 200.0) == 0, "nothing ever failed"
     assert busy_s(calls[::4], [(0.0, 500.0)], 200.0) == 0, "too few calls"
     assert busy_s(calls, [(50.0, 60.0)], 200.0) == 10 + HEALED_S
-    assert busy_s(calls, [(50.0, 60.0), (70.0, 71.0)], 200.0) == 21 + HEALED_S + 4, "in whole windows"
+    assert busy_s(calls, [(50.0, 60.0), (70.0, 71.0)], 200.0) == 21 + HEALED_S + 4, "in whole intervals"
 
 
 def test_a_seed_that_serves_too_little_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_a_seed_that_serves_too_little_is_inconclusive(monkeypatch: pytest.Monke
 
 
 def test_the_command_writes_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, so that a planted bug reaches the seeds."""
+    """In this process, so that a patched function reaches the seeds."""
 
     def here(
         level: str, seeds: Iterator[int], end_s: float, length_s: float, workers: int

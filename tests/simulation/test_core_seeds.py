@@ -18,16 +18,16 @@ SEEDS = range(12)
 """Enough for each kind of fault to be drawn several times; some five seconds."""
 
 RECORDED = {
-    238496568323: "a process that was to die amid its sync died after the cluster was healed, for good",
+    238496568323: "a crash armed for a sync came after the cluster was healed, and the member stayed down",
     238496568327: "the same, with other members in the healed majority",
-    238496569161: "a member campaigned alone in an old configuration, its term ahead of those it did not ask",
+    238496569161: "a member campaigned alone in an old configuration, its term above that of the others",
     1096234004464: "a member that had been removed learned the leader's term and was counted in the majority",
-    109688487061: "a commit index survived a crash without the entry it spoke of, where another stood before",
+    109688487061: "a commit index survived a crash without its entry, and another entry had that index",
     109688488233: "the same",
     109688488762: "the same",
-    109688487507: "a leader's log had been replaced by an image since it led before",
+    109688487507: "a snapshot had replaced a leader's log since it led before",
 }
-"""Seeds of campaigns that once failed, and of what; played in full length."""
+"""Seeds of campaigns that once failed, with the cause; played in full length."""
 
 
 def test_seeds_keep_every_guarantee():
@@ -40,7 +40,7 @@ def test_seeds_keep_every_guarantee():
         totals["faults"] += sum(report.faults.values())
         for name, count in report.probes.items():
             reached[name] += count
-    assert totals["ok"] > len(SEEDS) * 100, "too little was written to prove anything"
+    assert totals["ok"] > len(SEEDS) * 100, "too few writes to show anything"
     assert totals["faults"] > len(SEEDS) * 3
     missed = [name for name, count in reached.items() if not count]
     assert len(missed) < len(PROBES) // 4, missed
@@ -72,7 +72,7 @@ PROGRAM = "from raft.sim import generate, run\nfor s in (3, 4): print(run(genera
 
 
 def test_hash_seeds_change_nothing():
-    """Two interpreters that order their sets differently tell the same history, byte for byte."""
+    """Two interpreters that order their sets differently run the same history, byte for byte."""
     said = []
     for hash_seed in ("1", "2"):
         done = subprocess.run(
@@ -91,8 +91,8 @@ def test_another_seed_is_another_history():
     assert run(generate(3, seconds=5)).digest != run(generate(4, seconds=5)).digest
 
 
-def test_a_majority_that_cannot_recover_is_noticed(monkeypatch):
-    """The calm's own control: links that never heal."""
+def test_a_majority_that_cannot_recover_is_detected(monkeypatch):
+    """Negative control of the recovery check: links that never heal."""
     schedule = replace(quiet(1), liveness=True, faults=(Fault("drop", 0, 10**12, {"share": 1.0}),))
     monkeypatch.setattr("raft.sim.nemesis.Nemesis.heal", lambda self, reachable: None)
     assert run(schedule).invariant == "a majority recovers"

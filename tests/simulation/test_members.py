@@ -1,4 +1,4 @@
-"""Members come, are promoted, lead and go while faults strike; and the oracle sees what it is for."""
+"""Members join, are promoted, lead and leave under faults; and the oracle detects broken membership."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def test_the_membership_changes_while_faults_are_injected() -> None:
         assert done[f"{change} ok"] > 0, done
 
 
-def test_a_record_cut_off_in_a_callback_of_its_own_ends_the_process() -> None:
-    """Seed 16 once went on writing behind a frame that the power had cut."""
+def test_a_record_truncated_in_a_callback_of_its_own_ends_the_process() -> None:
+    """In seed 16 a member once appended after a frame that a power cut had torn."""
     run_seed(16, length_s=15.0, features=("members",), classes=("isolate-leader", "partition", "crash"))
 
 
 def test_a_removed_leader_stays_until_the_others_can_do_without_its_vote() -> None:
-    """In seed 211 it once left with the news of its removal: who remained had still to count its vote."""
+    """In seed 211 it once stopped with its removal: the others still had to count its vote."""
     run_seed(211, length_s=15.0, features=("members",))
 
 
-def test_who_waits_for_a_leader_that_was_paused_blames_nobody() -> None:
+def test_a_transfer_that_waits_for_a_paused_leader_is_no_violation() -> None:
     """In seed 1046 a leader lost all others for five seconds amid a transfer, and led again by its end."""
     report = run_seed(1046)
     assert report.operations["transfer fail"] > 0

@@ -1,4 +1,4 @@
-"""The hunt for planted bugs, replayed: each recorded find is found again, and only with the bug in place."""
+"""The recorded finds of mutants, replayed: each is found again, and only with the mutant applied."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def test_the_record_is_complete() -> None:
 
 @pytest.mark.parametrize("mutant", CAUGHT, ids=lambda mutant: f"{mutant.id}")
 def test_a_mutant_is_found_again(mutant: Mutant) -> None:
-    """With the bug its recorded run breaks the recorded promise; without it the same run keeps them all;
-    and a quiet run notices nothing, so that it was the simulation that found it."""
+    """With the mutant its recorded run breaks the recorded invariant; without it the same run keeps them
+    all; and a quiet run does not detect the mutant, so that the faults are what found it."""
     row = ROWS[mutant.id]
     schedule = schedule_of(mutant, row["seed"])
     assert mutant.apply is not None
     with Patches() as patches:
         mutant.apply(patches)
         found = look(schedule)
-        unnoticed = look(quiet_of(mutant, seconds=3))
+        in_quiet_run = look(quiet_of(mutant, seconds=3))
     assert found is not None
     assert found.invariant == row["invariant"], found.detail
-    assert unnoticed is None, unnoticed
+    assert in_quiet_run is None, in_quiet_run
     assert keeps_all_until(schedule, found.virtual_s) is None

@@ -61,7 +61,7 @@ def test_guarantees_hold_under_each_class(name: str) -> None:
     print(report)
     assert set(report.faults) == {name}
     if name in EFFECTS:
-        assert report.probes.get(EFFECTS[name], 0) > 0, "it struck, and nobody felt it"
+        assert report.probes.get(EFFECTS[name], 0) > 0, "the fault was injected, without effect"
 
 
 def test_a_seed_repeats_its_run() -> None:
@@ -79,7 +79,7 @@ for seed in (5, 6):
 
 
 def test_hash_seeds_change_nothing() -> None:
-    """Two interpreters that order their sets differently tell the same history, turn by turn."""
+    """Two interpreters that order their sets differently run the same history, step by step."""
     said = []
     for hash_seed in ("1", "2"):
         done = subprocess.run(

@@ -1,7 +1,7 @@
 """A thousand power cuts of all three members lose no acknowledged write.
 
 Each life is one seed: three members on crash-true disks, clients that write unique commands through
-every member, and again and again a cut in the middle of it all. See README.md beside this file.
+every member, and twenty power cuts in the middle of it. See README.md beside this file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def lazy(member_id: int) -> NodeConfig:
 
 
 def eager(member_id: int) -> NodeConfig:
-    """Writes the state file all the time, so that cuts meet its commits, and the log's compactions."""
+    """Checkpoints and compacts all the time, so that power cuts hit both."""
     return NodeConfig(
         member_id=member_id,
         cluster_id=CLUSTER_ID,
@@ -51,19 +51,19 @@ class Lost(AssertionError):
 
 @dataclass
 class Tally:
-    """What a run went through, so that an empty proof shows."""
+    """What a run exercised, so that a run that tested nothing fails."""
 
     crashes: int = 0
     acknowledged: int = 0
     unknown: int = 0
     torn: int = 0
-    """Members found with a cut log tail."""
+    """Members found with a torn log tail."""
     in_commit: int = 0
     """Members stopped between two disk operations."""
     compacted: int = 0
     """Restarts on a log that no longer begins at its first entry."""
     majority_torn: int = 0
-    """Restarts at which two or three members had a cut tail at once."""
+    """Restarts at which two or three members had a torn tail at once."""
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Life:
             await self.check()
             for member in self.cluster.members.values():
                 member.files.sync_works = self.sync_works
-            await self.write_until_cut()
+            await self.write_until_power_cut()
             self.tally.crashes += 1
         await self.cluster.start_all()
         await self.cluster.wait_for_leader(timeout_s=60)
@@ -114,23 +114,24 @@ class Life:
                 raise Lost(f"member {member_id} holds another history")
             order = max(order, applied, key=len)
 
-    async def write_until_cut(self) -> None:
+    async def write_until_power_cut(self) -> None:
         """Clients write; then the power goes, for some members in the middle of a disk operation."""
         cluster, loop = self.cluster, self.cluster.loop
-        first_cut: asyncio.Future[None] = loop.create_future()
+        first_power_cut: asyncio.Future[None] = loop.create_future()
         for member in cluster.members.values():
-            member.files.fault = self.cut_at(member.files.calls + self.rng.randrange(1, 60), first_cut)
+            first_call = member.files.calls + self.rng.randrange(1, 60)
+            member.files.fault = self.power_cut_at(first_call, first_power_cut)
         if self.eager:
-            # Time for the state file, the leader's word of what all hold, and the compaction.
-            await asyncio.wait([first_cut], timeout=self.rng.uniform(0.2, 0.6))
+            # Time for checkpoints, the leader's index that all members hold, and the compaction.
+            await asyncio.wait([first_power_cut], timeout=self.rng.uniform(0.2, 0.6))
         clients = [loop.create_task(self.client(1 + n % 3)) for n in range(CLIENTS)]
-        await asyncio.wait([first_cut], timeout=self.rng.uniform(0.0, 0.3))
+        await asyncio.wait([first_power_cut], timeout=self.rng.uniform(0.0, 0.3))
         await asyncio.sleep(self.rng.uniform(0.0, 0.004))
         for member_id in cluster.members:
             cluster.crash(member_id, choose=None if self.sync_works else keep_nothing)
         await asyncio.gather(*clients)
 
-    def cut_at(self, first_call: int, first_cut: asyncio.Future[None]) -> Fault:
+    def power_cut_at(self, first_call: int, first_power_cut: asyncio.Future[None]) -> Fault:
         """A disk that stops at a call, or at the first sync from there on: written, and not yet durable."""
         at_sync = self.rng.random() < 0.7
         stopped = False
@@ -141,14 +142,14 @@ class Life:
                 return None
             self.tally.in_commit += not stopped
             stopped = True
-            if not first_cut.done():
-                first_cut.set_result(None)
+            if not first_power_cut.done():
+                first_power_cut.set_result(None)
             return PowerCut()
 
         return fault
 
     async def client(self, member_id: int) -> None:
-        """Writes one command after the other until its member is gone."""
+        """Write one command after another until its member is down."""
         while True:
             self.proposed += 1
             command = b"%d" % self.proposed + b"." * self.rng.randrange(1000)
@@ -178,16 +179,16 @@ def test_no_acknowledged_write_is_lost(first_seed: int) -> None:
         live(seed, tally)
     print(tally)
     assert tally.crashes == LIVES_PER_TEST * CRASHES_PER_LIFE
-    # What would make the proof empty:
+    # A run without these would test nothing:
     assert tally.acknowledged > 10 * tally.crashes
-    assert tally.in_commit > tally.crashes // 2, "cuts in the middle of disk operations"
+    assert tally.in_commit > tally.crashes // 2, "power cuts in the middle of disk operations"
     assert tally.torn > tally.crashes // 20, "torn log tails"
     assert tally.compacted > tally.crashes // 4, "logs that were compacted"
     assert tally.unknown > tally.crashes, "writes in flight when the power went"
 
 
 def test_without_syncs_the_same_run_loses_writes() -> None:
-    """Negative control: with every sync a no-op the same lives end in a loss that is noticed."""
+    """Negative control: with every sync a no-op the same lives end in a loss that is detected."""
     for seed in range(LIVES_PER_TEST):
         tally = Tally()
         with pytest.raises(Lost, match="lost"):

@@ -1,4 +1,4 @@
-"""Schedules made to break a promise, one by one: each was an attack that chance would seldom find."""
+"""Hand-written schedules, each aimed at one guarantee: random schedules would seldom reach them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(schedule: Schedule, *, seed: int = 1, size: int = 3) -> None:
 
 
 async def make_leader(cluster: SimulatedCluster, member_id: int) -> None:
-    """Have leadership handed to a member."""
+    """Transfer leadership to a member."""
     while not cluster.members[member_id].running.is_leader:
         leader = await cluster.wait_for_leader()
         leader.ask(lambda core: core.transfer_leader(member_id))
@@ -46,10 +46,10 @@ async def make_leader(cluster: SimulatedCluster, member_id: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_late_handshake_of_a_gone_process_does_not_cut_a_member_off(seed: int) -> None:
-    """The leader's new process leads on; then the answer its old one gave to a hello arrives at a follower.
+def test_a_late_handshake_of_an_earlier_incarnation_does_not_disconnect_a_member(seed: int) -> None:
+    """The leader's new incarnation leads; then a handshake response of its old one arrives at a follower.
 
-    The follower takes writes as before: what it hears of a process that is gone closes nothing.
+    The follower takes writes as before: a message of an earlier incarnation closes no connection.
     """
 
     async def schedule(cluster: SimulatedCluster) -> None:
@@ -75,8 +75,8 @@ def test_a_late_handshake_of_a_gone_process_does_not_cut_a_member_off(seed: int)
 
 
 @pytest.mark.parametrize("of_leader", [True, False])
-def test_a_handshake_long_on_its_way_does_not_silence_a_member(of_leader: bool) -> None:
-    """A member is killed and comes back; then a hello of its old process arrives at its peers."""
+def test_a_delayed_handshake_does_not_silence_a_member(of_leader: bool) -> None:
+    """A member is killed and restarts; then a handshake of its old incarnation arrives at its peers."""
 
     async def schedule(cluster: SimulatedCluster) -> None:
         leader = (await cluster.wait_for_leader()).member_id
@@ -97,13 +97,13 @@ def test_a_handshake_long_on_its_way_does_not_silence_a_member(of_leader: bool) 
         for member_id in cluster.members:
             await asyncio.wait_for(cluster.propose(member_id, b"after %d" % member_id), 1.0)
             await asyncio.wait_for(cluster.read_barrier(member_id), 1.0)
-        assert {node.term for node in cluster.running} == {term}, "nobody took it for news of a death"
+        assert {node.term for node in cluster.running} == {term}, "no peer took the member for dead"
 
     run(schedule)
 
 
 async def leaders_of_one_term(cluster: SimulatedCluster) -> dict[int, set[int]]:
-    """A member is elected with another's vote, which dies before it hears more; then the third one stands."""
+    """A member is elected with the vote of another, which crashes next; then the third one campaigns."""
     led: dict[int, set[int]] = {}
     third = (await cluster.wait_for_leader()).member_id
     elected, voter = [member_id for member_id in cluster.members if member_id != third]
@@ -137,7 +137,7 @@ async def leaders_of_one_term(cluster: SimulatedCluster) -> dict[int, set[int]]:
     return led
 
 
-def test_a_vote_outlives_the_process_that_gave_it() -> None:
+def test_a_vote_survives_a_restart_of_the_voter() -> None:
     async def schedule(cluster: SimulatedCluster) -> None:
         led = await leaders_of_one_term(cluster)
         assert sorted(map(len, led.values())) == [1, 1], led

@@ -1,4 +1,4 @@
-"""Whole members whose logs forget at once: images under faults, in a swarm of its own."""
+"""Whole members that compact their logs at once: snapshots under faults, with a swarm of its own."""
 
 from __future__ import annotations
 

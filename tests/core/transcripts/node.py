@@ -3,15 +3,15 @@
 The core is the product's, unchanged. What the adapter does, so that both print the same:
 
 * It takes a Ready after every single input and gathers those until the script asks for one. This core
-  settles what it owes its followers once per Ready; etcd does so at each input.
+  sends the appends due once per Ready; etcd does so at each input.
 * Without storage threads (sync mode) it executes a gathered Ready in one go as etcd's harness does:
   committed entries are handed out and applied in the Ready that first stores them, own
   acknowledgements count after that. The core itself knows only asynchronous storage.
-* It hands over committed entries in pages of the script's size; the core's own pages count data only.
-* The answer to a vote is stepped without what its sender knows committed, which etcd's does not say.
-* A commit notice is stepped as an ordinary empty append, so that it is answered as etcd answers it.
-* A request to take over leaves after what its input made due to the followers.
-* Every answer to a heartbeat may prompt an append, not only the first of each interval.
+* It hands out committed entries in pages of the script's size; the core's own pages count data only.
+* A vote response is stepped without its commit index, which etcd's does not carry.
+* A commit broadcast is stepped as an ordinary empty append, so that it is acknowledged as in etcd.
+* TIMEOUT_NOW leaves after the appends that the same input made due.
+* Every heartbeat response may trigger an append, not only the first of each interval.
 """
 
 from __future__ import annotations
@@ -96,12 +96,12 @@ class Node:
         term = BASE_TERM if index else 0
         self.base = SnapshotMeta(index, term, conf)
         self.newest = self.base
-        """The state machine's newest image, sent as snapshot."""
+        """Metadata of the newest snapshot, sent to followers."""
         self.stored: list[Entry] = []
         self.writes: list[Write] = []
         self.applies: list[list[Entry]] = []
         self.applying = 0
-        """Bytes handed to the state machine whose completion has not been told."""
+        """Bytes handed to the state machine and not yet reported applied."""
         self.paused = False
         """A page did not take all there was: no other before one is applied."""
         self.gathered = Gathered()
@@ -155,7 +155,7 @@ class Node:
         for message in ready.messages:
             if message.type is MessageType.SNAPSHOT:
                 message.snapshot = self.newest
-        # What a follower is owed is settled after the input; etcd's hands over after that.
+        # This core sends appends after the input, and TIMEOUT_NOW before them; etcd sends it after them.
         gathered.messages += sorted(ready.messages, key=lambda m: m.type is MessageType.TIMEOUT_NOW)
         work = ready.append
         if work is None:
@@ -294,15 +294,15 @@ class Node:
             self.do(lambda core: core.on_apply_done(page[-1].index, nbytes))
 
     def process_append_thread(self) -> tuple[list[str], Write]:
-        """Store one item: what etcd would print, and the item, whose answers leave now and whose completion
-        is to be told."""
+        """Store one item: what etcd would print, and the item, whose responses leave now. The caller reports
+        its completion."""
         write = self.writes.pop(0)
         self._store(write)
         lines = ["Processing:", write.text(self.id), "Responses:"]
         return lines + [message_line(message) for message in write.responses], write
 
     def process_apply_thread(self) -> tuple[list[str], list[Entry]]:
-        """Apply one item: what etcd would print, and the item, whose completion is to be told."""
+        """Apply one item: what etcd would print, and the item. The caller reports its completion."""
         page = self.applies.pop(0)
         self._apply(page)
         line = f"{self.id:x}->ApplyThread MsgStorageApply Term:0 Log:0/0{entries_text(page)}"

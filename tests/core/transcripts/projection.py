@@ -1,8 +1,8 @@
 """A block's output reduced to what is compared at each level; the same for etcd's text and for ours.
 
-Left out on both sides: logger lines; what a member tells itself or its own threads (this core counts its
-own vote and its own acknowledgement when its storage reports, without a message); the Ready of an only
-voter that asks itself for a pre-vote, which this core does within one input. A change of membership is
+Left out on both sides: logger lines; messages from a member to itself or its own threads (this core counts
+its own vote and its own acknowledgement when its storage reports, without a message); the Ready of a single
+voter that sends itself a pre-vote request, which this core does within one input. A membership change is
 one kind of entry here, whichever of etcd's two encodings carries it.
 """
 
@@ -89,7 +89,7 @@ def project(block: Directive, lines: list[str]) -> Projection:
     section = Section(node, _DOING.get(block.command, "other"))
     sections = [section]
     at = ""
-    for line in _without_own_canvass(list(_joined(lines))):
+    for line in _without_own_pre_vote(list(_joined(lines))):
         if header := _HEADER.match(line):
             section = Section(int(header[1]), header[2])
             sections.append(section)
@@ -146,7 +146,7 @@ def _joined(lines: list[str]) -> Iterator[str]:
         yield pending
 
 
-def _without_own_canvass(lines: list[str]) -> Iterator[str]:
+def _without_own_pre_vote(lines: list[str]) -> Iterator[str]:
     asked = ["Ready MustSync=false:", "Lead:0 State:StatePreCandidate"]
     at = 0
     while at < len(lines):

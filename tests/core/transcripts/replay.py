@@ -132,8 +132,8 @@ class Cluster:
     def _deliver(
         self, ids: Iterable[int], dropped: Iterable[int] = (), wanted: MessageType | None = None
     ) -> tuple[list[str], bool]:
-        """Hand over, or discard, what is in the bag for these members now: the lines, and whether anything
-        was. Completions are handed over unless a type is asked for, and never discarded."""
+        """Deliver, or discard, what is in the bag for these members now: the lines, and whether there was
+        anything. Completions are delivered unless `wanted` is given, and never discarded."""
         lines: list[str] = []
         delivered = False
         for node_id, drop in [(i, False) for i in ids] + [(i, True) for i in dropped]:
@@ -252,7 +252,7 @@ class Cluster:
         return []
 
     def _propose_conf(self, node: Node, data: bytes) -> None:
-        """A refused change leaves an empty entry in its place; with validation off none is refused."""
+        """A refused change leaves an empty entry at its index; with validation off none is refused."""
         change = ConfChange.decode(data)
         try:
             node.do(lambda core: core.propose_conf(change))

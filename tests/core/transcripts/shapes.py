@@ -102,7 +102,7 @@ def message_line(m: Message) -> str:
         log_term = index = commit = 0
     elif m.type is _T.HEARTBEAT:
         index = 0
-    # A request to hand over is passed on in the name of the member that is to lead.
+    # etcd forwards a transfer request in the name of the transferee.
     from_ = m.context if m.type is _T.TRANSFER_LEADER else m.from_
     line = f"{from_:x}->{m.to:x} {TYPES[m.type]} Term:{m.term} Log:{log_term}/{index}"
     line += f" Rejected (Hint: {m.reject_hint})" if m.reject else ""

@@ -1,7 +1,7 @@
-"""`python -m tests.simulation.mutants`: hunts each planted bug with random runs until one is caught.
+"""`python -m tests.simulation.mutants`: runs random schedules against each mutant until one detects it.
 
-Each mutant must first survive a quiet run: a bug that shows without any fault needs no hunter. What was
-found is put into mutants.json, from where the test suite replays it.
+Each mutant must first survive a quiet run: a bug that shows without any fault needs no simulation. The finds
+are recorded in mutants.json, and the test suite replays them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tests.simulation.mutants.record import RECORD, read_rows
 from tests.simulation.mutants.table import MUTANTS
 
 SEEDS_MAX = 2000
-"""A mutant that this many runs do not notice counts as not caught."""
+"""A mutant that this many runs do not detect counts as not caught."""
 
 SHRINKING_RUNS = {"core": 150, "node": 60}
-"""Runs spent on shortening each find; none are needed to have found it."""
+"""Runs spent on shortening each find."""
 
 
 def hunt(mutant: Mutant, seeds: range, deadline: float, shrinking: int | None) -> dict[str, object]:
-    """One row of the record. Raises RuntimeError when the quiet run notices the mutant."""
+    """One row of the record. Raises RuntimeError when the quiet run detects the mutant."""
     row: dict[str, object] = dict.fromkeys(
         ("caught", "seeds", "seed", "invariant", "shrunk_faults", "shrunk_ops")
     )
@@ -33,9 +33,9 @@ def hunt(mutant: Mutant, seeds: range, deadline: float, shrinking: int | None) -
         return {**row, "level": None, "reason": mutant.reason}
     with Patches() as patches:
         mutant.apply(patches)
-        quiesce = look(quiet_of(mutant))
-        if quiesce is not None:
-            raise RuntimeError(f"{mutant.id} {mutant.name}: seen in a quiet run: {quiesce.detail}")
+        found = look(quiet_of(mutant))
+        if found is not None:
+            raise RuntimeError(f"{mutant.id} {mutant.name}: detected in a quiet run: {found.detail}")
         row.update(caught=False, seeds=0)
         for seed in seeds:
             if time.monotonic() > deadline:

@@ -1,7 +1,7 @@
-"""Bugs that Raft implementations really had, planted one at a time in the core or in its driver.
+"""Mutants of the core and of its simulated disk: bugs that Raft implementations really had.
 
-The numbers are those of the project's list of sixty; 64 is of our own. A mutant is a function that is
-given a `Patches` and replaces what it needs.
+The numbers are those of the project's list of sixty; 64 is of our own. A mutant is a function that takes a
+`Patches` and replaces what it needs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.simulation.mutants.patches import Patches
 _T = MessageType
 
 
-# ---------------------------------------------------------------------- promises and the disk
+# ---------------------------------------------------------------------- responses and the disk
 
 
 def _commit_any_term(p: Patches) -> None:

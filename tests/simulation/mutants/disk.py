@@ -1,4 +1,4 @@
-"""Planted bugs between the driver and the disk: what is kept, when, and what is made of damage."""
+"""Mutants between the node and the disk: what is persisted, when, and how recovery treats corruption."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _log_compacted_before_the_snapshot(p: Patches) -> None:
 
 
 def _snapshot_named_before_it_is_durable(p: Patches) -> None:
-    """The log names a state file whose own name a power cut may take away."""
+    """The log names a backend whose directory entry a power cut may lose."""
 
     def finish(self: IncomingSnapshot, sha256: bytes) -> Checkpoint:
         mark = self._store._open_backend.adopt(self._path, self._store._identity)
@@ -57,7 +57,7 @@ def _snapshot_named_before_it_is_durable(p: Patches) -> None:
 
 
 def _mark_behind_its_rows(p: Patches) -> None:
-    """The image says that its newest entry is not in it."""
+    """The backend's applied index is one below the newest entry it holds."""
     mark = Node._mark
 
     def late(self: Node) -> Checkpoint:
@@ -113,7 +113,7 @@ MUTANTS = (
     ),
     Mutant(
         21,
-        "log compacted before the image is durable",
+        "log compacted before the backend is durable",
         _log_compacted_before_the_snapshot,
         level="node",
         classes=("crash", "no-space"),
@@ -149,7 +149,7 @@ MUTANTS = (
     ),
     Mutant(
         66,
-        "tail that is not torn cut silently",
+        "tail that is not torn truncated silently",
         _damage_taken_for_a_torn_tail,
         level="node",
         classes=("rot",),

@@ -1,4 +1,4 @@
-"""Planted bugs of the state machine, `kvstore.engine`."""
+"""Mutants of the state machine, `kvstore.engine`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLOCK_STEP_S = 10.0
 
 
 def _apply_looks_at_the_clock(p: Patches) -> None:
-    """Deletions take place in every second stretch of time only."""
+    """Deletions are applied in every second period of the clock only."""
 
     def moody(store: Store, request: Any) -> Any:
         if asyncio.get_running_loop().time() // CLOCK_STEP_S % 2:

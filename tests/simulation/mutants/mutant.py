@@ -1,4 +1,4 @@
-"""A planted bug, and how either level of simulation looks for it."""
+"""A mutant, and how either level of simulation looks for it."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from raft.sim import Report, Schedule, generate, quiet, run, shrink
 from tests.simulation.mutants.patches import Patches
 
 NODE_LENGTH_S = 12.0
-"""Virtual seconds of faults in each run of whole members; a bug that needs longer needs luck instead."""
+"""Virtual seconds of faults in each run of whole members: many short runs find more than few long ones."""
 
 QUIET_SEED = 1
 
 
 class Mutant(NamedTuple):
-    """`apply` is given a `Patches` and replaces what it needs, in the product or in nothing at all."""
+    """One bug: `apply` takes a `Patches` and replaces functions of the product."""
 
     id: int
     name: str
     apply: Callable[[Patches], None] | None
-    """None where nothing can be broken so; then `reason` says why."""
+    """None where the product has nothing to break; then `reason` explains it."""
     reason: str = ""
     level: str = "core"
     classes: Sequence[str] = ()
-    """Node level: the classes of faults under which to look for it; the swarm's choice without."""
+    """Node level: the classes of faults to inject; drawn from the seed when empty."""
     features: Sequence[str] = ()
     """Node level: the features to exercise; none without."""
     settings: Mapping[str, Any] = MappingProxyType({})
-    """Node level: fields of the plan that the bug needs to be so, instead of drawn."""
+    """Node level: fields of the plan that the bug needs, instead of drawn values."""
 
 
 class Find(NamedTuple):
-    """A run in which a bug was noticed."""
+    """The violation that detected a bug."""
 
     invariant: str
     detail: str
@@ -54,14 +54,14 @@ def schedule_of(mutant: Mutant, seed: int) -> Schedule | Plan:
 
 
 def quiet_of(mutant: Mutant, *, seconds: int = 5) -> Schedule | Plan:
-    """The run that the mutant must survive: a bug that shows without any fault needs no hunter."""
+    """The run that the mutant must survive: a bug that shows without any fault needs no simulation."""
     if mutant.level == "core":
         return quiet(QUIET_SEED, seconds=seconds)
     return plans.quiet(QUIET_SEED, length_s=float(seconds), features=mutant.features)
 
 
 def look(schedule: Schedule | Plan) -> Find | None:
-    """Run it; what broke, or None."""
+    """Run it; the violation, or None."""
     if isinstance(schedule, Schedule):
         report = run(schedule)
         return _find(report)
@@ -76,7 +76,7 @@ def _find(report: Report) -> Find | None:
 
 
 def keeps_all_until(schedule: Schedule | Plan, until_s: float) -> Find | None:
-    """Run it as far as `until_s`; what broke, or None. The calm is run only if the end lies in it."""
+    """Run it up to `until_s`; the violation, or None. Recovery is checked only if `until_s` lies in it."""
     if isinstance(schedule, Schedule):
         until_us = int(until_s * 1e6)
         report = run(schedule, until_us=until_us if until_us <= schedule.duration_us else None)

@@ -50,4 +50,4 @@ class Patches:
             for key in [key for key, held in table.items() if held is before]:
                 self.item(table, key, value)
                 found += 1
-        assert found, f"nobody uses {before}"
+        assert found, f"no module uses {before}"

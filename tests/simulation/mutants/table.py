@@ -1,4 +1,4 @@
-"""Every planted bug, by number: the sixty of the project's list, and 61 to 66 of its own design."""
+"""Every mutant, by number: the sixty of the project's list, and 61 to 66 of its own design."""
 
 from __future__ import annotations
 
