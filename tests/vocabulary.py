@@ -78,7 +78,10 @@ EXEMPTIONS: tuple[Exemption, ...] = (
     Exemption("calm", "raft/sim/cluster.py", r'stream\("calm"\)', "key of a random stream of recorded seeds"),
     Exemption("cuts", ".*", r"[Pp]ower[ _-]?cuts", "the field's word for losing power"),
     Exemption(
-        "image", r"raft/storage/snapshot_store\.py|docs/format\.md", r"\bimage-", "on-disk file prefix"
+        "image",
+        r"raft/storage/snapshot_store\.py|docs/format\.md|tests/simulation/test_nodes\.py",
+        r"\bimage-",
+        "on-disk file prefix",
     ),
     Exemption("image", r"proto/raft/transport/wire/peer\.proto", r"rpc Image\(", "gRPC method path"),
     Exemption("image", r"raft/transport/grpc_\w+\.py", r"Peer/Image\"|\"Image\": ", "gRPC method path"),
