@@ -630,10 +630,10 @@ BAN_CONTROLS: list[Control] = [
 TEXT_CONTROLS: list[Control] = [
     (text_complaints, "m", "cd /wo" + "rk/main", "the work/main folder"),
     (text_complaints, "m", "https://py" + "pi.org/simple", "the package index"),
-    (word_complaints, "m", "the " + "image" + " is sent", "the snapshot is sent"),
-    (word_complaints, "m", "class " + "Hello" + "Frame: pass", "class HandshakeFrame: pass"),
+    (word_complaints, "m", "the im" + "age is sent", "the snapshot is sent"),
+    (word_complaints, "m", "class Hel" + "loFrame: pass", "class HandshakeFrame: pass"),
     (word_complaints, "m", "_on_" + "boot" + "_id = 1", "_on_incarnation = 1"),
-    (word_complaints, "raft/" + "image" + "_store.py", "", ""),
+    (word_complaints, "raft/im" + "age_store.py", "", ""),
     (heading_complaints, "m", "# One\n\n# Two\n", "# One\n\n```\n# code\n```\n## Two\n"),
     (heading_complaints, "m", "## Two\n", "# One\n"),
     (links, "m", "[a](no-such.md)", "[a](pyproject.toml) [b](https://example.org)"),
