@@ -76,6 +76,7 @@ EXEMPTIONS: tuple[Exemption, ...] = (
     Exemption("owner", "tests/conformance/go/main.go", r"IsOwner", "a method of Go's clientv3"),
     Exemption("promise", "tests/conformance/scripts/node_calls.js", r"Promise", "JavaScript's class"),
     Exemption("calm", "raft/sim/cluster.py", r'stream\("calm"\)', "key of a random stream of recorded seeds"),
+    Exemption("cut", r"CHANGELOG\.md", r"were `pause-cut`", "an earlier name that users may look for"),
     Exemption("cuts", ".*", r"[Pp]ower[ _-]?cuts", "the field's word for losing power"),
     Exemption(
         "image",
