@@ -6,11 +6,9 @@ the inbox, ticks if ticks are due, hands over what waits, and carries out the co
 there are none. So work is done per batch, and cost per operation falls as load grows. Nothing else
 touches the core.
 
-The order within one Ready is the promise of `raft.core.ready`: messages leave first, so that others
-write while we do; the append work goes to the log, and its responses leave when it is durable; what
-is committed and durable here is applied, in slices, so that heartbeats are never late.
-
-Ticks come after the inbox: a member that stood still must first hear what was said meanwhile.
+Messages of one Ready leave first, so that others write while we do; the append work goes to the log, and its
+responses leave when it is durable; what is committed and durable here is applied in slices, so that
+heartbeats are never late. Ticks come after the inbox: a paused member first receives what was sent meanwhile.
 """
 
 from __future__ import annotations
@@ -78,10 +76,7 @@ _InboxItem = _FromPeer | AppendWork | Callable[[], None]
 
 
 class Node:
-    """A member of the cluster, from `start` to `stop`. Implements the transport's `Receiver`.
-
-    Every method is called in the event loop that ran `start`.
-    """
+    """A member of the cluster, from `start` to `stop`; implements the transport's `Receiver`."""
 
     def __init__(
         self,
