@@ -72,8 +72,15 @@ for ear in ears.values():
     ear.kill()
     ear.wait()
 fabric.remove()
-links = json.loads(subprocess.run(["ip", "-j", "link"], capture_output=True).stdout)
-print(json.dumps([link["ifname"] for link in links if link["ifname"].startswith("kv")]))
+
+def left():
+    links = json.loads(subprocess.run(["ip", "-j", "link"], capture_output=True).stdout)
+    return [link["ifname"] for link in links if link["ifname"].startswith("kv")]
+
+deadline = time.monotonic() + 20  # the kernel takes a namespace down in its own time, later on a loaded machine
+while left() and time.monotonic() < deadline:
+    time.sleep(0.05)
+print(json.dumps(left()))
 """
 GONE_TIMEOUT_S = 30.0
 
