@@ -77,7 +77,7 @@ def left():
     links = json.loads(subprocess.run(["ip", "-j", "link"], capture_output=True).stdout)
     return [link["ifname"] for link in links if link["ifname"].startswith("kv")]
 
-deadline = time.monotonic() + 20  # the kernel takes a namespace down in its own time, later on a loaded machine
+deadline = time.monotonic() + 20  # the kernel removes a namespace asynchronously
 while left() and time.monotonic() < deadline:
     time.sleep(0.05)
 print(json.dumps(left()))
