@@ -16,6 +16,9 @@ both.
 
 from raft.transport.memory_transport import LinkConditions, MemoryTransport, Network
 from raft.transport.transport_protocol import (
+    ChangeRefusal,
+    ChangeReply,
+    ChangeRequest,
     ForwardedBatch,
     ForwardRefused,
     Handshake,
@@ -36,6 +39,9 @@ from raft.transport.transport_protocol import (
 )
 
 __all__ = [
+    "ChangeRefusal",
+    "ChangeReply",
+    "ChangeRequest",
     "ForwardRefused",
     "ForwardedBatch",
     "Handshake",

@@ -14,6 +14,9 @@ from google.protobuf.message import DecodeError
 from raft.core.messages import Message, MessageType
 from raft.core.types import ConfState, Entry, EntryKind, SnapshotMeta
 from raft.transport.transport_protocol import (
+    ChangeRefusal,
+    ChangeReply,
+    ChangeRequest,
     ForwardedBatch,
     ForwardRefused,
     Handshake,
@@ -40,6 +43,13 @@ _Wire = TypeVar(
 )
 _MESSAGE_TYPES = {int(member): member for member in MessageType}
 _ENTRY_KINDS = {int(member): member for member in EntryKind}
+_REFUSAL_CODES = {
+    ChangeRefusal.NOT_APPENDED: 1,
+    ChangeRefusal.LEARNER_NOT_READY: 2,
+    ChangeRefusal.DOES_NOT_FIT: 3,
+}
+"""A refusal travels in `reject_hint` of a PROPOSE message: the shape that every version understands."""
+_REFUSALS = {code: reason for reason, code in _REFUSAL_CODES.items()}
 
 
 class Malformed(ValueError):
@@ -110,6 +120,8 @@ def encode_frame(messages: Iterable[PeerMessage]) -> bytes:
         elif isinstance(message, (LeaderRequest, LeaderReply)):
             target = add().leader_request if isinstance(message, LeaderRequest) else add().leader_reply
             target.incarnation, target.number, target.data = message.incarnation, message.number, message.data
+        elif isinstance(message, (ChangeRequest, ChangeReply)):
+            _fill_message(add().raft, _change_to_message(message))
         else:
             refused = add().refused
             refused.term, refused.incarnation, refused.counter = (
@@ -126,7 +138,8 @@ def decode_frame(data: bytes) -> list[PeerMessage]:
     for item in _parse(wire.Frame(), data).messages:
         kind = item.WhichOneof("kind")
         if kind == "raft":
-            decoded.append(_message_from_wire(item.raft))
+            raft = _message_from_wire(item.raft)
+            decoded.append(raft if raft.type is not MessageType.PROPOSE else _change_from_message(raft))
         elif kind == "batch":
             batch = item.batch
             decoded.append(ForwardedBatch(batch.term, batch.incarnation, batch.counter, batch.data))
@@ -267,6 +280,27 @@ def _message_from_wire(message: wire.Message) -> Message:
         message.context,
         _snapshot_from_wire(message.snapshot) if message.HasField("snapshot") else None,
     )
+
+
+def _change_to_message(change: ChangeRequest | ChangeReply) -> Message:
+    message = Message(MessageType.PROPOSE, change.to, change.from_, change.term)
+    if isinstance(change, ChangeRequest):
+        message.entries = (Entry(0, 0, change.kind, change.data),)
+    else:
+        message.reject, message.reject_hint = True, _REFUSAL_CODES[change.reason]
+        message.context = change.counter
+    return message
+
+
+def _change_from_message(message: Message) -> ChangeRequest | ChangeReply:
+    to, from_, term = message.to, message.from_, message.term
+    if message.reject:
+        reason = _REFUSALS.get(message.reject_hint, ChangeRefusal.DOES_NOT_FIT)
+        return ChangeReply(to, from_, term, message.context, reason)
+    if len(message.entries) != 1:
+        raise Malformed("a forwarded membership change is exactly one entry")
+    entry = message.entries[0]
+    return ChangeRequest(to, from_, term, entry.kind, entry.data)
 
 
 def _entry_from_wire(entry: wire.Entry) -> Entry:

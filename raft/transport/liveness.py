@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from raft.core.messages import Message, MessageType
 from raft.transport.transport_protocol import (
+    ChangeReply,
+    ChangeRequest,
     ForwardedBatch,
     Handshake,
     HandshakeReply,
@@ -80,8 +82,8 @@ def is_bulk(message: PeerMessage) -> bool:
     that is only in flight.
     """
     if isinstance(message, Message):
-        return message.type is MessageType.APPEND or message.type is MessageType.PROPOSE
-    return isinstance(message, ForwardedBatch)
+        return message.type is MessageType.APPEND
+    return isinstance(message, (ForwardedBatch, ChangeRequest, ChangeReply))
 
 
 def message_bytes(message: PeerMessage) -> int:
@@ -93,6 +95,8 @@ def message_bytes(message: PeerMessage) -> int:
         return nbytes
     if isinstance(message, (ForwardedBatch, LeaderRequest, LeaderReply)):
         return 64 + len(message.data)
+    if isinstance(message, ChangeRequest):
+        return 64 + 24 + len(message.data)
     return 64
 
 

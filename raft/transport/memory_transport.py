@@ -40,6 +40,8 @@ from raft.transport.liveness import (
 from raft.transport.memory_snapshots import OneWay, SnapshotConnection
 from raft.transport.snapshot_stream import receive_snapshot, send_snapshot
 from raft.transport.transport_protocol import (
+    ChangeReply,
+    ChangeRequest,
     Handshake,
     HandshakeReply,
     Liveness,
@@ -292,7 +294,7 @@ class _Stream:
         network = self._network
         conditions = network.conditions(self.source_id, self.target_id)
         copies = 1
-        if isinstance(message, Message):
+        if isinstance(message, (Message, ChangeRequest, ChangeReply)):
             if conditions.drop_probability and network.rng.random() < conditions.drop_probability:
                 return True
             if conditions.duplicate_probability and network.rng.random() < conditions.duplicate_probability:

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from raft.core.messages import Message
+from raft.core.types import EntryKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +93,50 @@ class LeaderReply:
     data: bytes
 
 
-PeerMessage = Message | ForwardedBatch | ForwardRefused | ReplicaRecorded | LeaderRequest | LeaderReply
+class ChangeRefusal(Enum):
+    """Why a leader does not append a forwarded membership change."""
+
+    NOT_APPENDED = "not appended"
+    """The member does not lead the term: the change is not in its log and never will be in that term."""
+    LEARNER_NOT_READY = "learner not ready"
+    DOES_NOT_FIT = "does not fit"
+    """The configuration of the leader cannot make the change."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeRequest:
+    """A membership change that a member without leadership forwards to the leader of `term`."""
+
+    to: int
+    from_: int
+    term: int
+    kind: EntryKind
+    data: bytes
+    """The encoded change, ready to be the data of one log entry of this kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeReply:
+    """The refusal of a forwarded membership change; an appended one has no reply but its log entry."""
+
+    to: int
+    from_: int
+    term: int
+    counter: int
+    """Identifies the change among those of its origin's incarnation."""
+    reason: ChangeRefusal
+
+
+PeerMessage = (
+    Message
+    | ForwardedBatch
+    | ForwardRefused
+    | ReplicaRecorded
+    | LeaderRequest
+    | LeaderReply
+    | ChangeRequest
+    | ChangeReply
+)
 
 
 @dataclass(frozen=True, slots=True)

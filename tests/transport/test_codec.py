@@ -10,6 +10,9 @@ from raft.core.messages import Message, MessageType
 from raft.core.types import ConfState, Entry, EntryKind, SnapshotMeta
 from raft.transport import codec
 from raft.transport.transport_protocol import (
+    ChangeRefusal,
+    ChangeReply,
+    ChangeRequest,
     ForwardedBatch,
     ForwardRefused,
     Handshake,
@@ -26,7 +29,7 @@ ENTRIES = st.builds(Entry, U64, U64, st.sampled_from(EntryKind), st.binary(max_s
 CONFS = st.builds(ConfState, IDS, IDS, IDS, IDS, st.booleans())
 RAFT = st.builds(
     Message,
-    type=st.sampled_from(MessageType),
+    type=st.sampled_from([kind for kind in MessageType if kind is not MessageType.PROPOSE]),
     to=U64,
     from_=U64,
     term=U64,
@@ -46,6 +49,8 @@ MESSAGES = st.one_of(
     st.builds(ReplicaRecorded, U64),
     st.builds(LeaderRequest, U64, U64, st.binary(max_size=40)),
     st.builds(LeaderReply, U64, U64, st.binary(max_size=40)),
+    st.builds(ChangeRequest, U64, U64, U64, st.sampled_from(EntryKind), st.binary(max_size=40)),
+    st.builds(ChangeReply, U64, U64, U64, U64, st.sampled_from(ChangeRefusal)),
 )
 HANDSHAKES = st.builds(
     Handshake,
@@ -71,6 +76,33 @@ def test_types_survive_too(message: Message) -> None:
     assert decoded.snapshot is None or type(decoded.snapshot.conf) is ConfState
 
 
+REFUSAL_CODES = {
+    ChangeRefusal.NOT_APPENDED: 1,
+    ChangeRefusal.LEARNER_NOT_READY: 2,
+    ChangeRefusal.DOES_NOT_FIT: 3,
+}
+
+
+@pytest.mark.parametrize("reason", ChangeRefusal)
+def test_membership_changes_keep_the_shape_that_the_previous_version_reads(reason: ChangeRefusal) -> None:
+    """It sends and expects a PROPOSE message: one entry, or a refusal with its code in `reject_hint`."""
+    request = wire.Message(type=15, to=2, term=7, entries=[wire.Entry(kind=2, data=b"change")])
+    refusal = wire.Message(type=15, to=2, term=7, reject=True, reject_hint=REFUSAL_CODES[reason], context=9)
+    for message in (request, refusal):
+        setattr(message, "from", 1)
+    frame = wire.Frame(messages=[wire.PeerMessage(raft=request), wire.PeerMessage(raft=refusal)])
+    changes = [ChangeRequest(2, 1, 7, EntryKind(2), b"change"), ChangeReply(2, 1, 7, 9, reason)]
+    assert codec.decode_frame(frame.SerializeToString()) == changes
+    assert codec.encode_frame(changes) == frame.SerializeToString()
+
+
+def test_a_refusal_with_an_unknown_code_is_final() -> None:
+    refusal = wire.PeerMessage(raft=wire.Message(type=15, reject=True, reject_hint=99))
+    (decoded,) = codec.decode_frame(wire.Frame(messages=[refusal]).SerializeToString())
+    assert isinstance(decoded, ChangeReply)
+    assert decoded.reason is ChangeRefusal.DOES_NOT_FIT
+
+
 @given(HANDSHAKES, st.booleans(), st.text(max_size=30))
 def test_handshakes_survive_the_wire(handshake: Handshake, known: bool, refusal: str) -> None:
     assert codec.decode_handshake(codec.encode_handshake(handshake)) == handshake
@@ -88,8 +120,9 @@ def test_handshakes_survive_the_wire(handshake: Handshake, known: bool, refusal:
         wire.Frame(
             messages=[wire.PeerMessage(raft=wire.Message(type=1, entries=[wire.Entry(kind=9)]))]
         ).SerializeToString(),
+        wire.Frame(messages=[wire.PeerMessage(raft=wire.Message(type=15))]).SerializeToString(),
     ],
-    ids=["garbage", "no kind", "unknown type", "unknown entry kind"],
+    ids=["garbage", "no kind", "unknown type", "unknown entry kind", "a change without an entry"],
 )
 def test_third_party_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(codec.Malformed):
