@@ -42,7 +42,16 @@ from kvstore.server.local_member import LocalMember
 from kvstore.server.loop_lag import LAG_BOUNDS_S, LoopLag
 from kvstore.server.membership_changes import MembershipChanges
 from kvstore.server.metrics import HistogramView, PeerCounters, RpcCounters, Sources, make_registry
-from raft.node import BackendBeyondLog, Node, NodeConfig, NodeStatus, count_operations
+from raft.node import (
+    BackendBeyondLog,
+    MemberOptions,
+    MemberStorage,
+    Node,
+    NodeConfig,
+    NodeStatus,
+    assemble,
+    count_operations,
+)
 from raft.node.checkpointer import STATE_COMMIT_BOUNDS_S
 from raft.storage import (
     MemberDirectory,
@@ -51,7 +60,7 @@ from raft.storage import (
     ThreadedLogWriter,
     Watchdog,
 )
-from raft.storage.storage_protocol import SYNC_BOUNDS_S
+from raft.storage.storage_protocol import SYNC_BOUNDS_S, Checkpoint
 from raft.transport import sockets
 from raft.transport.grpc_transport import GrpcTransport, ask_description, stop_server
 from raft.transport.liveness import ROUND_TRIP_BOUNDS_S
@@ -183,7 +192,7 @@ class _Assembly:
         opened = await open_data_directory(config, RealFiles(), ask_description)
         self._directory, initial_cluster = opened.directory, opened.initial_cluster
         engine = Engine(members=initial_cluster.members)
-        node = self._make_node(opened, engine)
+        node = self._make_node(opened, engine, await opened.directory.state.mark())
         handle = self._handle = NodeHandle(config.name, initial_cluster, node)
         member = self._member = LocalMember(
             node=node,
@@ -278,7 +287,7 @@ class _Assembly:
             if self._transport is not None:
                 steps.push_async_callback(self._transport.close)
 
-    def _make_node(self, opened: Opened, engine: Engine) -> Node:
+    def _make_node(self, opened: Opened, engine: Engine, checkpoint: Checkpoint) -> Node:
         config, directory, initial_cluster = self._config, opened.directory, opened.initial_cluster
         rng = random.Random(self._incarnation)  # noqa: S311  spreads timeouts, guards no secret
         self._writer = ThreadedLogWriter(
@@ -295,7 +304,7 @@ class _Assembly:
                 Description(initial_cluster.cluster_id, initial_cluster.members, engine.members())
             ),
         )
-        node = Node(
+        options = MemberOptions(
             config=NodeConfig(
                 member_id=initial_cluster.member_id,
                 cluster_id=initial_cluster.cluster_id,
@@ -305,18 +314,20 @@ class _Assembly:
                 compaction_entries=config.compaction_entries,
                 catchup_entries=config.catchup_entries,
             ),
-            recovered=directory.recovered,
-            log=self._writer,
-            state=directory.state,
-            snapshot_store=directory.snapshot_store,
-            transport=transport,
-            machine=engine,
-            rng=rng,
             incarnation=self._incarnation,
+            rng=rng,
             fatal=self._on_fatal,
             peer_urls=tuple(map(str, config.advertise_peer)),
             bootstrap_voters=opened.bootstrap_voters,
         )
+        storage = MemberStorage(
+            recovered=directory.recovered,
+            checkpoint=checkpoint,
+            log=self._writer,
+            backend=directory.state,
+            snapshot_store=directory.snapshot_store,
+        )
+        node = assemble(options, storage, transport, engine, Node)
         return node
 
     async def _start_node(self, node: Node) -> None:

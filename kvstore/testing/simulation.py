@@ -18,7 +18,15 @@ from kvstore.testing.services import MemberServices, SimulatedConnection
 from raft.core import RaftCore
 from raft.core.confchange import ConfChange
 from raft.core.types import ConfState
-from raft.node import Node, NodeConfig, NodeError, StateMachine
+from raft.node import (
+    MemberOptions,
+    MemberStorage,
+    Node,
+    NodeConfig,
+    NodeError,
+    StateMachine,
+    assemble,
+)
 from raft.storage import (
     Bootstrap,
     InlineBackground,
@@ -185,23 +193,23 @@ class SimulatedNode(Node):
     @property
     def backend_path(self) -> str:
         """The file of the backend in use, as disk faults name it; files beside it are snapshots."""
-        state = self._checkpointer.state
+        state = self._checkpointer.backend
         assert isinstance(state, MemoryBackend)
         return state.opened_as
 
     def ask(self, action: Callable[[RaftCore], None]) -> None:
         """Run an action on the core in the next loop iteration."""
-        self._post(lambda: action(self._core))
+        self._inbox.post(lambda: action(self._core))
 
     @property
     def failed(self) -> bool:
         """This process has failed and no longer answers."""
-        return self._ended
+        return not self._inbox.open
 
     def _iterate(self) -> None:
         if not self.paused:
             super()._iterate()
-            if self.after_iteration is not None and not self._ended:
+            if self.after_iteration is not None and self._inbox.open:
                 self.after_iteration(self._core)
 
     @property
@@ -293,19 +301,21 @@ class SimulatedCluster:
         member.writer = self.make_writer(member_id, directory.log, fatal, on_space)
         member.machine = self.make_machine(member_id)
         member.transport = self.network.transport()
-        node = member.node = SimulatedNode(
+        options = MemberOptions(
             config=self._config(member_id),
-            recovered=directory.recovered,
-            log=member.writer,
-            state=directory.state,
-            snapshot_store=directory.snapshot_store,
-            transport=member.transport,
-            machine=member.machine,
-            rng=rng,
             incarnation=rng.getrandbits(64),
+            rng=rng,
             fatal=lambda reason: self.on_failure(member_id, reason),
             bootstrap_voters=self._bootstrap_voters.get(member_id),
         )
+        storage = MemberStorage(
+            recovered=directory.recovered,
+            checkpoint=await directory.state.mark(),
+            log=member.writer,
+            backend=directory.state,
+            snapshot_store=directory.snapshot_store,
+        )
+        node = member.node = assemble(options, storage, member.transport, member.machine, SimulatedNode)
         self.serve(member_id, node)
         await node.start()
         return node

@@ -1,4 +1,4 @@
-"""Applying what is committed: in order, each entry once, in slices, settling our own batches.
+"""Applying what is committed: in order, each entry once, in slices, completing our own batches.
 
 A slice is bounded in commands and in time, so that a backlog never delays a heartbeat for long.
 """
@@ -6,14 +6,15 @@ A slice is bounded in commands and in time, so that a backlog never delays a hea
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 
 from raft.core.ready import ApplyWork
 from raft.core.types import Entry, EntryKind
+from raft.node.change_queue import ChangeQueue
 from raft.node.envelope import decode_envelope
 from raft.node.membership import Membership
 from raft.node.node_config import APPLY_SLICE_OPERATIONS_MAX, APPLY_SLICE_S
-from raft.node.proposals import Proposals, complete_batch
+from raft.node.proposal_queue import ProposalQueue, complete_batch
+from raft.node.replica import Replica
 from raft.node.state_machine import StateMachine
 from raft.storage.storage_protocol import Checkpoint
 
@@ -23,28 +24,21 @@ class Applier:
 
     def __init__(
         self,
-        *,
+        replica: Replica,
         machine: StateMachine,
-        proposals: Proposals,
+        proposals: ProposalQueue,
+        changes: ChangeQueue,
         membership: Membership,
-        member_id: int,
-        incarnation: int,
-        clock: Callable[[], float],
         start: Checkpoint,
-        on_entry: Callable[[int], None],
-        on_work: Callable[[int, int], None],
     ) -> None:
         self._machine = machine
         self._proposals = proposals
+        self._changes = changes
         self._membership = membership
-        self._member_id = member_id
-        self._incarnation = incarnation
-        self._clock = clock
-        """Loop time in seconds."""
-        self._on_entry = on_entry
-        """Called with the size of each entry applied."""
-        self._on_work = on_work
-        """Called with (last index, bytes) of each work applied to its end."""
+        self._member_id = replica.member_id
+        self._incarnation = replica.incarnation
+        self._clock = replica.loop.time
+        self._on_work = replica.core.on_apply_done
         self._works: deque[ApplyWork] = deque()
         """Handed out by the core and not applied to the end; the core bounds the bytes."""
         self._position = 0
@@ -56,21 +50,26 @@ class Applier:
         self.operations = 0
         self.nbytes = 0
         """Entries, commands and bytes applied since start."""
+        self.oldest_unsaved_s: float | None = None
+        """When the first entry that no checkpoint includes was applied; `Checkpointer` resets it."""
         self._budget = 0
-        """Commands that may still be applied in this turn."""
-        self._end_s = 0.0
-        """When this turn's applying should end."""
+        """Commands that may still be applied in this loop iteration."""
+        self._end_s = 0.0  # when it should stop applying
+
+    def checkpoint(self) -> Checkpoint:
+        """The applied index, as the backend records it."""
+        return Checkpoint(self.applied, self.applied_term, self._membership.conf)
 
     def add(self, work: ApplyWork) -> None:
         self._works.append(work)
 
     def begin_iteration(self) -> None:
-        """A new turn of the loop has a whole slice to spend."""
+        """A new loop iteration has a whole slice to spend."""
         self._budget = APPLY_SLICE_OPERATIONS_MAX
         self._end_s = self._clock() + APPLY_SLICE_S
 
     def run(self) -> bool:
-        """Apply within what is left of the turn's slice; False when entries are left over."""
+        """Apply within what is left of the iteration's slice; False when entries are left over."""
         while self._works:
             work = self._works[0]
             entries = work.entries
@@ -85,8 +84,8 @@ class Applier:
         return True
 
     def supersede(self, mark: Checkpoint) -> None:
-        """The machine holds the image at `mark` now: what waits to be applied is part of it."""
-        assert mark.index > self.applied, "an image must be news"
+        """The machine holds the snapshot at `mark` now, which contains what waits to be applied."""
+        assert mark.index > self.applied, "a snapshot must hold newer entries"
         self.applied = mark.index
         if mark.term > self.applied_term:
             self.applied_term = mark.term
@@ -101,11 +100,12 @@ class Applier:
         if term > self.applied_term:
             self.applied_term = term
             self._proposals.term_applied(term)
-            self._membership.term_applied(term)
+            self._changes.term_applied(term)
         self.applied = index
         self.entries += 1
         self.nbytes += len(data)
-        self._on_entry(len(data))
+        if self.oldest_unsaved_s is None:
+            self.oldest_unsaved_s = self._clock()
         if not data:
             return
         if kind is not EntryKind.NORMAL:

@@ -1,41 +1,33 @@
-"""When to tell followers of a moved commit index that no append has told them.
+"""When to send followers a commit index that no append has carried yet.
 
-The next append tells it for nothing, and under load one leaves within milliseconds. So a notice of its
-own waits a moment; only a member whose own clients wait for the index is told at once.
+The next append carries it for nothing, and under load one leaves within milliseconds. So a broadcast of
+its own waits a moment; only a member whose own clients wait for the index receives it at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
-from raft.core import RaftCore
+from raft.node.replica import Replica
 
 COMMIT_BROADCAST_DELAY_S = 0.005
-"""How long a commit may go untold. Longer than the round of a lone writer, whose next append then
-carries it; far below what a reader of a follower's own state would notice."""
+"""How long a commit index may stay unsent. Longer than the round of a lone writer, whose next append then
+carries it; far below what a reader of a follower's own state would see."""
 
 
 class CommitBroadcast:
-    """At most one planned notice."""
+    """At most one planned broadcast."""
 
-    def __init__(
-        self,
-        core: RaftCore,
-        loop: asyncio.AbstractEventLoop,
-        post: Callable[[Callable[[], None]], None],
-    ) -> None:
-        self._core = core
-        self._loop = loop
-        self._post = post
-        """Has an action done by the core's owner, and nothing once the member stops."""
+    def __init__(self, replica: Replica) -> None:
+        self._core = replica.core
+        self._inbox = replica.inbox
         self._timer: asyncio.TimerHandle | None = None
 
     def look(self) -> None:
-        """Plan a notice if one is due. Called after every Ready."""
+        """Plan a broadcast if one is due. Called after every Ready."""
         if self._timer is None and self._core.commit_broadcast_due:
-            self._timer = self._loop.call_later(COMMIT_BROADCAST_DELAY_S, self._tell)
+            self._timer = self._inbox.loop.call_later(COMMIT_BROADCAST_DELAY_S, self._send)
 
-    def _tell(self) -> None:
+    def _send(self) -> None:
         self._timer = None
-        self._post(self._core.broadcast_commit)
+        self._inbox.post(self._core.broadcast_commit)

@@ -1,12 +1,11 @@
-"""When to forget the past: what is durable in the state file and nobody will ask the log for again.
+"""Log compaction: up to what the backend holds durably and no member will need from the log again.
 
 What every member's log holds can go at once. For a member that lags, a bounded tail is kept, so that a
-short absence costs it a few entries and not a whole image; one that stays away longer is brought an image
-(`snapshot_sender`). While an image travels the log is kept behind it, within a bound of its own, so that its
-receiver can go on from there.
+short absence costs it a few entries and not a whole snapshot; one that stays away longer receives a snapshot
+(`snapshot_sender`). While a snapshot is being sent the log is kept behind it, within a bound of its own, so
+that its receiver can go on from there.
 
-The log's new base is always an index at which an image of our own was durable, with its term and
-configuration.
+The log's new base is always an index at which the backend was durable, with its term and configuration.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from raft.node.node_config import NodeConfig
 from raft.storage.storage_protocol import Checkpoint, LogWriter
 
 TAIL_BYTES_MAX = 64 << 20
-"""Bytes of the tail kept for members that lag: about the size of an image at which sending that instead
+"""Bytes of the tail kept for members that lag: about the size of a snapshot at which sending that instead
 costs no more. The log is in memory and is read whole at a start, so the bound holds for both."""
 
 HELD_BYTES_MAX = 256 << 20
-"""Bytes kept behind an image under way. A receiver that is slower than this much writing needs a newer
-image anyway."""
+"""Bytes kept behind a snapshot being sent. A receiver that is slower than this much writing needs a newer
+snapshot anyway."""
 
 ENTRY_OVERHEAD_BYTES = 200
 """What an entry costs in memory besides its data."""
 
 
 class _Mark(NamedTuple):
-    """An image that was durable once."""
+    """A checkpoint that was durable once."""
 
     mark: Checkpoint
     position: int
@@ -50,13 +49,13 @@ class Compaction:
         self._log = log
         self._config = config
         self._held_index = held_index
-        """The log is to be kept after this index for an image under way; None for none."""
+        """The log is to be kept after this index for a snapshot being sent; None for none."""
         self._marks: deque[_Mark] = deque()
         """Oldest first, above the log's base, some entries apart: see `_spacing`."""
         self._spacing = max(1, config.compaction_entries // 4)
 
     def consider(self, durable: Checkpoint, position: int) -> None:
-        """The state file holds `durable`, at `position` of all bytes applied: compact as far as is safe."""
+        """The backend holds `durable`, at `position` of all bytes applied: compact as far as is safe."""
         core, marks = self._core, self._marks
         while marks and marks[0].mark.index < core.first_index:
             marks.popleft()
@@ -71,7 +70,7 @@ class Compaction:
 
     def _choose(self, newest: _Mark) -> Checkpoint | None:
         core, config = self._core, self._config
-        # Work is applied in slices and reported whole: an image can be ahead of what the core calls applied.
+        # Work is applied in slices and reported whole: a checkpoint can be ahead of the core's applied index.
         limit = core.applied
         held = self._held_index()
         chosen: _Mark | None = None

@@ -1,6 +1,6 @@
 """The bytes of one log entry: who sent the batch, which batch of theirs, and its commands.
 
-    version u8 | member u64 | boot u64 | counter u64 | count u32 | count x length u32 | commands
+    version u8 | member u64 | incarnation u64 | counter u64 | count u32 | count x length u32 | commands
 
 All numbers are big-endian. Empty entry data is a leader's no-op and never an envelope. The lengths
 stand together so that a batch of any size is packed and unpacked by two calls.
@@ -31,9 +31,9 @@ class Envelope(NamedTuple):
 
     member_id: int
     incarnation: int
-    """The process that made the batch: a replayed old batch settles nobody's request."""
+    """The one that made the batch: a replayed old batch completes no request."""
     counter: int
-    """Names the batch among those of its process; grows, and is never used twice."""
+    """Identifies the batch among those of its incarnation; grows, and is never used twice."""
     commands: Sequence[bytes]
 
 
@@ -47,7 +47,7 @@ def count_operations(work: AppendWork) -> int:
 
 
 def encode_envelope(member_id: int, incarnation: int, counter: int, commands: Sequence[bytes]) -> bytes:
-    """Pack a batch; one without commands only marks a place in the order."""
+    """Pack a batch; one without commands only marks a position in the order."""
     count = len(commands)
     header = _HEADER.pack(ENVELOPE_VERSION, member_id, incarnation, counter, count)
     lengths = struct.pack(f">{count}I", *map(len, commands))

@@ -1,21 +1,20 @@
 """Fast failover: a dead leader is replaced by evidence, a silent one by the election timeout.
 
-When a stream to or from the leader of the current term ends, one plain connection tells a living
-leader (same boot id: its promise stands, nothing changes) from a dead one (refused, reset, another
-boot id). Only for a dead one does this member forget the leader and ask for pre-votes at once, in
-its slot, so that the survivors do not split. Forgetting is what lets the others' pre-votes be
-granted before the election timeout; it is safe because terms and votes stay as they are.
+When a stream to or from the leader of the current term ends, one plain connection distinguishes a living
+leader (same incarnation: nothing changes) from a dead one (refused, reset, another incarnation). Only for a
+dead one does this member forget the leader and request pre-votes at once, in its slot, so that the survivors
+do not split. Forgetting is what lets the others' pre-votes be granted before the election timeout; it is
+safe because terms and votes stay as they are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 
-from raft.core import RaftCore
-from raft.transport.transport_protocol import Liveness, Transport
+from raft.node.replica import Replica
+from raft.transport.transport_protocol import Liveness
 
 logger = logging.getLogger(__name__)
 
@@ -31,28 +30,18 @@ RETRY_MAX_MS = 300
 """A lost fast round (the other survivors still waited for their probes) is tried again after this."""
 
 RETRIES_MAX = 5
-"""Then the usual timeouts take over: whatever prevents the election is no matter of milliseconds."""
+"""Then the usual timeouts take over: what prevents the election lasts longer than milliseconds."""
 
 
 class Failover:
     """At most one probe and one planned campaign of one member."""
 
-    def __init__(
-        self,
-        *,
-        core: RaftCore,
-        transport: Transport,
-        rng: random.Random,
-        loop: asyncio.AbstractEventLoop,
-        post: Callable[[Callable[[], None]], None],
-        may_campaign: Callable[[], bool],
-    ) -> None:
-        self._core = core
-        self._transport = transport
-        self._rng = rng
-        self._loop = loop
-        self._post = post
-        """Has an action done by the core's owner."""
+    def __init__(self, replica: Replica, may_campaign: Callable[[], bool]) -> None:
+        self._core = replica.core
+        self._transport = replica.transport
+        self._rng = replica.options.rng
+        self._loop = replica.loop
+        self._post = replica.inbox.post
         self._may_campaign = may_campaign
         self._probe: asyncio.Task[None] | None = None
         """The probe under way. Kept here, awaited by `close`."""
@@ -67,15 +56,17 @@ class Failover:
             return
         if self._probe is None:
             term = self._core.term
-            self._probe = self._loop.create_task(self._ask(member_id, term), name=f"probe {member_id:x}")
+            self._probe = self._loop.create_task(
+                self._run_probe(member_id, term), name=f"probe {member_id:x}"
+            )
 
-    def process_gone(self, member_id: int) -> None:
-        """The member has come back as another process: if it led, it leads no more."""
+    def restarted(self, member_id: int) -> None:
+        """The member has come back in a new incarnation: if it led, it leads no more."""
         if not self._closed and member_id == self._core.leader and member_id != self._core.id:
             self._leader_dead(member_id)
 
     def cancel(self) -> None:
-        """Somebody leads, or this member stops: plan nothing more."""
+        """A leader is known, or this member stops: plan no campaign."""
         if self._campaign is not None:
             self._campaign.cancel()
             self._campaign = None
@@ -88,7 +79,7 @@ class Failover:
             probe.cancel()
             await asyncio.gather(probe, return_exceptions=True)
 
-    async def _ask(self, member_id: int, term: int) -> None:
+    async def _run_probe(self, member_id: int, term: int) -> None:
         try:
             liveness = await self._transport.probe(member_id)
         finally:
@@ -99,7 +90,7 @@ class Failover:
 
     def _leader_dead(self, leader: int) -> None:
         core = self._core
-        logger.info("leader %x of term %d is gone; looking for another at once", leader, core.term)
+        logger.info("leader %x of term %d is dead; electing another at once", leader, core.term)
         self._post(lambda: self._forget(leader))
         self._rounds_left = 1 + RETRIES_MAX
         voters = [member for member in core.conf.voters if member != leader]
@@ -107,7 +98,7 @@ class Failover:
         self._plan(rank * SLOT_MS + self._rng.uniform(0, SLOT_JITTER_MS))
 
     def _forget(self, leader: int) -> None:
-        if self._core.leader == leader:  # and no other one was heard first
+        if self._core.leader == leader:  # and no other one is known yet
             self._core.forget_leader()
 
     def _plan(self, wait_ms: float) -> None:

@@ -1,9 +1,9 @@
-"""Questions of the application to whoever leads, and the answers: opaque bytes both ways.
+"""Leader RPC: requests of the application to the leader's application; opaque bytes both ways, repeatable.
 
-For what only the leader knows and no log entry holds, such as how much time it has counted. A question
-is asked again whenever it may have been lost: at another leader, on a new stream, or after a silence. So
-whoever answers must not mind hearing one twice, and gives no answer when it cannot vouch for it: then
-the asker turns to the next leader, until its time is up.
+For what only the leader knows and no log entry holds, such as how much time it has counted. A request is
+resent whenever it may have been lost: to another leader, on a new stream, or after a silence. So an
+answerer must tolerate a repeated request, and gives no reply when it cannot vouch for it: then the request
+goes to the next leader, until its deadline.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from raft.transport.transport_protocol import LeaderReply, LeaderRequest
 logger = logging.getLogger(__name__)
 
 LEADER_CALLS_MAX = 1024
-"""Questions without an answer. The application gathers what waits into one, so a few are usual."""
+"""Requests without a reply. The application gathers what waits into one, so a few are usual."""
 
 OnReply = Callable[[bytes, NodeError | None], None]
-"""Receives (answer, None) or (b"", error), exactly once, in the loop."""
+"""Receives (reply, None) or (b"", error), exactly once, in the loop."""
 
 Answerer = Callable[[bytes, Callable[[bytes], None]], None]
-"""The leader's side: gets a question and what to call with the answer, at most once, or never."""
+"""The leader's side: receives a request and the function to call with the reply, at most once, or never."""
 
 
-class _Asked:
-    __slots__ = ("asked_s", "data", "deadline_s", "on_result")
+class _Call:
+    __slots__ = ("data", "deadline_s", "on_reply", "sent_s")
 
-    def __init__(self, data: bytes, on_result: OnReply, deadline_s: float) -> None:
+    def __init__(self, data: bytes, on_reply: OnReply, deadline_s: float) -> None:
         self.data = data
-        self.on_result = on_result
+        self.on_reply = on_reply
         self.deadline_s = deadline_s
-        self.asked_s = 0.0
-        """Loop time of the last time it was sent; only meaningful once it was."""
+        self.sent_s = 0.0
+        """Loop time of the latest sending."""
 
 
 class LeaderRpc:
-    """Every question of this process without an answer, and who answers those of others."""
+    """The calls of this incarnation without a reply, and the answerer of those of other members."""
 
     def __init__(
         self,
@@ -57,76 +57,76 @@ class LeaderRpc:
         self._clock = clock
         self._send = send
         self.answerer: Answerer | None = None
-        self._asked: dict[int, _Asked] = {}
-        """By number, in the order of asking, so deadlines never decrease. At most LEADER_CALLS_MAX."""
+        self._calls: dict[int, _Call] = {}
+        """By number, oldest first, so deadlines never decrease. At most LEADER_CALLS_MAX."""
         self._number = 0
-        """Questions asked so far; never reused by this process."""
+        """Calls so far; never reused by this incarnation."""
 
-    def ask(self, data: bytes, on_result: OnReply, deadline_s: float) -> None:
+    def call(self, data: bytes, on_reply: OnReply, deadline_s: float) -> None:
         """Never raises."""
-        if len(self._asked) >= LEADER_CALLS_MAX:
-            on_result(b"", TooManyRequests("too many questions without an answer"))
+        if len(self._calls) >= LEADER_CALLS_MAX:
+            on_reply(b"", TooManyRequests("too many leader calls without a reply"))
             return
         self._number += 1
-        asked = self._asked[self._number] = _Asked(data, on_result, deadline_s)
-        self._put(self._number, asked)
+        call = self._calls[self._number] = _Call(data, on_reply, deadline_s)
+        self._put(self._number, call)
 
-    def on_leader_request(self, member_id: int, leader_request: LeaderRequest) -> None:
-        """Another member asks; it is answered only while this one leads."""
+    def on_request(self, member_id: int, request: LeaderRequest) -> None:
+        """Another member calls; it gets a reply only while this one leads."""
         if self.answerer is None or self._leader() != self._member_id:
             return
-        incarnation, number = leader_request.incarnation, leader_request.number
+        incarnation, number = request.incarnation, request.number
 
         def reply(data: bytes) -> None:
-            # One that cannot be sent is as good as lost: the asker asks again.
+            # One that cannot be sent is as good as lost: the caller resends its request.
             self._send(member_id, LeaderReply(incarnation, number, data))
 
-        self.answerer(leader_request.data, reply)
+        self.answerer(request.data, reply)
 
-    def on_answer(self, answer: LeaderReply) -> None:
-        """Of whichever leader: a repeated question may have two."""
-        if answer.incarnation == self._incarnation:
-            self._answered(answer.number, answer.data)
+    def on_reply(self, reply: LeaderReply) -> None:
+        """Of any leader: a repeated request may have two."""
+        if reply.incarnation == self._incarnation:
+            self._complete(reply.number, reply.data)
 
-    def ask_again(self) -> None:
-        """Another leader, or a new stream to it: whatever was asked may be lost."""
-        for number, asked in list(self._asked.items()):
-            self._put(number, asked)
+    def resend(self) -> None:
+        """Another leader, or a new stream to it: every request may be lost."""
+        for number, call in list(self._calls.items()):
+            self._put(number, call)
 
-    def sweep(self) -> None:
-        """Give up what has no time left, and ask again after a silence."""
+    def tick(self) -> None:
+        """Fail calls past their deadline, and resend after a silence."""
         now_s = self._clock()
-        for number, asked in list(self._asked.items()):
-            if asked.deadline_s <= now_s:
-                del self._asked[number]
+        for number, call in list(self._calls.items()):
+            if call.deadline_s <= now_s:
+                del self._calls[number]
                 error = ReadTimedOut("request timed out") if self._leader() else NoLeader("no leader")
-                _tell(asked.on_result, b"", error)
-            elif asked.asked_s + RESEND_MS / 1000 <= now_s:
-                self._put(number, asked)
+                _call_back(call.on_reply, b"", error)
+            elif call.sent_s + RESEND_MS / 1000 <= now_s:
+                self._put(number, call)
 
     def fail_all(self, error: NodeError) -> None:
-        """The member stops: settle everything."""
-        asked, self._asked = self._asked, {}
-        for each in asked.values():
-            _tell(each.on_result, b"", error)
+        """The member stops: complete everything."""
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            _call_back(call.on_reply, b"", error)
 
-    def _put(self, number: int, asked: _Asked) -> None:
-        asked.asked_s = self._clock()
+    def _put(self, number: int, call: _Call) -> None:
+        call.sent_s = self._clock()
         leader = self._leader()
         if leader == self._member_id:
             if self.answerer is not None:
-                self.answerer(asked.data, lambda data: self._answered(number, data))
+                self.answerer(call.data, lambda data: self._complete(number, data))
         elif leader:
-            self._send(leader, LeaderRequest(self._incarnation, number, asked.data))
+            self._send(leader, LeaderRequest(self._incarnation, number, call.data))
 
-    def _answered(self, number: int, data: bytes) -> None:
-        asked = self._asked.pop(number, None)
-        if asked is not None:
-            _tell(asked.on_result, data, None)
+    def _complete(self, number: int, data: bytes) -> None:
+        call = self._calls.pop(number, None)
+        if call is not None:
+            _call_back(call.on_reply, data, None)
 
 
-def _tell(on_result: OnReply, data: bytes, error: NodeError | None) -> None:
+def _call_back(on_reply: OnReply, data: bytes, error: NodeError | None) -> None:
     try:
-        on_result(data, error)
-    except Exception:  # an asker's bug must not stop the member or starve its neighbours
-        logger.exception("a question's settle callback raised")
+        on_reply(data, error)
+    except Exception:  # a caller's bug must not stop the member or starve its neighbours
+        logger.exception("the callback of a leader call raised")

@@ -2,21 +2,21 @@
 
 NodeError
  +- NotApplied          certainly not applied, and never will be
- |   +- NoLeader        nobody to hand the command to before its time was up
+ |   +- NoLeader        no leader to forward the command to before its deadline
  |   +- TooManyRequests a bounded queue was full
- |   +- NoSpace         the log has no room for its next segment
- |   +- Stopped         this member stopped before handing the command over
+ |   +- NoSpace         the log has no space for its next segment
+ |   +- Stopped         this member stopped before forwarding the command
  |   +- LearnerNotReady a learner to be promoted holds too little of the log
  |   +- ChangeRefused   a membership change that does not fit the configuration
- |   +- TransferFailed  leadership was not handed over
+ |   +- TransferFailed  leadership was not transferred
  +- OutcomeUnknown      may or may not be applied; never retried blindly
- |   +- RequestTimedOut handed over, and not applied here in time
+ |   +- RequestTimedOut forwarded, and not applied here in time
  +- ReadTimedOut        no quorum confirmed the read in time; reads change nothing
 
 BackendBeyondLog          the member cannot start
 
-The line between the two families is the handing over: once a command is in a log or in a message
-it may be applied, whatever happens to this process; before that it cannot be.
+What separates the two families is forwarding: once a command is in a log or in a message it may be
+applied, whatever happens to this process; before that it cannot be.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class NoLeader(NotApplied):
 
 
 class TooManyRequests(NotApplied):
-    """A bounded queue is full, or too much is applied that the state file does not hold yet."""
+    """A bounded queue is full, or too much is applied that the backend does not hold yet."""
 
 
 class NoSpace(NotApplied):
-    """This member leads and its log has no room left; reads go on."""
+    """This member leads and its log has no space left; reads go on."""
 
 
 class Stopped(NotApplied):
-    """The member stopped before the command was handed over, or before the read was confirmed."""
+    """The member stopped before the command was forwarded, or before the read was confirmed."""
 
 
 class LearnerNotReady(NotApplied):
@@ -63,7 +63,7 @@ class OutcomeUnknown(NodeError):
 
 
 class RequestTimedOut(OutcomeUnknown):
-    """The command was handed over and its application was not seen within the request timeout."""
+    """The command was forwarded and not applied here within the request timeout."""
 
 
 class ReadTimedOut(NodeError):
@@ -71,4 +71,4 @@ class ReadTimedOut(NodeError):
 
 
 class BackendBeyondLog(Exception):
-    """The state file and the log do not belong together; the text says how, in one line."""
+    """The backend and the log do not belong together; the text says how, in one line."""

@@ -1,4 +1,4 @@
-"""What a member tells about itself: frozen values, safe to keep."""
+"""What a member reports about itself: frozen values, safe to keep."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NodeStatistics(NamedTuple):
     """Counters since start."""
 
     batches_proposed: int
-    """Batches of this member handed over, repeats after a change of leader included."""
+    """Batches of this member forwarded, repeats after a change of leader included."""
     operations_proposed: int
     entries_applied: int
     operations_applied: int
@@ -38,30 +38,30 @@ class NodeStatistics(NamedTuple):
     state_commit_seconds: float
     """Sum of the durations."""
     iterations: int
-    """Wakes of the owner; a measure of how much each one gathers."""
+    """Loop iterations; a measure of how much each one gathers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotStatistics:
-    """Images of the state between members: counters since start, and what is under way."""
+    """Snapshots between members: counters since start, and what is under way."""
 
     built: int
     sent: int
-    """Brought to other members and installed there."""
+    """Received by other members and installed there."""
     send_failures: int
     sent_bytes: int
     sending: Mapping[int, tuple[int, int]]
-    """Member to (bytes it has, bytes of the image)."""
+    """Member to (bytes it has, bytes of the snapshot)."""
     installed: int
     """Received and made the state of this member."""
     resumed: int
-    """Attempts to receive that went on where one before had stopped."""
+    """Attempts to receive that resumed where one before had stopped."""
     superseded: int
-    """Images half received whose place a newer one took."""
+    """Snapshots half received that a newer one superseded."""
     receive_failures: int
     received_bytes: int
     receiving: tuple[int, int] | None
-    """(Bytes here, bytes of the image)."""
+    """(Bytes here, bytes of the snapshot)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +76,14 @@ class NodeStatus:
     commit: int
     applied: int
     first_index: int
-    """Lowest entry the log still holds; those before it are in our own durable image."""
+    """Lowest entry the log still holds; those before it are in our own backend."""
     last_index: int
     durable_index: int
-    """How far the state file has come; never beyond `applied`."""
+    """Applied index of the backend; never beyond `applied`."""
     vote_eligible: bool
-    """False on a fresh disk until enough other members have spoken; see `raft.node.identity_check`."""
+    """False on a new disk until enough other members hold its id; see `raft.node.identity_check`."""
     trusted: bool
-    """False after a torn tail was cut, until a leader has confirmed the log."""
+    """False after a torn tail was truncated, until a leader has confirmed the log."""
     conf: ConfState
     matched: Mapping[int, int]
     """Leader only: highest index known durable on each member."""
@@ -91,7 +91,7 @@ class NodeStatus:
     in_flight_operations: int
     undurable_bytes: int
     backend_bytes: int
-    """Size of the state file on disk, its journal included."""
+    """Size of the backend on disk, its journal included."""
     statistics: NodeStatistics
     snapshots: SnapshotStatistics
     writer: WriterStatistics

@@ -1,10 +1,10 @@
-"""Linearizable reads: each waits for a confirmation round that began after it arrived.
+"""Linearizable reads by ReadIndex: each waits for a confirmation round that began after it arrived.
 
-All reads waiting in a turn share one round, named by a context that is never used again, also not
-by a later process of this member. While a round is in flight new reads gather for the next one. A
-confirmed round gives an index; its reads are settled once that index is applied here. A round that
-is lost (dropped by the core, silent for READ_RETRY_MS, or overtaken by another leader) gives its
-reads back, to begin anew under a new context.
+All reads waiting in a loop iteration share one round, identified by a context that is never used again,
+also not by a later incarnation of this member. While a round is in flight new reads gather for the next
+one. A confirmed round gives an index; its reads complete once that index is applied here. A round that is
+lost (dropped by the core, silent for READ_RETRY_MS, or of a leader that was replaced) gives its reads back,
+to begin anew under a new context.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ OnRead = Callable[[NodeError | None], None]
 """Receives None when the read may be served from the local state, exactly once, in the loop."""
 
 Read = tuple[OnRead, float]
-"""Whom to tell, and the loop time at which to give up."""
+"""The callback, and the loop time of the deadline."""
 
 _CONTEXT_COUNTER_BITS = 40
 _CONTEXT_INCARNATION_BITS = 23
 """Together 63 bits: a context fits a signed 64-bit number. 40 bits last 30 years at 1,000 rounds/s;
-the boot bits keep an answer to an earlier process from confirming a read of this one."""
+the incarnation's bits keep an answer to an earlier incarnation from confirming a read of this one."""
 
 
 class Reads:
-    """Every read of this process that is not settled."""
+    """Every read of this incarnation that is not complete."""
 
     def __init__(self, incarnation: int, *, gather_s: float, linger_s: float) -> None:
         self._gather_s = gather_s
         """How long reads may gather behind a round in flight."""
         self._linger_s = linger_s
-        """How long to wait for readers that were answered together (NodeConfig.linger_ms)."""
+        """How long to wait for clients that were answered together (NodeConfig.linger_ms)."""
         self._expected = 0
         """Reads unanswered when the last round was confirmed: as many may want to go together."""
         self._expected_until_s = 0.0
@@ -94,7 +94,7 @@ class Reads:
         self._expected_until_s = now_s + self._linger_s
         if index <= applied:
             for on_result, _ in found[1]:
-                _tell(on_result, None)
+                _complete(on_result, None)
         else:
             self._confirmed.append((index, found[1]))
 
@@ -107,7 +107,7 @@ class Reads:
             self._confirmed = [item for item in self._confirmed if item[0] > applied]
             for reads in ready:
                 for on_result, _ in reads:
-                    _tell(on_result, None)
+                    _complete(on_result, None)
 
     def dropped(self, contexts: Sequence[int], now_s: float) -> None:
         """The core will never answer these; their reads try again after a while or under a new leader."""
@@ -120,7 +120,7 @@ class Reads:
         self._held_until_s = 0.0
 
     def sweep(self, now_s: float) -> None:
-        """Give back silent rounds and tell everybody whose time is up."""
+        """Give back silent rounds and fail every read whose deadline has passed."""
         silent = [
             context
             for context, (begun_s, _) in self._rounds.items()
@@ -129,21 +129,21 @@ class Reads:
         if silent:
             self._give_back(silent)
         while self.waiting and self.waiting[0][1] <= now_s:
-            _tell(self.waiting.popleft()[0], ReadTimedOut("request timed out"))
+            _complete(self.waiting.popleft()[0], ReadTimedOut("request timed out"))
         for context, (begun_s, reads) in list(self._rounds.items()):
             if reads and reads[0][1] <= now_s:
                 self._rounds[context] = (begun_s, _expire(reads, now_s))
         self._confirmed = [(index, _expire(reads, now_s)) for index, reads in self._confirmed]
 
     def fail_all(self, error: NodeError) -> None:
-        """The member stops: settle everything."""
+        """The member stops: complete everything."""
         self.restart()
         reads = [read for _, confirmed in self._confirmed for read in confirmed]
         reads.extend(self.waiting)
         self._confirmed.clear()
         self.waiting.clear()
         for on_result, _ in reads:
-            _tell(on_result, error)
+            _complete(on_result, error)
 
     def _give_back(self, contexts: Sequence[int]) -> None:
         """Back to the front of the queue, oldest first, so that deadlines stay in order."""
@@ -152,17 +152,17 @@ class Reads:
 
 
 def _expire(reads: list[Read], now_s: float) -> list[Read]:
-    """Tell the reads whose time is up and return the others."""
+    """Fail the reads whose deadline has passed and return the others."""
     kept = [read for read in reads if read[1] > now_s]
     if len(kept) < len(reads):
         for on_result, deadline_s in reads:
             if deadline_s <= now_s:
-                _tell(on_result, ReadTimedOut("request timed out"))
+                _complete(on_result, ReadTimedOut("request timed out"))
     return kept
 
 
-def _tell(on_result: OnRead, error: NodeError | None) -> None:
+def _complete(on_result: OnRead, error: NodeError | None) -> None:
     try:
         on_result(error)
-    except Exception:  # a reader's bug must not stop the member or starve its neighbours
-        logger.exception("a read's settle callback raised")
+    except Exception:  # a caller's bug must not stop the member or starve its neighbours
+        logger.exception("the callback of a read raised")

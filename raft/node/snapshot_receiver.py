@@ -1,29 +1,32 @@
-"""The other side of images: one is taken in, verified, read, and becomes the state of this member.
+"""The receiving side: a snapshot is taken in, verified, loaded, and becomes the state of this member.
 
-    receiving -> verified and durable under its own name -> read into a fresh machine beside the present one
+    receiving -> verified and durable under its own name -> loaded into a fresh machine beside the present one
       -> the core is stepped -> the log is marked and names the file -> in one step: machine, applied index,
-      configuration and state file are those of the image -> the older state file is deleted
+      configuration and backend are those of the snapshot -> the older backend is deleted
 
-So until the last step this member goes on as it was, and after it everything is the image's; nothing is
-ever between the two, neither for a reader nor on the disk. The price is memory for two states while the
-second one is read.
+So until the last step this member goes on as before, and after it everything is the snapshot's; neither a
+reader nor the disk ever sees anything in between. The price is memory for two states while the second one
+is loaded.
 
-One image at a time. An offer of a newer one, or from a leader of a later term, takes the place of one
-that is still being received; a repeated offer of the same one goes on where it stopped.
+One snapshot at a time. An offer of a newer one, or from a leader of a later term, supersedes one that is
+still being received; a repeated offer of the same one resumes where it stopped.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from raft.core import RaftCore
 from raft.core.confchange import members_of
 from raft.core.messages import Message
 from raft.core.types import SnapshotMeta
+from raft.node.applying import Applier
+from raft.node.checkpointer import load
+from raft.node.identity_check import IdentityCheck
+from raft.node.replica import Replica
 from raft.node.state_machine import StateMachine
 from raft.storage import StorageError
 from raft.storage.snapshot_store import IncomingSnapshot, SnapshotStore
@@ -33,36 +36,36 @@ from raft.transport.transport_protocol import Handshake, SnapshotOffer, Snapshot
 logger = logging.getLogger(__name__)
 
 SNAPSHOT_IDLE_S = 60.0
-"""How long the bytes of an interrupted image are kept for another attempt."""
+"""How long the bytes of an interrupted snapshot are kept for another attempt."""
 
 
-class Installed(Protocol):
-    """What the owner does in the step that makes an image the state of this member."""
+class Install(Protocol):
+    """The step that makes a loaded snapshot the state of this member."""
 
-    def __call__(self, mark: Checkpoint, machine: StateMachine, state: Backend) -> None: ...
+    def __call__(self, mark: Checkpoint, machine: StateMachine, backend: Backend) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
 class _Incoming:
-    """An image on its way to becoming the state."""
+    """A snapshot from its first offer until it is the state."""
 
     offer: SnapshotOffer
     meta: SnapshotMeta
     file: IncomingSnapshot | None = None
     """None until the first attempt opens it."""
     attempt: object | None = None
-    """Names the attempt that may write; a late one finds another name."""
+    """Identifies the attempt that may write; a late one finds another object."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held around what touches the file."""
     idle_since_s: float = 0.0
-    """Loop time at which the last attempt ended; counts while there is none."""
+    """Loop time at which the last attempt stopped; counts while there is none."""
     installing: asyncio.Task[None] | None = None
-    """From the moment when all bytes are there."""
+    """From the moment when all bytes are here."""
     machine: StateMachine | None = None
-    state: Backend | None = None
-    """Both from the moment when the image is read."""
+    backend: Backend | None = None
+    """Both from the moment when the snapshot is loaded."""
     completed: asyncio.Future[bool] | None = None
-    """Whether it was installed; known when the core and the log have spoken."""
+    """Whether it was installed; known when the core and the log have accepted it, or not."""
 
 
 @dataclass(slots=True)
@@ -75,38 +78,33 @@ class ReceiverCounters:
     resumed: int = 0
     superseded: int = 0
     receiving: tuple[int, int] | None = None
-    """(bytes here, bytes of the image) of the one under way."""
+    """(bytes here, bytes of the snapshot) of the one under way."""
 
 
 class SnapshotReceiver:
-    """Owned by the core's owner; its tasks touch the core through `post` only."""
+    """Its tasks touch the core through the inbox only."""
 
     def __init__(
         self,
-        *,
-        member_id: int,
-        core: RaftCore,
+        replica: Replica,
         snapshot_store: SnapshotStore,
+        identity_check: IdentityCheck,
         machine: StateMachine,
-        applied: Callable[[], int],
-        process_of: Callable[[int], int | None],
-        loop: asyncio.AbstractEventLoop,
-        post: Callable[[Callable[[], None]], None],
-        installed: Installed,
+        applier: Applier,
+        install: Install,
     ) -> None:
-        self._id = member_id
-        self._core = core
+        self._id = replica.member_id
+        self._core = replica.core
+        self._loop = replica.loop
+        self._post = replica.inbox.post
         self._snapshot_store = snapshot_store
+        self._identity_check = identity_check
         self._machine = machine
-        self._applied = applied
-        self._process_of = process_of
-        """The newest process of a member whose messages count, None for others."""
-        self._loop = loop
-        self._post = post
-        self._installed = installed
+        self._applier = applier
+        self._apply_install = install
         self._incoming: _Incoming | None = None
         self._names = asyncio.Lock()
-        """Held around what creates or deletes a file: images at one index share a name."""
+        """Held around what creates or deletes a file: snapshots at one index share a name."""
         self._tasks: set[asyncio.Task[None]] = set()
         """Awaited by `close`."""
         self._closed = False
@@ -126,18 +124,18 @@ class SnapshotReceiver:
         """See `Receiver`."""
         message, meta = offer.message, offer.message.snapshot
         member = handshake.member_id
-        assert meta is not None, "the codec lets no image pass without it"
+        assert meta is not None, "the codec refuses a snapshot without it"
         if self._closed:
             raise SnapshotRefused("this member is stopping")
-        if self._process_of(member) != handshake.incarnation:
-            raise SnapshotRefused(f"member {member:x} is not known as this process")
+        if not self._identity_check.is_current(member, handshake.incarnation):
+            raise SnapshotRefused(f"member {member:x} is not known by this incarnation")
         if message.from_ != member or message.to != self._id:
-            raise SnapshotRefused("the image is not meant for this member")
+            raise SnapshotRefused("the snapshot is not meant for this member")
         if message.term < self._core.term:
             raise SnapshotRefused(f"term {message.term} is over")
         if self._id not in members_of(meta.conf):
-            raise SnapshotRefused("its configuration does not hold this member")
-        if meta.index <= self._applied():
+            raise SnapshotRefused("its configuration does not contain this member")
+        if meta.index <= self._applier.applied:
             return _NothingNeeded(self, offer)
         return _Attempt(self, self._incoming_for(offer, meta))
 
@@ -149,27 +147,27 @@ class SnapshotReceiver:
                 return present
             newer = (offer.message.term, meta.index) > (present.offer.message.term, present.meta.index)
             if present.installing is not None:
-                raise SnapshotRefused("another image is being installed")
+                raise SnapshotRefused("another snapshot is being installed")
             if not newer:
-                raise SnapshotRefused("a newer image is on its way")
-            logger.info("the image at index %d takes the place of that at %d", meta.index, present.meta.index)
+                raise SnapshotRefused("a newer snapshot is being received")
+            logger.info("the snapshot at index %d supersedes that at %d", meta.index, present.meta.index)
             self._counters.superseded += 1
             self._drop(present)
         self._incoming = _Incoming(offer, meta, idle_since_s=self._loop.time())
         return self._incoming
 
-    def look(self) -> None:
-        """Once a tick: forget an image whose sender does not come back."""
+    def tick(self) -> None:
+        """Drop a snapshot whose sender does not come back."""
         incoming = self._incoming
         if incoming is None or incoming.attempt is not None or incoming.installing is not None:
             return
         if self._loop.time() > incoming.idle_since_s + SNAPSHOT_IDLE_S:
-            logger.warning("the image at index %d was given up half-way", incoming.meta.index)
+            logger.warning("the snapshot at index %d was dropped half-way", incoming.meta.index)
             self._counters.failed += 1
             self._drop(incoming)
 
     def needless(self, message: Message) -> None:
-        """An image was offered that holds nothing new: say how far this member is."""
+        """A snapshot was offered that holds nothing new: let the core answer how far this member is."""
         self._post(lambda: self._core.step(message))
 
     async def open(self, incoming: _Incoming, attempt: object) -> int:
@@ -183,7 +181,7 @@ class SnapshotReceiver:
                 except (OSError, StorageError) as error:
                     raise self._failed(incoming, error) from error
                 logger.info(
-                    "receiving an image of the state at index %d (%d bytes)",
+                    "receiving a snapshot at index %d (%d bytes)",
                     incoming.meta.index,
                     incoming.offer.size_bytes,
                 )
@@ -202,7 +200,7 @@ class SnapshotReceiver:
 
     def _check(self, incoming: _Incoming, attempt: object) -> None:
         if self._incoming is not incoming or incoming.attempt is not attempt or self._closed:
-            raise SnapshotRefused("another image, or another attempt, took the place of this one")
+            raise SnapshotRefused("another snapshot, or another attempt, superseded this one")
 
     def release(self, incoming: _Incoming, attempt: object) -> None:
         if incoming.attempt is attempt:
@@ -210,23 +208,23 @@ class SnapshotReceiver:
             incoming.idle_since_s = self._loop.time()
 
     def _failed(self, incoming: _Incoming, error: Exception) -> SnapshotRefused:
-        """This image will not do, whatever is sent of it."""
-        logger.warning("the image at index %d cannot be used: %s", incoming.meta.index, error)
+        """This snapshot cannot be used, however much of it is sent."""
+        logger.warning("the snapshot at index %d cannot be used: %s", incoming.meta.index, error)
         self._counters.failed += 1
         if self._incoming is incoming:
             self._drop(incoming)
         return SnapshotRefused(str(error))
 
     def _drop(self, incoming: _Incoming) -> None:
-        """Forget an image that the log will never name."""
+        """Forget a snapshot that the log will never name."""
         self._incoming = None
         incoming.attempt = None
-        self._spawn(self._delete(incoming), f"drop the image at index {incoming.meta.index}")
+        self._spawn(self._delete(incoming), f"drop the snapshot at index {incoming.meta.index}")
 
     async def _delete(self, incoming: _Incoming) -> None:
         async with incoming.lock:
-            if incoming.state is not None:
-                await incoming.state.close()
+            if incoming.backend is not None:
+                await incoming.backend.close()
             if incoming.file is None:
                 return
             incoming.file.close()
@@ -237,16 +235,16 @@ class SnapshotReceiver:
                 try:
                     await self._snapshot_store.abandon(incoming.meta.index)
                 except OSError as error:
-                    logger.warning("an image cannot be deleted, it will be at the next start: %s", error)
+                    logger.warning("a snapshot cannot be deleted, it will be at the next start: %s", error)
 
-    # -- when all bytes are there
+    # -- when all bytes are here
 
     def finish(self, incoming: _Incoming, attempt: object) -> asyncio.Future[None]:
-        """Verify and install; the same for every attempt that asks."""
+        """Verify and install; the same for every attempt."""
         if incoming.installing is None:
             self._check(incoming, attempt)
             incoming.installing = self._spawn(
-                self._install(incoming), f"install the image at index {incoming.meta.index}"
+                self._install(incoming), f"install the snapshot at index {incoming.meta.index}"
             )
         return incoming.installing
 
@@ -261,67 +259,65 @@ class SnapshotReceiver:
         except (OSError, StorageError, ValueError) as error:
             raise self._failed(incoming, error) from error
         except Exception as error:
-            self._failed(incoming, error)  # a bug, or the end of this process: the owner of the loop hears it
+            self._failed(incoming, error)  # a bug, or the end of the process: the loop's handler reports it
             raise
         if not installed:
             if self._incoming is incoming:
                 self._drop(incoming)
-            raise SnapshotRefused("it is needed no more")
+            raise SnapshotRefused("it is not needed any more")
         self._incoming = None
-        logger.info("the state is now the image at index %d", meta.index)
+        logger.info("the state is now the snapshot at index %d", meta.index)
 
     async def _prepare(self, incoming: _Incoming) -> None:
-        """Verify the bytes, and read them into a machine of their own."""
+        """Verify the bytes, and load them into a machine of their own."""
         meta = incoming.meta
         assert incoming.file is not None
         mark = await incoming.file.finish(incoming.offer.sha256)
         if mark != Checkpoint(*meta):
-            raise ValueError(f"it stands at {mark[:2]}, not at {meta[:2]} as announced")
-        incoming.state = await self._snapshot_store.open_received(meta.index)
+            raise ValueError(f"it is at {mark[:2]}, not at {meta[:2]} as announced")
+        incoming.backend = await self._snapshot_store.open_received(meta.index)
         machine = self._machine.fresh()
-        async for rows in incoming.state.scan(b"", None):
-            machine.load(rows)
-        machine.load_done()
+        await load(machine, incoming.backend)
         incoming.machine = machine
 
     def _step(self, incoming: _Incoming) -> None:
-        """In the owner's turn: let the core judge."""
+        """In a loop iteration: let the core accept it or not."""
         assert incoming.completed is not None
         self._core.step(incoming.offer.message)
         if self._core.restoring != incoming.meta.index:
             incoming.completed.set_result(False)
 
     def log_names(self, meta: SnapshotMeta) -> None:
-        """In the owner's turn: the log is marked, and names the file. Install it."""
+        """In a loop iteration: the log is marked, and names the file. Install it."""
         incoming = self._incoming
-        assert incoming is not None, "the core only takes an image that was prepared"
-        assert incoming.meta == meta, "the core only takes an image that was prepared"
+        assert incoming is not None, "the core only takes a snapshot that was prepared"
+        assert incoming.meta == meta, "the core only takes a snapshot that was prepared"
         assert incoming.machine is not None
-        assert incoming.state is not None
+        assert incoming.backend is not None
         assert incoming.completed is not None
-        self._installed(Checkpoint(*meta), incoming.machine, incoming.state)
+        self._apply_install(Checkpoint(*meta), incoming.machine, incoming.backend)
         incoming.machine = None
-        incoming.state = None
+        incoming.backend = None
         self._counters.installed += 1
         incoming.completed.set_result(True)
 
     # -- the end
 
-    def retire(self, state: Backend, idle: asyncio.Task[None] | None, index: int) -> None:
-        """The state file of the image at `index` is in use: close its predecessor once `idle` is over."""
-        self._spawn(self._retire(state, idle, index), "retire a state file")
+    def retire(self, backend: Backend, idle: asyncio.Task[None] | None, index: int) -> None:
+        """The backend of the snapshot at `index` is in use: close its predecessor once `idle` is done."""
+        self._spawn(self._retire(backend, idle, index), "retire a backend")
 
-    async def _retire(self, state: Backend, idle: asyncio.Task[None] | None, index: int) -> None:
+    async def _retire(self, backend: Backend, idle: asyncio.Task[None] | None, index: int) -> None:
         if idle is not None:
             await asyncio.wait([idle])
         try:
-            await state.close()
+            await backend.close()
             await self._snapshot_store.use(index)
         except (OSError, StorageError) as error:
-            logger.warning("the older state file cannot be deleted, it will be at the next start: %s", error)
+            logger.warning("the older backend cannot be deleted, it will be at the next start: %s", error)
 
     def cancel(self) -> None:
-        """The member ends: nothing is installed any more."""
+        """The member stops: nothing is installed any more."""
         self._closed = True
         if self._incoming is not None and self._incoming.installing is not None:
             self._incoming.installing.cancel()
@@ -334,8 +330,8 @@ class SnapshotReceiver:
         if incoming is not None:
             if incoming.file is not None:
                 incoming.file.close()
-            if incoming.state is not None:
-                await incoming.state.close()
+            if incoming.backend is not None:
+                await incoming.backend.close()
 
     def _spawn(self, coroutine: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine, name=name)
@@ -372,7 +368,7 @@ class _Attempt:
 
 
 class _NothingNeeded:
-    """Takes an image that this member is past: as if it were all here."""
+    """Takes a snapshot older than the applied index: as if it were all here."""
 
     def __init__(self, receiver: SnapshotReceiver, offer: SnapshotOffer) -> None:
         self._receiver = receiver
@@ -382,7 +378,7 @@ class _NothingNeeded:
         return self._offer.size_bytes
 
     async def write(self, data: bytes) -> None:
-        raise SnapshotRefused("nothing was asked for")
+        raise SnapshotRefused("no bytes are needed")
 
     def finish(self) -> asyncio.Future[None]:
         self._receiver.needless(self._offer.message)

@@ -1,44 +1,43 @@
-"""The leader's side of images: what the core wishes to be brought to a member is built and brought there.
+"""The leader's side of snapshots: builds one for every member that the core requests it for, and sends it.
 
-A wish names a member and the newest state the core knew applied. The image that is brought is a copy of
-the state file, made once that has come as far as the wish; one that was made a moment ago for somebody
-else serves too, if the log still follows on it. It goes out chunk by chunk beside everything else, is
-tried again from where it stopped, and ends in one report to the core: delivered, or not.
+A request names a member and the newest state the core knew applied. The snapshot is a copy of the backend,
+made once that has come as far as the request; one made a moment ago for another member serves too, if the
+log still follows on it. It is sent chunk by chunk beside everything else, resumes from where it stopped,
+and leads to one report to the core: delivered, or not.
 
-Bounds: one copy is made at a time, and at most two exist (the newest, and one that still travels);
-SNAPSHOT_STREAMS_MAX leave at once. While an image travels the log is kept behind it (`held_index`), so that
-its receiver can go on from there.
+Bounds: one copy is made at a time, and at most two exist (the newest, and one that is still being sent);
+at most SNAPSHOT_STREAMS_MAX are sent at once. Meanwhile the log is kept behind them (`held_index`), so that
+the receiver can go on from there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from raft.core import RaftCore
 from raft.core.confchange import members_of
 from raft.core.messages import Message
 from raft.core.types import Role, SnapshotMeta
 from raft.node.checkpointer import Checkpointer
+from raft.node.replica import Replica
 from raft.storage import StorageError
 from raft.storage.snapshot_store import Snapshot, SnapshotStore
-from raft.transport.transport_protocol import SnapshotFailed, SnapshotOffer, Transport
+from raft.transport.transport_protocol import SnapshotFailed, SnapshotOffer
 
 logger = logging.getLogger(__name__)
 
 SNAPSHOT_STREAMS_MAX = 2
-"""Images leaving at once; more share one disk and one network to nobody's gain."""
+"""Snapshots sent at once; more would only share one disk and one network."""
 
 SNAPSHOT_ATTEMPTS_MAX = 5
-"""Attempts in a row that bring not one byte more, before the core is told that it failed."""
+"""Attempts in a row that deliver not one byte more, before the failure is reported to the core."""
 
 SNAPSHOT_RETRY_S = 0.5
-"""Wait between attempts: a stream that breaks is mostly a process or a network that comes back."""
+"""Wait between attempts: after a broken stream, the process or the network mostly comes back."""
 
 SNAPSHOT_KEEP_S = 10.0
-"""How long a copy outlives its last use: members that fell behind together ask together."""
+"""How long a copy is kept after its last use: members that fell behind together need it together."""
 
 
 @dataclass(slots=True)
@@ -53,11 +52,11 @@ class _Copy:
 
 @dataclass(slots=True)
 class _Transfer:
-    """One member's image, from the wish to the report."""
+    """One member's snapshot, from the request to the report."""
 
     request: Message
     held_index: int
-    """The log is kept after this index: that of the image, or a lower bound of it while it is made."""
+    """The log is kept after this index: that of the snapshot, or a lower bound of it while it is made."""
     task: asyncio.Task[None] | None = None
     copy: _Copy | None = None
     offset: int = 0
@@ -73,33 +72,24 @@ class SenderCounters:
     failed: int = 0
     sent_bytes: int = 0
     sending: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """Member to (bytes it has, bytes of the image), of the transfers under way."""
+    """Member to (bytes it has, bytes of the snapshot), of the transfers under way."""
 
 
 class SnapshotSender:
-    """Owned by the core's owner; its tasks touch the core through `post` only."""
+    """Its tasks touch the core through the inbox only."""
 
-    def __init__(
-        self,
-        *,
-        core: RaftCore,
-        transport: Transport,
-        snapshot_store: SnapshotStore,
-        checkpointer: Checkpointer,
-        loop: asyncio.AbstractEventLoop,
-        post: Callable[[Callable[[], None]], None],
-    ) -> None:
-        self._core = core
-        self._transport = transport
+    def __init__(self, replica: Replica, snapshot_store: SnapshotStore, checkpointer: Checkpointer) -> None:
+        self._core = replica.core
+        self._transport = replica.transport
+        self._loop = replica.loop
+        self._post = replica.inbox.post
         self._snapshot_store = snapshot_store
         self._checkpointer = checkpointer
-        self._loop = loop
-        self._post = post
         self._transfers: dict[int, _Transfer] = {}
         """By member; at most one each."""
         self._newest: _Copy | None = None
         self._making = asyncio.Lock()
-        """Held by whoever looks for a copy or makes one."""
+        """Held while a copy is looked for or made."""
         self._streams = asyncio.Semaphore(SNAPSHOT_STREAMS_MAX)
         self._ending: set[asyncio.Task[None]] = set()
         """Tasks that were cancelled or only delete a file; awaited by `close`."""
@@ -108,7 +98,7 @@ class SnapshotSender:
 
     @property
     def held_index(self) -> int | None:
-        """The log must be kept after this index for images under way; None for none."""
+        """The log must be kept after this index for snapshots under way; None for none."""
         return min((transfer.held_index for transfer in self._transfers.values()), default=None)
 
     def counters(self) -> SenderCounters:
@@ -121,23 +111,23 @@ class SnapshotSender:
         return replace(self._counters, sending=sending)
 
     def request(self, message: Message) -> None:
-        """The core wishes `message.to` to be brought an image."""
+        """The core requests a snapshot for `message.to`."""
         if self._closed:
             return
         running = self._transfers.get(message.to)
         if running is not None:
             if running.request.term == message.term and running.held_index + 1 >= self._core.first_index:
-                return  # what is on its way will do
+                return  # the one under way is new enough
             self._cancel(message.to)
         transfer = _Transfer(message, self._checkpointer.durable.index)
         self._transfers[message.to] = transfer
         task = transfer.task = self._loop.create_task(
-            self._bring(transfer), name=f"image for member {message.to:x}"
+            self._transfer(transfer), name=f"snapshot for member {message.to:x}"
         )
         task.add_done_callback(lambda ended: self._ended(transfer, ended))
 
-    def look(self) -> None:
-        """Once a tick: give up what is no longer ours to bring, and forget an idle copy."""
+    def tick(self) -> None:
+        """Cancel transfers of a term that is no longer led, and discard an idle copy."""
         core = self._core
         for member, transfer in list(self._transfers.items()):
             leads = core.role is Role.LEADER and core.term == transfer.request.term
@@ -149,13 +139,13 @@ class SnapshotSender:
             self._discard(copy)
 
     def cancel(self) -> None:
-        """The member ends: give up everything."""
+        """The member stops: cancel everything."""
         self._closed = True
         for member in list(self._transfers):
             self._cancel(member)
 
     async def close(self) -> None:
-        """After `cancel`. The copies go."""
+        """After `cancel`. Discards the copies."""
         if self._newest is not None and not self._newest.users:
             self._discard(self._newest)
             self._newest = None
@@ -172,28 +162,28 @@ class SnapshotSender:
         self._ending.discard(task)
         member = transfer.request.to
         if self._transfers.get(member) is not transfer:
-            return  # another took its place, or nobody waits for it
+            return  # another superseded it, or no member waits for it
         del self._transfers[member]
         fault = None if task.cancelled() else task.exception()
         if isinstance(fault, (SnapshotFailed, StorageError, OSError)):
             self._counters.failed += 1
-            logger.warning("member %x could not be brought an image of the state: %s", member, fault)
+            logger.warning("member %x could not be sent a snapshot: %s", member, fault)
         elif fault is not None:
-            context = {"message": "sending an image failed", "exception": fault, "task": task}
+            context = {"message": "sending a snapshot failed", "exception": fault, "task": task}
             self._loop.call_exception_handler(context)
         else:
             self._counters.sent += 1
         delivered = fault is None and not task.cancelled()
         self._post(lambda: self._core.report_snapshot(member, delivered))
 
-    async def _bring(self, transfer: _Transfer) -> None:
+    async def _transfer(self, transfer: _Transfer) -> None:
         member = transfer.request.to
         async with self._streams:
             copy = await self._take_copy(transfer)
             try:
                 snapshot = copy.snapshot
                 logger.info(
-                    "bringing member %x an image of the state at index %d (%d bytes)",
+                    "sending member %x a snapshot at index %d (%d bytes)",
                     member,
                     snapshot.mark.index,
                     snapshot.size_bytes,
@@ -202,7 +192,7 @@ class SnapshotSender:
                 await self._send(transfer, snapshot)
                 took_s = self._loop.time() - began_s
                 logger.info(
-                    "member %x has the image at index %d after %.1f s", member, snapshot.mark.index, took_s
+                    "member %x has the snapshot at index %d after %.1f s", member, snapshot.mark.index, took_s
                 )
             finally:
                 self._release(copy)
@@ -228,7 +218,7 @@ class SnapshotSender:
                 attempts += 1
                 if attempts == SNAPSHOT_ATTEMPTS_MAX:
                     raise
-                logger.info("the image for member %x is interrupted: %s", message.to, failure)
+                logger.info("the snapshot for member %x is interrupted: %s", message.to, failure)
                 await asyncio.sleep(SNAPSHOT_RETRY_S)
             else:
                 return
@@ -252,7 +242,7 @@ class SnapshotSender:
         assert wanted is not None
         await self._checkpointer.reach(wanted.index)
         transfer.held_index = self._checkpointer.durable.index
-        copy = _Copy(await self._snapshot_store.build(self._checkpointer.state))
+        copy = _Copy(await self._snapshot_store.build(self._checkpointer.backend))
         self._counters.built += 1
         before, self._newest = self._newest, copy
         if before is not None and not before.users:
@@ -266,7 +256,7 @@ class SnapshotSender:
             self._discard(copy)
 
     def _discard(self, copy: _Copy) -> None:
-        task = self._loop.create_task(self._delete(copy.snapshot), name="discard an image")
+        task = self._loop.create_task(self._delete(copy.snapshot), name="discard a snapshot")
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 

@@ -1,4 +1,4 @@
-"""What the driver needs of a replicated state machine. It never looks inside a command."""
+"""What the node needs of a replicated state machine. It never looks inside a command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StateMachine(Protocol):
     def apply(self, index: int, term: int, commands: Sequence[bytes], wanted: bool) -> Sequence[object]:
         """Apply one committed batch; one outcome per command, in order.
 
-        `wanted` is True when the batch came from this process, so that outcomes have a reader;
+        `wanted` is True when the batch came from this incarnation, so that callers wait for the outcomes;
         otherwise the return value is ignored and may be empty. A command that is refused is an
         outcome, not an exception: an exception here stops the process.
         """
@@ -27,25 +27,25 @@ class StateMachine(Protocol):
         """
 
     def peer_urls(self, member_id: int) -> tuple[str, ...] | None:
-        """Where a member is reached, as far as is applied; None when the machine does not know it."""
+        """Where to reach a member, as of the applied index; None when the machine does not know it."""
 
     def is_removed(self, member_id: int) -> bool:
-        """Whether the member was removed from the cluster, for ever."""
+        """Whether the member was ever removed from the cluster; its id is never used again."""
 
     def drain_changes(self) -> list[Row]:
-        """Rows changed since the last drain, for the state file, newest value per key."""
+        """Rows changed since the last drain, for the backend, newest value per key."""
 
     def pending_change_bytes(self) -> int:
         """Approximate size of what `drain_changes` would return."""
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        """Take a chunk of rows of a state image, in key order; called before any apply."""
+        """Take a chunk of the backend's rows, in key order; called before any apply."""
 
     def load_done(self) -> None:
-        """The image is complete: build whatever is derived from it."""
+        """All rows are loaded: build what is derived from them."""
 
     def fresh(self) -> Self:
-        """An empty machine of the same kind, for an image to be loaded into."""
+        """An empty machine of the same kind, to load a snapshot into."""
 
     def replace(self, loaded: Self) -> None:
-        """Hold from now on exactly the state of `loaded`, which is given up. At once, however large it is."""
+        """Take over exactly the state of `loaded`, which is not used again. In constant time."""

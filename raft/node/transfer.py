@@ -1,8 +1,8 @@
-"""Handing leadership to a chosen member, with an end in every case.
+"""Leadership transfer to a chosen member, with an answer in every case.
 
-The core stops proposing, brings the member up to date and tells it to stand at once; it gives up
-after an election timeout. Here the caller is told how it ended: the member leads, or it certainly
-will not by this attempt, or the time is up.
+The core stops proposing, brings the member up to date and sends it TIMEOUT_NOW; it gives up after an
+election timeout. Here the caller is notified of the result: the member leads, or it certainly will not by
+this attempt, or the deadline has passed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from collections.abc import Callable
 
 from raft.core import RaftCore
 from raft.core.types import NO_NODE, Role
-from raft.node.node_config import NodeConfig
 from raft.node.node_errors import NodeError, Stopped, TransferFailed
-from raft.transport.transport_protocol import Transport
+from raft.node.replica import Replica
 
 OnTransfer = Callable[[NodeError | None], object]
 """Receives None when the member leads, else why not; exactly once, in the loop."""
@@ -25,7 +24,7 @@ WAITING_MAX = 64
 
 
 def best_successor(core: RaftCore) -> int:
-    """The other voter that holds most and was heard from lately; NO_NODE for none, or if we do not lead."""
+    """The other recently active voter that holds most; NO_NODE for none, or if we do not lead."""
     peers = [
         peer
         for peer in core.status().peers
@@ -35,27 +34,19 @@ def best_successor(core: RaftCore) -> int:
 
 
 class Transfer:
-    """Transfers asked for here and not ended. Owned by the core's owner."""
+    """Transfers begun here and not complete."""
 
-    def __init__(
-        self,
-        config: NodeConfig,
-        core: RaftCore,
-        transport: Transport,
-        loop: asyncio.AbstractEventLoop,
-        wake: Callable[[], None],
-    ) -> None:
-        self._config = config
-        self._core = core
-        self._transport = transport
-        self._loop = loop
-        self._wake = wake
+    def __init__(self, replica: Replica) -> None:
+        self._config = replica.config
+        self._core = replica.core
+        self._transport = replica.transport
+        self._inbox = replica.inbox
         self._closed = False
         self._waiting: list[tuple[int, int, OnTransfer, float]] = []
-        """(member that is to lead, term it was asked in, whom to tell, deadline)."""
+        """(member that is to lead, term in which it began, callback, deadline)."""
 
     def begin(self, to: int, on_result: OnTransfer) -> None:
-        """Have the voter `to` lead, within the request timeout. Only a leader may ask."""
+        """Have the voter `to` lead, within the request timeout. Fails unless this member leads."""
         if self._closed:
             on_result(Stopped("server stopped"))
             return
@@ -65,16 +56,16 @@ class Transfer:
         elif core.role is not Role.LEADER or len(self._waiting) >= WAITING_MAX:
             on_result(TransferFailed("this member does not lead"))
         else:
-            deadline_s = self._loop.time() + self._config.request_timeout_ms / 1000
+            deadline_s = self._inbox.loop.time() + self._config.request_timeout_ms / 1000
             self._waiting.append((to, core.term, on_result, deadline_s))
             core.transfer_leader(to)
-            self._wake()
+            self._inbox.wake()
 
-    def look(self) -> None:
-        """See whether any has ended; at each change of leader and each tick."""
+    def tick(self) -> None:
+        """Complete those that succeeded or failed; at each change of leader and each tick."""
         if not self._waiting:
             return
-        core, now_s = self._core, self._loop.time()
+        core, now_s = self._core, self._inbox.loop.time()
         leads = core.role is Role.LEADER
         transferee = core.status().transferee if leads else NO_NODE
         connected = self._transport.connected_peers()
@@ -102,9 +93,9 @@ class Transfer:
             on_result(Stopped("server stopped"))
 
     async def give_up_leadership(self) -> None:
-        """Before stopping: let the voter that holds most, and was heard from lately, lead instead of us.
+        """Before stopping: let the best successor lead instead of us.
 
-        Ends within two election timeouts, whether it does or not.
+        Returns within two election timeouts, whether it does or not.
         """
         successor = best_successor(self._core)
         if successor == NO_NODE:

@@ -14,11 +14,12 @@ from raft.core.raft_core import RaftCore
 from raft.core.ready import ReadState
 from raft.core.types import Role
 from raft.node import Node, NodeError, NoSpace, NotApplied, OutcomeUnknown, ReadTimedOut
+from raft.node.checkpointer import Checkpointer
 from raft.node.failover import Failover
+from raft.node.forwarding_sessions import ForwardingSessions
 from raft.storage.memory_backend import MemoryBackend
-from raft.storage.storage_protocol import Checkpoint
 from raft.transport.memory_transport import MemoryTransport
-from raft.transport.transport_protocol import ForwardedBatch, Handshake
+from raft.transport.transport_protocol import ForwardedBatch, Handshake, Receiver
 from tests.node.scenarios import Scenario, leader_id, ledger, play
 
 
@@ -162,16 +163,17 @@ def test_without_the_leaders_memory_of_positions_repeats_would_be_applied_twice(
 
     def take_everything(self: object, member_id: int, batch: ForwardedBatch, leading_term: int) -> None:
         if leading_term == batch.term:
-            window = _Any(member_id)
-            self.waiting.append((window, batch))  # type: ignore[attr-defined]  # a broken leader
+            session = _Any(member_id)
+            self.waiting.append((session, batch))  # type: ignore[attr-defined]  # a broken leader
 
     class _Any:
         def __init__(self, member_id: int) -> None:
             self.member_id = member_id
             self.pending: list[ForwardedBatch] = []
 
-    monkeypatch.setattr("raft.node.forwarding.Forwarding.on_batch", take_everything)
-    monkeypatch.setattr("raft.node.forwarding.Forwarding.step_down", lambda self: self.waiting.clear() or [])
+    monkeypatch.setattr("raft.node.forwarding_sessions.ForwardingSessions.on_batch", take_everything)
+    monkeypatch.setattr(ForwardingSessions, "on_batch", take_everything)
+    monkeypatch.setattr(ForwardingSessions, "step_down", lambda self: self.waiting.clear() or [])
     with pytest.raises(AssertionError, match="applied twice"):
         play(resets_under_load(3), seed=3)
 
@@ -316,10 +318,10 @@ def stale_reads_scenario(stale: list[bytes]) -> Scenario:
         old = await cluster.wait_for_leader()
         cluster.network.isolate(old.member_id)
         one, other = (node for node in cluster.running if node is not old)
-        other._post(other._core.forget_leader)
-        one._post(one._core.forget_leader)
+        other._inbox.post(other._core.forget_leader)
+        one._inbox.post(one._core.forget_leader)
         await asyncio.sleep(0.001)
-        one._post(one._core.campaign)
+        one._inbox.post(one._core.campaign)
         await cluster.wait_until(lambda: one.is_leader)
         assert old.is_leader, "it has not noticed yet"
         await cluster.propose(one.member_id, command)
@@ -514,20 +516,22 @@ def test_when_no_member_has_room_one_leads_all_the_same_and_reads_are_served() -
 
 
 def test_what_the_log_reports_while_the_state_is_loaded_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log's writer works before the driver does: its first news may be that the disk is bad or full."""
-    genuine = Node._load
-    news: list[Callable[[Node], None]] = []
+    """The log's writer works before the node does: its first report may be that the disk is bad or full."""
+    genuine = Checkpointer.load
+    reports: list[Callable[[Node], None]] = []
+    starting: list[Node] = []
 
-    async def load(node: Node) -> Checkpoint:
-        for tell in news:
-            tell(node)
-        return await genuine(node)
+    async def load(checkpointer: Checkpointer) -> None:
+        for report in reports:
+            report(starting[-1])
+        await genuine(checkpointer)
 
-    monkeypatch.setattr(Node, "_load", load)
+    monkeypatch.setattr(Checkpointer, "load", load)
 
     async def scenario(cluster: SimulatedCluster) -> None:
+        monkeypatch.setattr(cluster, "serve", lambda member_id, node: starting.append(node))
         cluster.crash(1)
-        news.append(lambda node: node.on_log_space(False))
+        reports.append(lambda node: node.on_log_space(False))
         node = await cluster.start(1)
         await cluster.wait_for_leader()
         with pytest.raises(NoSpace):
@@ -536,7 +540,7 @@ def test_what_the_log_reports_while_the_state_is_loaded_is_heard(monkeypatch: py
         await cluster.propose(1, b"room")
         cluster.crash(1)
         failures = len(cluster.members[1].failures)
-        news[:] = [lambda node: node.fail("the disk is gone")]
+        reports[:] = [lambda node: node.fail("the disk is gone")]
         await cluster.start(1)
         await cluster.wait_until(lambda: len(cluster.members[1].failures) > failures)
         assert cluster.members[1].failures[-1] == "the disk is gone"
@@ -547,14 +551,16 @@ def test_what_the_log_reports_while_the_state_is_loaded_is_heard(monkeypatch: py
 def test_what_ends_a_member_while_it_starts_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     genuine = MemoryTransport.start
     ended: list[int] = []
+    starting: list[Node] = []
 
-    async def start(self: MemoryTransport, handshake: Handshake, receiver: Node) -> None:
+    async def start(self: MemoryTransport, handshake: Handshake, receiver: Receiver) -> None:
         await genuine(self, handshake, receiver)
-        receiver.fail("the disk is gone")
-        ended.append(receiver._iterations)
+        starting[0].fail("the disk is gone")
+        ended.append(starting[0]._iterations)
 
     async def scenario(cluster: SimulatedCluster) -> None:
         cluster.crash(1)
+        monkeypatch.setattr(cluster, "serve", lambda member_id, node: starting.append(node))
         monkeypatch.setattr(MemoryTransport, "start", start)
         node = await cluster.start(1)
         assert cluster.members[1].failures[-1] == "the disk is gone"
@@ -567,7 +573,7 @@ def test_what_ends_a_member_while_it_starts_leaves_no_timer(monkeypatch: pytest.
 
 
 def test_a_member_that_cannot_listen_does_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def start(self: MemoryTransport, handshake: Handshake, receiver: Node) -> None:
+    async def start(self: MemoryTransport, handshake: Handshake, receiver: Receiver) -> None:
         raise OSError("the address is taken")
 
     async def scenario(cluster: SimulatedCluster) -> None:
@@ -598,7 +604,7 @@ def test_a_step_of_stopping_that_fails_keeps_none_of_the_others_from_being_taken
             patched.setattr(MemoryTransport, "close", close)
             with pytest.raises(OSError, match="planted"):
                 await member.running.stop()
-        state = member.running._checkpointer.state
+        state = member.running._checkpointer.backend
         assert isinstance(state, MemoryBackend)
         assert state._closed
         assert member.writer is not None

@@ -13,7 +13,13 @@ from kvstore.testing import SimulatedCluster, run_virtual
 from raft.core.messages import Message, MessageType
 from raft.core.ready import AppendToken, AppendWork
 from raft.core.types import EMPTY_HARD_STATE, ConfState, Entry, EntryId, EntryKind, SnapshotMeta
-from raft.node.identity_check import PROCESSES_KNOWN_MAX, IdentityCheck, TornTailGuard
+from raft.node.identity_check import (
+    INCARNATIONS_KNOWN_MAX,
+    IdentityCheck,
+    IdentityEvents,
+    PeerIncarnations,
+)
+from raft.node.torn_tail_guard import TornTailGuard
 from raft.storage import MemoryFiles
 from raft.storage.memory_files import PowerCut
 from raft.storage.storage_protocol import Identity, Recovered
@@ -110,24 +116,19 @@ def test_a_peers_disk_is_remembered_across_restarts() -> None:
         await cluster.start_all()
         await cluster.wait_for_leader()
         cluster.crash(1)
-        node = await cluster.start(1)
-        peer = cluster.members[2].running
-        handshake = Handshake(
-            format_version=1,
-            cluster_id=peer._config.cluster_id,
-            member_id=2,
-            disk_id=peer._recovered.identity.disk_id,
-            incarnation=5,
-        )
-        assert node.on_handshake(replace(handshake, incarnation=peer._incarnation)).refusal == ""
-        other_disk = node.on_handshake(replace(handshake, disk_id=handshake.disk_id ^ 1))
+        receiver = (await cluster.start(1))._receiver
+        present = cluster.members[2].running._identity_check.handshake
+        handshake = replace(present, incarnation=5)
+        assert (handshake.format_version, handshake.member_id) == (1, 2)
+        assert receiver.on_handshake(present).refusal == ""
+        other_disk = receiver.on_handshake(replace(handshake, disk_id=handshake.disk_id ^ 1))
         assert "another disk" in other_disk.refusal
         assert other_disk.earlier_disk_known
-        assert "cluster" in node.on_handshake(replace(handshake, cluster_id=1)).refusal
-        assert "format" in node.on_handshake(replace(handshake, format_version=2)).refusal
-        assert "very member" in node.on_handshake(replace(handshake, member_id=1)).refusal
+        assert "cluster" in receiver.on_handshake(replace(handshake, cluster_id=1)).refusal
+        assert "format" in receiver.on_handshake(replace(handshake, format_version=2)).refusal
+        assert "very member" in receiver.on_handshake(replace(handshake, member_id=1)).refusal
         # A member whose addition this one has yet to apply.
-        assert node.on_handshake(replace(handshake, member_id=9)).refusal == ""
+        assert receiver.on_handshake(replace(handshake, member_id=9)).refusal == ""
 
     run(scenario)
 
@@ -157,16 +158,13 @@ def fresh_disk(log: Records, met: list[tuple[int, int, bool]], *, cut: bool = Fa
         tail_truncated=cut,
         vote_eligible=False,
     )
-    return IdentityCheck(
-        handshake=OURS,
-        recovered=recovered,
-        voters=(1, 2, 3),
-        log=log,
+    events = IdentityEvents(
         accepts=lambda handshake: True,
+        removed=lambda member: None,
         recorded=lambda member: None,
-        new_process=lambda member, boot, known: met.append((member, boot, known)),
-        on_removed=lambda member: None,
+        restarted=lambda member, incarnation, known: met.append((member, incarnation, known)),
     )
+    return IdentityCheck(OURS, recovered, (1, 2, 3), log, PeerIncarnations(), events)
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -184,7 +182,7 @@ def test_only_other_voters_that_hold_this_very_disk_make_eligible_it(cut: bool) 
 def test_few_processes_of_a_member_are_remembered() -> None:
     met: list[tuple[int, int, bool]] = []
     identity_check = fresh_disk(Records(), met)
-    first, last = 100, 100 + PROCESSES_KNOWN_MAX
+    first, last = 100, 100 + INCARNATIONS_KNOWN_MAX
     for incarnation in range(first, last + 1):
         identity_check.on_handshake(replace(OURS, member_id=2, disk_id=22, incarnation=incarnation))
     assert met == [(2, incarnation, False) for incarnation in range(first + 1, last + 1)]
@@ -225,7 +223,7 @@ def test_a_cut_member_helps_nobody_until_every_other_has_shown_its_last_entry(gu
     assert guard.may_step(3, 30, message(MessageType.PRE_VOTE, last=better)), "the best of all"
     assert not guard.may_step(2, 20, message(MessageType.VOTE, last=worse))
     assert not guard.may_step(3, 30, message(MessageType.VOTE_RESPONSE))
-    guard.process_changed(2, 21)
+    guard.restarted(2, 21)
     assert not guard.may_step(3, 30, message(MessageType.PRE_VOTE, last=better)), "2 may hold less now"
     assert not guard.may_step(2, 21, message(MessageType.TIMEOUT_NOW))
     assert guard.may_step(2, 21, message(MessageType.APPEND))

@@ -34,7 +34,7 @@ class Desk:
         return True
 
     def ask(self, data: bytes = b"?") -> None:
-        self.leader_rpc.ask(
+        self.leader_rpc.call(
             data, lambda answer, error: self.told.append((answer, error and type(error))), self.now_s + 7
         )
 
@@ -43,10 +43,10 @@ def test_a_leader_call_goes_to_the_leader_and_its_first_answer_completes_it() ->
     desk = Desk()
     desk.ask()
     assert desk.sent == [(2, LeaderRequest(77, 1, b"?"))]
-    desk.leader_rpc.on_answer(LeaderReply(78, 1, b"another process"))
+    desk.leader_rpc.on_reply(LeaderReply(78, 1, b"another process"))
     assert desk.told == []
-    desk.leader_rpc.on_answer(LeaderReply(77, 1, b"!"))
-    desk.leader_rpc.on_answer(LeaderReply(77, 1, b"again"))
+    desk.leader_rpc.on_reply(LeaderReply(77, 1, b"!"))
+    desk.leader_rpc.on_reply(LeaderReply(77, 1, b"again"))
     assert desk.told == [(b"!", None)]
 
 
@@ -54,12 +54,12 @@ def test_a_leader_call_is_asked_again_of_the_next_leader_and_after_a_silence() -
     desk = Desk()
     desk.ask()
     desk.leader = 3
-    desk.leader_rpc.ask_again()
+    desk.leader_rpc.resend()
     desk.now_s = 0.9
-    desk.leader_rpc.sweep()
+    desk.leader_rpc.tick()
     assert len(desk.sent) == 2
     desk.now_s = 1.1
-    desk.leader_rpc.sweep()
+    desk.leader_rpc.tick()
     assert desk.sent[1:] == [(3, LeaderRequest(77, 1, b"?"))] * 2
 
 
@@ -67,11 +67,11 @@ def test_time_runs_out_with_and_without_a_leader() -> None:
     desk = Desk()
     desk.ask()
     desk.now_s = 7.0
-    desk.leader_rpc.sweep()
+    desk.leader_rpc.tick()
     desk.leader = 0
     desk.ask()
     desk.now_s = 14.0
-    desk.leader_rpc.sweep()
+    desk.leader_rpc.tick()
     assert desk.told == [(b"", ReadTimedOut), (b"", NoLeader)]
 
 
@@ -80,10 +80,10 @@ def test_a_leader_answers_itself_and_only_while_it_leads() -> None:
     desk.leader_rpc.answerer = lambda data, reply: reply(data + b"!")
     desk.ask()
     assert desk.told == [(b"?!", None)]
-    desk.leader_rpc.on_leader_request(3, LeaderRequest(99, 5, b"x"))
+    desk.leader_rpc.on_request(3, LeaderRequest(99, 5, b"x"))
     assert desk.sent == [(3, LeaderReply(99, 5, b"x!"))]
     desk.leader = 2
-    desk.leader_rpc.on_leader_request(3, LeaderRequest(99, 6, b"x"))
+    desk.leader_rpc.on_request(3, LeaderRequest(99, 6, b"x"))
     assert len(desk.sent) == 1
 
 

@@ -11,7 +11,7 @@ from kvstore.testing import SimulatedCluster, run_virtual
 from kvstore.testing.disks import SlowLogWriter
 from raft.core.confchange import ConfChange, ConfStep, ConfStepKind, ConfTransition
 from raft.node import ChangeRefused, LearnerNotReady, NotApplied, OutcomeUnknown, TransferFailed
-from raft.node.membership import Membership
+from raft.node.change_queue import ChangeQueue
 from raft.node.node_errors import Stopped
 from raft.storage.wal import Log
 from tests.node.scenarios import Scenario, leader_id, ledger
@@ -276,22 +276,22 @@ def test_a_transfer_ends_with_the_chosen_leader_or_with_an_error() -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("end", [Membership.superseded, Membership.close])
-def test_only_a_change_that_was_forwarded_may_be_made(end: Callable[[Membership], None]) -> None:
+@pytest.mark.parametrize("end", [ChangeQueue.superseded, ChangeQueue.close])
+def test_only_a_change_that_was_forwarded_may_be_made(end: Callable[[ChangeQueue], None]) -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         leader = cluster.members[leader_id(cluster)].running
         follower = cluster.members[follower_id(cluster)].running
         waits = remove(cluster, follower.member_id, follower.member_id)
-        end(follower.membership)  # in the turn in which it was asked for
+        end(follower._forwarder.changes)  # in the turn in which it was asked for
         await asyncio.sleep(0)
-        assert waits.done() == (end is Membership.close)
+        assert waits.done() == (end is ChangeQueue.close)
         if waits.done():
             assert isinstance(waits.exception(), Stopped)
         cluster.network.isolate(leader.member_id)
         last_index = leader.status().last_index
         forwarded = remove(cluster, leader.member_id, follower.member_id)
         await cluster.wait_until(lambda: leader.status().last_index > last_index)
-        end(leader.membership)
+        end(leader._forwarder.changes)
         with pytest.raises(OutcomeUnknown):
             await forwarded
         cluster.network.heal()

@@ -287,14 +287,14 @@ def test_of_two_snapshots_on_their_way_the_newer_wins() -> None:
         await first.write(bytes(CHUNK))
         again = take(handshake, offer(1000))
         assert await again.open() == CHUNK, "another attempt goes on"
-        with pytest.raises(SnapshotRefused, match="took the place"):
+        with pytest.raises(SnapshotRefused, match="superseded"):
             await first.write(bytes(CHUNK))
         newer = take(handshake, offer(2000))
         assert await newer.open() == 0
-        with pytest.raises(SnapshotRefused, match="took the place"):
+        with pytest.raises(SnapshotRefused, match="superseded"):
             await again.write(bytes(CHUNK))
         for older in (offer(1000), offer(1999)):
-            with pytest.raises(SnapshotRefused, match="newer image"):
+            with pytest.raises(SnapshotRefused, match="newer snapshot"):
                 take(handshake, older)
         await cluster.wait_until(
             lambda: files_of(cluster, here.member_id) == [state_name(2000), "state.db"], IN_TIME_S, "one file"

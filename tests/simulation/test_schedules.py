@@ -12,8 +12,8 @@ import pytest
 from kvstore.testing import SimulatedCluster, run_virtual
 from raft.core import RaftCore
 from raft.core.types import ConfState, HardState, Role
-from raft.node import Node, NodeEvent
-from raft.storage.storage_protocol import Checkpoint
+from raft.node import MemberOptions, NodeEvent, assembly
+from raft.storage.storage_protocol import Checkpoint, Recovered
 
 Schedule = Callable[[SimulatedCluster], Awaitable[None]]
 
@@ -147,17 +147,16 @@ def test_a_vote_survives_a_restart_of_the_voter() -> None:
 
 def test_a_forgotten_vote_makes_two_leaders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: a member that starts with the term of its last entry and no vote gives it twice."""
-    make_core = Node._make_core
+    make_core = assembly.make_core
 
-    def forgetful(self: Node, mark: Checkpoint, conf: ConfState) -> RaftCore:
-        found = self._recovered
+    def forgetful(options: MemberOptions, found: Recovered, mark: Checkpoint, conf: ConfState) -> RaftCore:
         term = found.entries[-1].term if found.entries else 0
-        self._recovered = replace(found, hard_state=HardState(term, 0, found.hard_state.commit))
-        return make_core(self, mark, conf)
+        forgotten = replace(found, hard_state=HardState(term, 0, found.hard_state.commit))
+        return make_core(options, forgotten, mark, conf)
 
     async def schedule(cluster: SimulatedCluster) -> None:
         led = await leaders_of_one_term(cluster)
         assert list(map(len, led.values())) == [2], led
 
-    monkeypatch.setattr(Node, "_make_core", forgetful)
+    monkeypatch.setattr(assembly, "make_core", forgetful)
     run(schedule)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from raft.node.checkpointer import Checkpointer
 from raft.node.compaction import Compaction
-from raft.node.node import Node
 from raft.storage import log_recovery, records
 from raft.storage.log_recovery import LogContents
 from raft.storage.memory_files import MemoryFile
@@ -58,13 +58,13 @@ def _snapshot_named_before_it_is_durable(p: Patches) -> None:
 
 def _mark_behind_its_rows(p: Patches) -> None:
     """The backend's applied index is one below the newest entry it holds."""
-    mark = Node._mark
+    mark = Checkpointer._mark
 
-    def late(self: Node) -> Checkpoint:
+    def late(self: Checkpointer) -> Checkpoint:
         now = mark(self)
-        return now._replace(index=max(now.index - 1, self._checkpointer.durable.index))
+        return now._replace(index=max(now.index - 1, self.durable.index))
 
-    p.attribute(Node, "_mark", late)
+    p.attribute(Checkpointer, "_mark", late)
 
 
 def _failed_sync_tried_again(p: Patches) -> None:

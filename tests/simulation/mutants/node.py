@@ -1,13 +1,13 @@
-"""Planted bugs of the driver, `raft.node`: whole members are run to find them."""
+"""Mutants of the node, `raft.node`: whole members are run to catch them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from raft.node.applying import Applier
-from raft.node.forwarding import Forwarding
+from raft.node.forwarding_sessions import ForwardingSessions
 from raft.node.identity_check import IdentityCheck
-from raft.node.proposals import Proposals
+from raft.node.proposal_queue import ProposalQueue
 from raft.node.reads import Reads
 from tests.simulation.mutants.mutant import Mutant
 from tests.simulation.mutants.patches import Patches
@@ -23,48 +23,49 @@ def _reads_do_not_wait_for_apply(p: Patches) -> None:
 
 
 def _leader_takes_a_batch_again(p: Patches) -> None:
-    on_batch = Forwarding.on_batch
+    on_batch = ForwardingSessions.on_batch
 
-    def forgetful(self: Forwarding, member_id: int, batch: Any, leading_term: int) -> Any:
-        window = self._windows.get((member_id, batch.incarnation))
-        if window is not None and leading_term == batch.term:
-            window.next = batch.counter
+    def forgetful(self: ForwardingSessions, member_id: int, batch: Any, leading_term: int) -> Any:
+        session = self._sessions.get((member_id, batch.incarnation))
+        if session is not None and leading_term == batch.term:
+            session.next = batch.counter
         return on_batch(self, member_id, batch, leading_term)
 
-    p.attribute(Forwarding, "on_batch", forgetful)
+    p.attribute(ForwardingSessions, "on_batch", forgetful)
 
 
 def _sent_to_the_next_leader_at_once(p: Patches) -> None:
-    open_window = Proposals.open_window
+    open_session = ProposalQueue.open_session
 
-    def impatient(self: Proposals, term: int, leader: int, leader_incarnation: int) -> bool:
-        if (term, leader, leader_incarnation) != self._window:
+    def impatient(self: ProposalQueue, term: int, leader: int, leader_incarnation: int) -> bool:
+        if (term, leader, leader_incarnation) != self._session:
             while self._flight:
                 self._put_back(self._flight.pop())
-        return open_window(self, term, leader, leader_incarnation)
+        return open_session(self, term, leader, leader_incarnation)
 
-    p.attribute(Proposals, "open_window", impatient)
+    p.attribute(ProposalQueue, "open_session", impatient)
 
 
 def _ids_used_again(p: Patches) -> None:
-    """A restarted member numbers its batches under the name its last process used."""
-    proposals, applier = Proposals.__init__, Applier.__init__
+    """A restarted member numbers its batches under the incarnation of its last process."""
+    proposals, applier = ProposalQueue.__init__, Applier.__init__
 
-    def named(self: Proposals, config: Any, incarnation: int) -> None:
+    def named(self: ProposalQueue, config: Any, incarnation: int) -> None:
         proposals(self, config, config.member_id)
 
-    def completing(self: Applier, **arguments: Any) -> None:
-        applier(self, **{**arguments, "incarnation": arguments["member_id"]})
+    def completing(self: Applier, *arguments: Any) -> None:
+        applier(self, *arguments)
+        self._incarnation = self._member_id
 
-    p.attribute(Proposals, "__init__", named)
+    p.attribute(ProposalQueue, "__init__", named)
     p.attribute(Applier, "__init__", completing)
 
 
-def _fresh_disk_votes(p: Patches) -> None:
-    judge = IdentityCheck.__init__
+def _new_disk_votes(p: Patches) -> None:
+    check = IdentityCheck.__init__
 
-    def trusting(self: IdentityCheck, **arguments: Any) -> None:
-        judge(self, **arguments)
+    def trusting(self: IdentityCheck, *arguments: Any) -> None:
+        check(self, *arguments)
         if not self.vote_eligible:
             self._become_vote_eligible()
 
@@ -87,7 +88,7 @@ MUTANTS = (
     ),
     Mutant(
         61,
-        "proposal forwarded again without the fate rule",
+        "proposal forwarded again without the outcome rule",
         _sent_to_the_next_leader_at_once,
         level="node",
         classes=("crash", "delay", "slow-disk"),
@@ -99,5 +100,5 @@ MUTANTS = (
         level="node",
         classes=("crash", "delay", "slow-disk"),
     ),
-    Mutant(65, "fresh disk votes as its old self", _fresh_disk_votes, level="node", classes=("wipe",)),
+    Mutant(65, "new disk votes as its old self", _new_disk_votes, level="node", classes=("wipe",)),
 )

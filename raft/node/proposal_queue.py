@@ -1,24 +1,23 @@
-"""Proposals of this member: gathering, handing over, settling, and the fate rule.
+"""Commands proposed on this member: where a put waits until it is forwarded, and until it is applied.
 
-A command is *waiting* until it is handed over as part of a batch, to our own core when we lead, to
-the leader of the current term otherwise. From then on it is *in flight* until its fate is known:
+A command is *waiting* until it is forwarded as part of a batch, to our own core when we lead, else to the
+leader of the current term. From then on it is *in flight* until its outcome is known:
 
-* its batch is applied here: settled with its outcome;
-* an entry of a higher term is applied here first: the batch is certainly not in the log and never
-  will be, because terms never decrease along a log and a batch is appended in its own term only. It
-  waits again, in its old place;
+* its batch is applied here: it completes with its outcome;
+* an entry of a higher term is applied here first: the batch is certainly not in the log and never will be,
+  because terms never decrease along a log and a batch is appended in its own term only. It waits again, in
+  its old position;
 * the leader refused it (`ForwardRefused`): certainly never appended, it waits again;
-* its time is up: unknown, for that reader; the batch stays in flight, its fate is still to come.
-
-* an image of the state jumps over it: unknown, for its readers; the batch stays, told to nobody, until
-  it shows where in the order it went.
+* its deadline passes: unknown to its caller; the batch stays in flight, its outcome is still to come;
+* a snapshot supersedes the log it may be in: unknown to its callers; the batch is kept without callers
+  until a later one shows where in the order it went.
 
 Nothing else ever puts a command back, so no command is applied twice.
 
-Order. Batches in flight all belong to one *window*: one term, one leader, one process of it. A new
-window opens only when nothing is in flight, so a later command cannot overtake an earlier one that
-is still undecided. Positions in a window count from 1 without gaps and the leader takes them in
-order, so our batches are applied in the order they were handed over.
+Order. Batches in flight all belong to one forwarding *session*: one term, one leader, one incarnation of
+it. A new session opens only when nothing is in flight, so no later command goes ahead of one that is still
+undecided. Positions in a session count from 1 without gaps and the leader takes them in order, so our
+batches are applied in the order in which they were forwarded.
 """
 
 from __future__ import annotations
@@ -38,57 +37,60 @@ OnResult = Callable[[object, NodeError | None], None]
 """Receives (outcome, None) or (None, error), exactly once, in the loop."""
 
 Operation = tuple[bytes, OnResult, float]
-"""A command, whom to tell, and the loop time at which to give up. A plain tuple: one per request."""
+"""A command, its callback, and the loop time of its deadline. A plain tuple: one per request."""
+
+Session = tuple[int, int, int]
+"""Term, leader, and the incarnation of the leader."""
 
 
 class Batch:
-    """Commands handed over together, as one entry."""
+    """Commands forwarded together, as one entry."""
 
     __slots__ = ("counter", "data", "expired", "operations", "position")
 
     def __init__(self, counter: int, position: int, data: bytes, operations: list[Operation]) -> None:
         self.counter = counter
-        """Names the batch in its envelope; never used twice by this process."""
+        """Identifies the batch in its envelope; never used twice by this incarnation."""
         self.position = position
-        """Place in its window, from 1."""
+        """From 1 in its session."""
         self.data = data
         self.operations = operations
         self.expired = 0
-        """How many operations, from the first, were told that their time was up."""
+        """How many operations, from the first, have failed because their deadline passed."""
 
 
-class Proposals:
-    """Everything this process has proposed and not yet settled. Rules: the head of this file."""
+class ProposalQueue:
+    """Everything this incarnation has proposed and not yet completed. Rules: the head of this file."""
 
     def __init__(self, config: NodeConfig, incarnation: int) -> None:
         self._config = config
         self._incarnation = incarnation
         self.waiting: deque[Operation] = deque()
-        """Not handed over, or certainly not applied. Oldest first, so deadlines never decrease.
+        """Not forwarded, or certainly not applied. Oldest first, so deadlines never decrease.
         Read-only outside."""
         self._waiting_bytes = 0
         self._flight: deque[Batch] = deque()
-        """Handed over in the present window and undecided, in order of position."""
+        """Forwarded in the present session and undecided, in order of position."""
         self._flight_bytes = 0
         self._superseded: deque[Batch] = deque()
-        """Batches of the window, before those in flight, that an image may hold or not: their readers know
-        as much. They are sent again with the rest, because the leader takes the window in order, until a
-        later batch is applied here. At most what one image found in flight, times the images in a row
+        """Batches of the session, before those in flight, that a snapshot may contain or not; their callers
+        were answered so. They are resent with the rest, because the leader takes a session in order, until a
+        later batch is applied here. At most what one snapshot found in flight, times the snapshots in a row
         between which no batch of ours was applied."""
         self._counter = 0
         """Batches made so far."""
-        self._window: tuple[int, int, int] = (0, 0, 0)
-        """(term, leader, boot id of the leader's process) of everything in flight."""
-        self._window_closed = False
-        """The leader refused a batch: hand over nothing more in it."""
+        self._session: Session = (0, 0, 0)
+        """Of everything in flight."""
+        self._session_closed = False
+        """The leader refused a batch: forward nothing more in this session."""
         self._position = 0
-        """Positions given out in this window."""
+        """Positions given out in this session."""
         self._expected = 0
         """Commands unanswered when the last batch was applied: as many clients may want to go together."""
         self._expected_until_s = 0.0
         """Until when it is worth waiting for them."""
         self.forwarded_s = 0.0
-        """Loop time of the latest batch or resend; paces gathering and sending again."""
+        """Loop time of the latest batch or resend; paces gathering and resending."""
         self.batches = 0
         self.operations = 0
 
@@ -111,22 +113,22 @@ class Proposals:
 
     @property
     def marker_due(self) -> bool:
-        """Whether an empty batch should go: when it is applied, those before it need be sent no more."""
+        """Whether to forward an empty batch: once it is applied, those before it are not resent any more."""
         return bool(self._superseded) and not self._flight and not self.waiting
 
-    # -- handing over
+    # -- forwarding
 
-    def open_window(self, term: int, leader: int, leader_incarnation: int) -> bool:
-        """Whether a batch may be handed to this leader now, as far as order and fate go."""
-        window = (term, leader, leader_incarnation)
-        if window == self._window:
-            return not self._window_closed
-        if self._flight or self._superseded or term < self._window[0]:
+    def open_session(self, term: int, leader: int, leader_incarnation: int) -> bool:
+        """Whether a batch may be forwarded to this leader now, as far as order and outcomes go."""
+        session = (term, leader, leader_incarnation)
+        if session == self._session:
+            return not self._session_closed
+        if self._flight or self._superseded or term < self._session[0]:
             return False
-        if term == self._window[0] and self._position:
-            return False  # positions of this term were given to another process: wait for the next term
-        self._window = window
-        self._window_closed = False
+        if term == self._session[0] and self._position:
+            return False  # another incarnation got positions of this term: wait for the next term
+        self._session = session
+        self._session_closed = False
         self._position = 0
         return True
 
@@ -144,7 +146,7 @@ class Proposals:
         return max(0.0, self.forwarded_s + self._config.gather_ms / 1000 - now_s)
 
     def take_batch(self, now_s: float) -> Batch | None:
-        """Hand over the next batch of the open window; None when nothing waits or the window is full."""
+        """Put the next batch of the open session in flight; None when nothing waits or too much is."""
         config = self._config
         if (
             not (self.waiting or self.marker_due)
@@ -175,7 +177,7 @@ class Proposals:
         return batch
 
     def take_back(self, batch: Batch) -> None:
-        """Undo the latest `take_batch`: nobody has seen it."""
+        """Undo the latest `take_batch`: the batch left neither for the core nor for the network."""
         assert self._flight
         assert self._flight[-1] is batch
         self._position -= 1
@@ -186,8 +188,8 @@ class Proposals:
     def unapplied(
         self, term: int, leader: int, leader_incarnation: int, now_s: float
     ) -> Sequence[ForwardedBatch]:
-        """Everything in flight to this very process, in order, to be sent to it again."""
-        if (term, leader, leader_incarnation) != self._window or self._window_closed:
+        """Everything in flight in this very session, in order, to be resent."""
+        if (term, leader, leader_incarnation) != self._session or self._session_closed:
             return ()
         self.forwarded_s = now_s
         return [
@@ -195,10 +197,10 @@ class Proposals:
             for batch in (*self._superseded, *self._flight)
         ]
 
-    # -- fates
+    # -- outcomes
 
     def applied(self, counter: int, now_s: float) -> Batch | None:
-        """Our batch `counter` is being applied: return it for settling, None when nobody waits for it."""
+        """Our batch `counter` is being applied: return it to be completed, None when it has no callers."""
         while self._superseded and self._superseded[0].counter <= counter:
             self._superseded.popleft()
         if not self._flight or self._flight[0].counter != counter:
@@ -211,17 +213,17 @@ class Proposals:
 
     def term_applied(self, term: int) -> None:
         """The first entry of `term` is applied: batches of lower terms never will be."""
-        if self._window[0] < term:
+        if self._session[0] < term:
             self._superseded.clear()
             while self._flight:
                 self._put_back(self._flight.pop())
 
     def superseded(self, term: int) -> None:
-        """The state is now an image whose newest entry is of `term`: it may hold what is in flight."""
+        """The state is now that of a snapshot up to an entry of `term`: it may contain what is in flight."""
         for batch in self._flight:
-            self._fail_batch(batch, OutcomeUnknown("overtaken by an image of the state; it may be applied"))
+            self._fail_batch(batch, OutcomeUnknown("superseded by a snapshot; it may be applied"))
             batch.expired = len(batch.operations)
-        if self._window[0] < term:
+        if self._session[0] < term:
             self._superseded.clear()
         else:
             self._superseded.extend(self._flight)
@@ -230,42 +232,42 @@ class Proposals:
 
     def refused(self, term: int, leader: int, leader_incarnation: int, position: int) -> None:
         """That leader never appended the batches from `position` on and never will in that term."""
-        if (term, leader, leader_incarnation) != self._window:
+        if (term, leader, leader_incarnation) != self._session:
             return
-        self._window_closed = True
+        self._session_closed = True
         while self._superseded and self._superseded[-1].position >= position:
             self._superseded.pop()
         while self._flight and self._flight[-1].position >= position:
             self._put_back(self._flight.pop())
 
     def expire(self, now_s: float, leader: int) -> None:
-        """Tell everybody whose time is up. Cheap when nobody's is."""
+        """Fail every command whose deadline has passed. Cheap when there is none."""
         while self.waiting and self.waiting[0][2] <= now_s:
             command, on_result, _ = self.waiting.popleft()
             self._waiting_bytes -= len(command)
             if leader:
-                _tell(on_result, NotApplied("timed out before the command could be handed to the leader"))
+                _fail(on_result, NotApplied("timed out before the command could be forwarded to the leader"))
             else:
-                _tell(on_result, NoLeader("no leader"))
+                _fail(on_result, NoLeader("no leader"))
         for batch in self._flight:
             operations = batch.operations
             while batch.expired < len(operations) and operations[batch.expired][2] <= now_s:
                 on_result = operations[batch.expired][1]
                 batch.expired += 1
-                _tell(on_result, RequestTimedOut("request timed out; it may be applied later"))
+                _fail(on_result, RequestTimedOut("request timed out; it may be applied later"))
 
     def fail_all(self, waiting: NodeError, flight: NodeError) -> None:
-        """The member stops: settle everything."""
+        """The member stops: complete everything."""
         while self._flight:
             self._fail_batch(self._flight.popleft(), flight)
         self._flight_bytes = 0
         self._superseded.clear()
         while self.waiting:
-            _tell(self.waiting.popleft()[1], waiting)
+            _fail(self.waiting.popleft()[1], waiting)
         self._waiting_bytes = 0
 
     def _put_back(self, batch: Batch) -> None:
-        """The batch, newest of those in flight and already removed from them, waits again in its place."""
+        """The newest batch in flight, already removed from there, waits again at the head of the queue."""
         self._flight_bytes -= len(batch.data)
         for index in range(len(batch.operations) - 1, batch.expired - 1, -1):
             operation = batch.operations[index]
@@ -275,23 +277,23 @@ class Proposals:
     @staticmethod
     def _fail_batch(batch: Batch, error: NodeError) -> None:
         for _, on_result, _ in batch.operations[batch.expired :]:
-            _tell(on_result, error)
+            _fail(on_result, error)
 
 
 def complete_batch(batch: Batch, outcomes: Sequence[object]) -> None:
-    """Give every reader of an applied batch its outcome."""
+    """Call back every caller of an applied batch with its outcome."""
     operations = batch.operations
     assert len(outcomes) == len(operations), "the machine answers every command of a wanted batch"
     start = batch.expired
     for index in range(start, len(operations)):
         try:
             operations[index][1](outcomes[index], None)
-        except Exception:  # a reader's bug must not stop the member or starve its neighbours
-            logger.exception("a proposal's settle callback raised")
+        except Exception:  # a caller's bug must not stop the member or starve its neighbours
+            logger.exception("the callback of a proposal raised")
 
 
-def _tell(on_result: OnResult, error: NodeError) -> None:
+def _fail(on_result: OnResult, error: NodeError) -> None:
     try:
         on_result(None, error)
     except Exception:  # as above
-        logger.exception("a proposal's settle callback raised")
+        logger.exception("the callback of a proposal raised")
