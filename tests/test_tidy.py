@@ -30,6 +30,8 @@ GENERATED = re.compile(r"_pb2(_grpc)?\.pyi?$")
 
 FUNCTION_LINES_MAX = 70  # fits on one screen
 FILE_LINES_MAX = 700  # beyond it a file holds more than one idea
+NODE_LINES_MAX = {"raft.node": 400, "raft.node.node": 350}  # the loop, and every part of it, stay small
+NODE_ARGUMENTS_MAX = 6  # of a constructor in raft.node; more collaborators are grouped by what they mean
 
 # --- layers: a package may import these packages besides itself ---
 
@@ -268,8 +270,13 @@ def import_graph(sources: Mapping[str, str], packages: Collection[str] = ()) -> 
 
 def length_complaints(source: str, module: str) -> list[str]:
     lines = source.count("\n")
-    found = [f"{module}: {lines} lines, at most {FILE_LINES_MAX}"] if lines > FILE_LINES_MAX else []
+    most = NODE_LINES_MAX.get(module, NODE_LINES_MAX.get(module.rpartition(".")[0], FILE_LINES_MAX))
+    found = [f"{module}: {lines} lines, at most {most}"] if lines > most else []
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__" and module.startswith("raft.node."):
+            count = len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs) - 1
+            if count > NODE_ARGUMENTS_MAX:
+                found.append(f"{module}:{node.lineno}: {count} arguments, at most {NODE_ARGUMENTS_MAX}")
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             length = node.end_lineno - node.lineno + 1
@@ -587,6 +594,10 @@ def long_function(lines: int) -> str:
     return "def f():\n" + '    """Says.\n\n    More.\n    """\n' + "    x = 1\n" * (lines - 1)
 
 
+def constructor(arguments: str) -> str:
+    return f"def __init__({', '.join(('self', *arguments))}): ..."
+
+
 Control = tuple[Callable[[str, str], list[str]], str, str, str]
 """A rule, the module the snippet pretends to be, a bad snippet, a good one (empty: none)."""
 
@@ -619,6 +630,10 @@ LAYER_CONTROLS: list[Control] = [
 LENGTH_CONTROLS: list[Control] = [
     (length_complaints, "m", long_function(FUNCTION_LINES_MAX + 1), long_function(FUNCTION_LINES_MAX)),
     (length_complaints, "m", "x = 1\n" * (FILE_LINES_MAX + 1), "x = 1\n" * FILE_LINES_MAX),
+    (length_complaints, "raft.node.node", "x = 1\n" * 351, "x = 1\n" * 350),
+    (length_complaints, "raft.node.part", "x = 1\n" * 401, "x = 1\n" * 400),
+    (length_complaints, "raft.node.part", constructor("abcdefg"), constructor("abcdef")),
+    (length_complaints, "raft.node.part", constructor("a*bcdefg"), constructor("*abcdef")),
 ]
 BAN_CONTROLS: list[Control] = [
     *[(ban_complaints, "raft.m", f"{call}()", call.replace(".", "_") + "()") for call in CALL_BANS],

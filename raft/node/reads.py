@@ -146,7 +146,7 @@ class Reads:
             _complete(on_result, error)
 
     def _give_back(self, contexts: Sequence[int]) -> None:
-        """Back to the front of the queue, oldest first, so that deadlines stay in order."""
+        """Back to the head of the queue, oldest first, so that deadlines stay in order."""
         for context in reversed(contexts):
             self.waiting.extendleft(reversed(self._rounds.pop(context)[1]))
 

@@ -1,4 +1,4 @@
-"""What the tests of the driver share: a scenario, played on a cluster that has a leader."""
+"""What the tests of the node share: a scenario, played on a cluster that has a leader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batching is real: operations per entry, syncs per entry, turns per batch, all counted."""
+"""Batching is real: operations per entry, syncs per entry, loop iterations per batch, all counted."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_64_writers_make_at_least_8_operations_an_entry_and_one_sync_each(throug
     run(scenario)
 
 
-def test_a_lone_writer_waits_for_nobody() -> None:
+def test_a_lone_writer_does_not_wait() -> None:
     """One command in flight: a round trip to a follower and no gathering."""
 
     async def scenario(cluster: SimulatedCluster) -> None:
@@ -119,7 +119,7 @@ def test_no_task_is_made_per_operation() -> None:
             )
         await cluster.wait_until(lambda: len(completed) == 3000)
         cluster.loop.set_task_factory(None)
-        assert made < 10, "write-behind commits only"
+        assert made < 10, "checkpoints only"
 
     run(scenario)
 
@@ -231,7 +231,7 @@ def test_proposals_are_refused_while_the_backend_lags_too_far() -> None:
 
 
 def test_a_backlog_is_applied_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much is committed at once, the loop gets its turn after a bounded number of commands."""
+    """However much is committed at once, other callbacks run after a bounded number of commands."""
     slices: list[int] = []
     genuine = Applier.run
 
@@ -278,7 +278,7 @@ def test_what_the_core_takes_not_now_goes_later_in_its_order(monkeypatch: pytest
         commands = [b"%02d" % number for number in range(20)]
         await asyncio.gather(*(cluster.propose(leader.member_id, command) for command in commands))
         assert ledger(cluster, leader.member_id) == [b"warm", *commands]
-        assert dropped, "several batches were handed over together"
+        assert dropped, "several batches were proposed together"
 
     run(scenario, small_batches)
 
@@ -295,7 +295,7 @@ def test_a_leader_whose_backend_lags_too_far_takes_nothing_from_others(
         lags = property(lambda self: full and self is leader._checkpointer)
         monkeypatch.setattr(Checkpointer, "full", lags)
         waits = cluster.propose(follower, b"forwarded")
-        await asyncio.sleep(1)  # virtual time: hundreds of turns
+        await asyncio.sleep(1)  # virtual time: hundreds of loop iterations
         assert not waits.done()
         assert leader.status().last_index == last_index
         full = False

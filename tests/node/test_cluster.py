@@ -36,7 +36,7 @@ def test_a_leader_is_elected_and_commands_are_applied_everywhere_in_one_order(si
         await cluster.wait_for_leader()
         members = list(cluster.members)
         outcomes = await asyncio.gather(*(cluster.propose(members[n % size], b"%d" % n) for n in range(100)))
-        assert sorted(outcomes) == list(range(100)), "each command has its own place"
+        assert sorted(outcomes) == list(range(100)), "each command has its own position"
         await cluster.wait_until(lambda: all(len(ledger(cluster, member)) == 100 for member in members))
         assert len({tuple(ledger(cluster, member)) for member in members}) == 1
         for n, outcome in enumerate(outcomes):
@@ -131,16 +131,16 @@ def test_a_member_behind_catches_up() -> None:
     run(scenario)
 
 
-def test_a_member_cut_off_refuses_writes_and_reads_in_time_and_returns() -> None:
+def test_an_isolated_member_refuses_writes_and_reads_in_time_and_returns() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         leader = await cluster.wait_for_leader()
-        cut_off = leader.member_id
-        cluster.network.isolate(cut_off)
+        isolated = leader.member_id
+        cluster.network.isolate(isolated)
         begun_s = cluster.loop.time()
-        forwarded = cluster.propose(cut_off, b"handed over")
-        read = cluster.read_barrier(cut_off)
+        forwarded = cluster.propose(isolated, b"forwarded")
+        read = cluster.read_barrier(isolated)
         await asyncio.sleep(3)
-        waiting = cluster.propose(cut_off, b"never handed over")
+        waiting = cluster.propose(isolated, b"never forwarded")
         with pytest.raises(OutcomeUnknown):
             await forwarded
         with pytest.raises(ReadTimedOut):
@@ -149,12 +149,12 @@ def test_a_member_cut_off_refuses_writes_and_reads_in_time_and_returns() -> None
         with pytest.raises(NotApplied):
             await waiting
         assert cluster.loop.time() - begun_s <= 10.2
-        await cluster.propose(1 + cut_off % 3, b"meanwhile")
+        await cluster.propose(1 + isolated % 3, b"meanwhile")
         cluster.network.heal()
-        await cluster.wait_until(lambda: b"meanwhile" in ledger(cluster, cut_off))
-        await cluster.propose(cut_off, b"again")
-        assert b"never handed over" not in ledger(cluster, cut_off)
-        assert ledger(cluster, cut_off).count(b"handed over") <= 1
+        await cluster.wait_until(lambda: b"meanwhile" in ledger(cluster, isolated))
+        await cluster.propose(isolated, b"again")
+        assert b"never forwarded" not in ledger(cluster, isolated)
+        assert ledger(cluster, isolated).count(b"forwarded") <= 1
 
     run(scenario)
 
@@ -166,7 +166,7 @@ def test_a_lone_member_says_that_there_is_no_leader() -> None:
             cluster.crash(member)
         await cluster.wait_until(lambda: cluster.members[1].running.leader == 0)
         with pytest.raises(NoLeader):
-            await cluster.propose(1, b"nobody")
+            await cluster.propose(1, b"no member")
 
     run(scenario)
 
@@ -194,7 +194,7 @@ def test_stop_completes_everything_and_nothing_is_answered_after() -> None:
         await cluster.propose(leader.member_id, b"before")
         cluster.network.isolate(leader.member_id)
         member = leader.member_id
-        forwarded = cluster.propose(member, b"handed over")
+        forwarded = cluster.propose(member, b"forwarded")
         await asyncio.sleep(0.001)
         waiting = cluster.propose(member, b"waiting")
         read = cluster.read_barrier(member)
@@ -224,7 +224,7 @@ def test_the_backend_follows_and_a_restart_replays_only_the_rest() -> None:
         assert node.status().undurable_bytes == 0
         cluster.crash(1)
         again = await cluster.start(1)
-        assert again.applied == node.applied, "the image holds it without the log"
+        assert again.applied == node.applied, "the backend holds it without the log"
         assert len(ledger(cluster, 1)) == 500
 
     run(scenario)

@@ -1,4 +1,4 @@
-"""The log forgets what every member holds and every image covers, and nothing else."""
+"""Compaction drops what every log and the own backend hold, and nothing else."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_tail_of_the_log_is_kept_for_a_member_that_is_down() -> None:
         await cluster.wait_until(
             lambda: all(node.status().durable_index > ENTRIES for node in cluster.running),
             COMPACTED_TIMEOUT_S,
-            "durable images",
+            "durable checkpoints",
         )
         assert bases(cluster) == [0, 0], "the absent member still needs every entry"
         await cluster.start(down)
@@ -75,12 +75,12 @@ def test_a_tail_of_the_log_is_kept_for_a_member_that_is_down() -> None:
 
 
 def test_a_new_leader_serves_a_member_that_lags_behind_its_base() -> None:
-    """Whoever leads next holds a base no member is behind of, however often the lead changes."""
+    """The next leader holds a base that no member lags behind, however often the lead changes."""
 
     async def scenario(cluster: SimulatedCluster) -> None:
         for iteration in range(4):
             leader = await cluster.wait_for_leader()
-            await write(cluster, leader.member_id, f"turn {iteration}")
+            await write(cluster, leader.member_id, f"round {iteration}")
             await cluster.wait_until(
                 lambda: min(bases(cluster)) > 0 and len(cluster.running) == 3, COMPACTED_TIMEOUT_S
             )
@@ -95,7 +95,7 @@ def test_a_new_leader_serves_a_member_that_lags_behind_its_base() -> None:
 
 
 def test_a_snapshot_taken_amid_apply_work_waits_for_the_end_of_that_work() -> None:
-    """The state file may be ahead of what the core was told is applied: works are applied in slices."""
+    """A checkpoint may be ahead of the core's applied index: works are applied in slices."""
     conf = ConfState(voters=(1,))
     boot = BootState(hard_state=EMPTY_HARD_STATE, snapshot=EMPTY_SNAPSHOT, entries=(), applied=0, conf=conf)
     core = RaftCore(Config(member_id=1), boot, random.Random(1))

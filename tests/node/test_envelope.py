@@ -18,7 +18,7 @@ def test_round_trip(member_id: int, incarnation: int, counter: int, commands: li
     assert decode_envelope(data) == (member_id, incarnation, counter, commands)
 
 
-def test_every_cut_and_any_excess_is_refused() -> None:
+def test_every_truncation_and_any_excess_is_refused() -> None:
     data = encode_envelope(1, 2, 3, [b"one", b"", b"three"])
     for end in range(len(data)):
         with pytest.raises(EnvelopeError):

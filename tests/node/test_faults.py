@@ -1,4 +1,4 @@
-"""Leaders killed, cut off, reset and silenced: who is told what, and how soon another leads."""
+"""Leaders killed, isolated, reset and silenced: which answers clients get, and how soon another leads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.node.scenarios import Scenario, leader_id, ledger, play
 
 
 class Load:
-    """Clients that write unique commands one after the other, and remember what they were told."""
+    """Clients that write unique commands one after the other, and remember the answers."""
 
     loads = 0
     """Loads made so far: keeps the commands of several apart."""
@@ -145,7 +145,7 @@ def test_writes_in_flight_on_the_survivors_outlive_the_leader() -> None:
             dead = (await cluster.wait_for_leader()).member_id
             survivors = [member for member in cluster.members if member != dead]
             futures = [cluster.propose(survivors[n % 2], b"%d-%d" % (iteration, n)) for n in range(100)]
-            await asyncio.sleep(0.0007)  # handed over, on their way
+            await asyncio.sleep(0.0007)  # forwarded, under way
             cluster.crash(dead)
             await asyncio.gather(*futures)
             for survivor in survivors:
@@ -159,7 +159,7 @@ def test_writes_in_flight_on_the_survivors_outlive_the_leader() -> None:
 def test_without_the_leaders_memory_of_positions_repeats_would_be_applied_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Negative control of the fate rule: a leader that takes every batch it is sent applies twice."""
+    """Negative control of the outcome rule: a leader that takes every batch it is sent applies twice."""
 
     def take_everything(self: object, member_id: int, batch: ForwardedBatch, leading_term: int) -> None:
         if leading_term == batch.term:
@@ -244,7 +244,7 @@ def test_silence_takes_the_election_timeout() -> None:
 
 
 def test_a_probe_that_meets_silence_changes_nothing() -> None:
-    """A stream that ends behind a partition proves nothing: the election timeout decides, not the probe."""
+    """A stream that ends behind a partition is no evidence: the election timeout decides, not the probe."""
 
     async def scenario(cluster: SimulatedCluster) -> None:
         leader = leader_id(cluster)
@@ -272,7 +272,7 @@ def test_a_stopped_leader_is_replaced_at_once() -> None:
 
 
 def test_a_fast_round_that_is_lost_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first campaign meets voters who have not noticed yet; the retry elects, no timeout is needed."""
+    """The first campaign meets voters that still follow the dead leader; the retry elects before a timeout."""
     campaigns = 0
     genuine = RaftCore.campaign
 
@@ -312,7 +312,7 @@ def test_a_plan_to_campaign_ends_when_a_leader_is_known() -> None:
 
 
 def stale_reads_scenario(stale: list[bytes]) -> Scenario:
-    """Cut a leader off from the others only; it still believes, and is asked to read."""
+    """Isolate a leader from the others only; it still believes that it leads, and is sent reads."""
 
     async def one_iteration(cluster: SimulatedCluster, command: bytes) -> None:
         old = await cluster.wait_for_leader()
@@ -323,7 +323,7 @@ def stale_reads_scenario(stale: list[bytes]) -> Scenario:
         await asyncio.sleep(0.001)
         one._inbox.post(one._core.campaign)
         await cluster.wait_until(lambda: one.is_leader)
-        assert old.is_leader, "it has not noticed yet"
+        assert old.is_leader, "it still believes that it leads"
         await cluster.propose(one.member_id, command)
         for read in [cluster.read_barrier(old.member_id) for _ in range(20)]:
             try:
@@ -342,7 +342,7 @@ def stale_reads_scenario(stale: list[bytes]) -> Scenario:
     return scenario
 
 
-def test_a_cut_off_leader_answers_no_read_from_the_past() -> None:
+def test_an_isolated_leader_answers_no_read_from_the_past() -> None:
     stale: list[bytes] = []
     play(stale_reads_scenario(stale))
     assert stale == []
@@ -459,7 +459,7 @@ def test_a_failed_write_of_the_log_ends_the_member_and_is_unknown_to_its_clients
     play(scenario)
 
 
-def test_a_leader_without_room_for_its_log_lets_another_lead_and_comes_back() -> None:
+def test_a_leader_without_space_for_its_log_lets_another_lead_and_comes_back() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         sick = leader_id(cluster)
         node = cluster.members[sick].running
@@ -482,8 +482,8 @@ def test_a_leader_without_room_for_its_log_lets_another_lead_and_comes_back() ->
 
 
 @pytest.mark.parametrize("position", [0, 1])
-def test_leadership_goes_to_the_member_that_has_room(position: int) -> None:
-    """Whichever it is: a member without room takes no leadership from another one."""
+def test_leadership_goes_to_the_member_that_has_space(position: int) -> None:
+    """Whichever it is: a member without space takes no leadership from another one."""
 
     async def scenario(cluster: SimulatedCluster) -> None:
         first = leader_id(cluster)
@@ -494,14 +494,14 @@ def test_leadership_goes_to_the_member_that_has_room(position: int) -> None:
         # One transfer may go to the sick one, in vain; it is given up after an election timeout.
         await cluster.wait_until(lambda: cluster.members[well].running.is_leader, 5.0)
         for member in cluster.members:
-            await cluster.propose(member, b"where there is room %d" % member)
+            await cluster.propose(member, b"where there is space %d" % member)
 
     play(scenario)
 
 
 def test_when_no_member_has_room_one_leads_all_the_same_and_reads_are_served() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
-        await cluster.propose(1, b"written while there was room")
+        await cluster.propose(1, b"written while there was space")
         for member in cluster.members:
             cluster.crash(member)
         for member in cluster.members:
@@ -510,7 +510,7 @@ def test_when_no_member_has_room_one_leads_all_the_same_and_reads_are_served() -
         for member in cluster.members:
             await cluster.read_barrier(member)
             with pytest.raises(NoSpace):
-                await cluster.propose(leader_id(cluster), b"no room")
+                await cluster.propose(leader_id(cluster), b"no space")
 
     play(scenario)
 
@@ -535,9 +535,9 @@ def test_what_the_log_reports_while_the_state_is_loaded_is_heard(monkeypatch: py
         node = await cluster.start(1)
         await cluster.wait_for_leader()
         with pytest.raises(NoSpace):
-            await cluster.propose(1, b"no room")
+            await cluster.propose(1, b"no space")
         node.on_log_space(True)
-        await cluster.propose(1, b"room")
+        await cluster.propose(1, b"space")
         cluster.crash(1)
         failures = len(cluster.members[1].failures)
         reports[:] = [lambda node: node.fail("the disk is gone")]
@@ -595,14 +595,14 @@ def test_a_step_of_stopping_that_fails_keeps_none_of_the_others_from_being_taken
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def close(self: MemoryTransport) -> None:
-        raise OSError("planted")
+        raise OSError("injected")
 
     async def scenario(cluster: SimulatedCluster) -> None:
         member = cluster.members[1]
         await cluster.propose(1, b"k")
         with monkeypatch.context() as patched:
             patched.setattr(MemoryTransport, "close", close)
-            with pytest.raises(OSError, match="planted"):
+            with pytest.raises(OSError, match="injected"):
                 await member.running.stop()
         state = member.running._checkpointer.backend
         assert isinstance(state, MemoryBackend)
@@ -613,14 +613,14 @@ def test_a_step_of_stopping_that_fails_keeps_none_of_the_others_from_being_taken
     play(scenario, size=1)
 
 
-def test_a_single_member_without_room_refuses_writes_and_serves_reads() -> None:
+def test_a_single_member_without_space_refuses_writes_and_serves_reads() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         node = cluster.members[1].running
         node.on_log_space(False)
         with pytest.raises(NoSpace):
-            await cluster.propose(1, b"no room")
+            await cluster.propose(1, b"no space")
         await cluster.read_barrier(1)
         node.on_log_space(True)
-        await cluster.propose(1, b"room")
+        await cluster.propose(1, b"space")
 
     play(scenario, size=1)

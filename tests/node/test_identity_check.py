@@ -1,4 +1,4 @@
-"""Fresh disks, foreign disks and cut disks make no promises they might break."""
+"""New disks, other members' disks and truncated logs neither vote nor acknowledge wrongly."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_fresh_disks_take_part_only_when_enough_others_have_spoken() -> None:
         await cluster.start(2)
         await asyncio.sleep(10)
         assert [node.status().vote_eligible for node in cluster.running] == [False, False]
-        assert {node.term for node in cluster.running} == {0}, "nobody has even campaigned"
+        assert {node.term for node in cluster.running} == {0}, "no member has even campaigned"
         await cluster.start(3)
         await cluster.wait_for_leader()
         assert all(node.status().vote_eligible for node in cluster.running)
@@ -85,7 +85,7 @@ def test_a_single_member_makes_eligible_itself() -> None:
     run(scenario, size=1)
 
 
-def test_a_member_that_lost_its_disk_is_refused_and_cannot_vote_away_what_it_promised() -> None:
+def test_a_member_that_lost_its_disk_is_refused_and_cannot_vote_against_what_it_acknowledged() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         await cluster.start_all()
         leader = await cluster.wait_for_leader()
@@ -149,13 +149,13 @@ class Records:
         done()
 
 
-def fresh_disk(log: Records, met: list[tuple[int, int, bool]], *, cut: bool = False) -> IdentityCheck:
+def new_disk(log: Records, met: list[tuple[int, int, bool]], *, truncated: bool = False) -> IdentityCheck:
     recovered = Recovered(
         identity=Identity(cluster_id=1, member_id=1, disk_id=11),
         hard_state=EMPTY_HARD_STATE,
         snapshot=SnapshotMeta(0, 0, ConfState(voters=(1, 2, 3))),
         entries=(),
-        tail_truncated=cut,
+        tail_truncated=truncated,
         vote_eligible=False,
     )
     events = IdentityEvents(
@@ -167,21 +167,21 @@ def fresh_disk(log: Records, met: list[tuple[int, int, bool]], *, cut: bool = Fa
     return IdentityCheck(OURS, recovered, (1, 2, 3), log, PeerIncarnations(), events)
 
 
-@pytest.mark.parametrize("cut", [False, True])
-def test_only_other_voters_that_hold_this_very_disk_make_eligible_it(cut: bool) -> None:
+@pytest.mark.parametrize("truncated", [False, True])
+def test_only_other_voters_that_hold_this_very_disk_make_it_eligible(truncated: bool) -> None:
     log = Records()
-    identity_check = fresh_disk(log, [], cut=cut)
+    identity_check = new_disk(log, [], truncated=truncated)
     for member_id, disk_id in ((9, 11), (1, 11), (3, 12), (2, 11), (2, 11)):
         identity_check.on_recorded(member_id, disk_id)
         assert not identity_check.vote_eligible, (member_id, disk_id)
     identity_check.on_recorded(3, 11)
     assert identity_check.vote_eligible
-    assert log.vote_eligible == (not cut), "the note would say that the cut is healed, too"
+    assert log.vote_eligible == (not truncated), "the record would confirm the log, too"
 
 
 def test_few_processes_of_a_member_are_remembered() -> None:
     met: list[tuple[int, int, bool]] = []
-    identity_check = fresh_disk(Records(), met)
+    identity_check = new_disk(Records(), met)
     first, last = 100, 100 + INCARNATIONS_KNOWN_MAX
     for incarnation in range(first, last + 1):
         identity_check.on_handshake(replace(OURS, member_id=2, disk_id=22, incarnation=incarnation))
@@ -216,7 +216,9 @@ def guard() -> TornTailGuard:
     return TornTailGuard(recovered, (1, 2, 3), lambda: None)
 
 
-def test_a_cut_member_helps_nobody_until_every_other_has_shown_its_last_entry(guard: TornTailGuard) -> None:
+def test_a_truncated_member_helps_no_candidate_until_every_other_has_shown_its_last_entry(
+    guard: TornTailGuard,
+) -> None:
     better, worse = EntryId(4, 12), EntryId(4, 11)
     assert not guard.may_step(2, 20, message(MessageType.PRE_VOTE, last=worse))
     assert not guard.may_step(2, 20, message(MessageType.VOTE_RESPONSE)), "nor itself"
@@ -229,7 +231,7 @@ def test_a_cut_member_helps_nobody_until_every_other_has_shown_its_last_entry(gu
     assert guard.may_step(2, 21, message(MessageType.APPEND))
 
 
-def test_a_cut_member_with_the_best_log_may_lead(guard: TornTailGuard) -> None:
+def test_a_truncated_member_with_the_best_log_may_lead(guard: TornTailGuard) -> None:
     guard.may_step(2, 20, message(MessageType.PRE_VOTE, last=EntryId(3, 90)))
     guard.may_step(3, 30, message(MessageType.PRE_VOTE, last=EntryId(4, 10)))
     assert guard.may_step(2, 20, message(MessageType.PRE_VOTE_RESPONSE))
@@ -251,14 +253,14 @@ def work(index: int, entry_term: int, *, reject: bool = False, term: int = 5) ->
         (work(9, 5), True),
         (work(9, 3), False),
     ],
-    ids=["at the cut", "refused", "past the cut", "a leader's own entry", "an older entry"],
+    ids=["at the truncation", "refused", "past the truncation", "a leader's own entry", "an older entry"],
 )
-def test_what_confirms_a_cut_log(done: AppendWork, released: bool, guard: TornTailGuard) -> None:
+def test_what_confirms_a_truncated_log(done: AppendWork, released: bool, guard: TornTailGuard) -> None:
     guard.on_durable(done)
     assert guard.active is not released
 
 
-def test_a_cut_member_acknowledges_nothing(guard: TornTailGuard) -> None:
+def test_a_truncated_member_acknowledges_nothing(guard: TornTailGuard) -> None:
     assert guard.outgoing(message(MessageType.APPEND_RESPONSE)) is None
     refusal = message(MessageType.APPEND_RESPONSE, reject=True)
     assert guard.outgoing(refusal) is refusal
@@ -267,26 +269,28 @@ def test_a_cut_member_acknowledges_nothing(guard: TornTailGuard) -> None:
     assert beat.context == 0, "no read round is confirmed"
 
 
-def test_a_member_with_a_cut_tail_rejoins_and_all_three_recover_together() -> None:
+def test_a_member_with_a_truncated_tail_rejoins_and_all_three_recover_together() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         await cluster.start_all()
         await cluster.wait_for_leader()
         await cluster.propose(1, b"before")
-        for cut in ([2], [1, 2, 3]):
+        for truncated in ([2], [1, 2, 3]):
             leader = (await cluster.wait_for_leader()).member_id
             written = []
             # Followers first: a leader that stops takes its unsent messages with it.
-            for member_id in sorted(cut, key=lambda member_id: member_id == leader):
-                cluster.members[member_id].files.fault = cut_before_sync
+            for member_id in sorted(truncated, key=lambda member_id: member_id == leader):
+                cluster.members[member_id].files.fault = fail_before_sync
                 written.append(cluster.propose(leader, b"." * 3000))
                 await asyncio.sleep(0.02)
             for member_id in cluster.members:
                 cluster.crash(member_id, choose=every_other())
             await asyncio.gather(*written, return_exceptions=True)
             await cluster.start_all()
-            assert [m for m, member in cluster.members.items() if not member.running.status().trusted] == cut
+            assert [
+                m for m, member in cluster.members.items() if not member.running.status().trusted
+            ] == truncated
             await cluster.wait_for_leader(30)
-            await cluster.propose(3, b"after %d" % len(cut))
+            await cluster.propose(3, b"after %d" % len(truncated))
             await cluster.wait_until(lambda: all(node.status().trusted for node in cluster.running))
             for member in cluster.members:
                 await cluster.read_barrier(member)
@@ -299,7 +303,7 @@ def test_a_member_with_a_cut_tail_rejoins_and_all_three_recover_together() -> No
     run(scenario)
 
 
-def cut_before_sync(call: int, operation: str, path: str) -> PowerCut | None:
+def fail_before_sync(call: int, operation: str, path: str) -> PowerCut | None:
     """The record is written, and the power goes before it is durable."""
     return PowerCut() if operation == "datasync" else None
 

@@ -1,4 +1,4 @@
-"""Questions to the leader: answered by one that leads, asked again when lost, never forgotten."""
+"""Leader RPC: answered by a member that leads, resent when lost, never forgotten."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raft.transport import LeaderReply, LeaderRequest
 
 
 class Desk:
-    """One process' questions, with everything around them played by the test."""
+    """The leader calls of one incarnation, with everything around them played by the test."""
 
     def __init__(self, leader: int = 2) -> None:
         self.leader = leader

@@ -1,4 +1,4 @@
-"""Growing, shrinking and leading on, on the real driver in virtual time."""
+"""Growing, shrinking and leading on, on the real node in virtual time."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_membership_comes_back_from_log_and_snapshot() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         await join(cluster, follower_id(cluster), 4)
         await cluster.propose(4, b"through the new one")
-        for _ in range(2):  # from the log, then from the image
+        for _ in range(2):  # from the log, then from the backend
             for member in list(cluster.members):
                 cluster.crash(member)
             for member in list(cluster.members):
@@ -267,7 +267,7 @@ def test_a_transfer_ends_with_the_chosen_leader_or_with_an_error() -> None:
         began_s = cluster.loop.time()
         with pytest.raises(TransferFailed):
             await transfer(chosen, other)
-        assert cluster.loop.time() - began_s < 2.5, "an election timeout, and the tick that notices"
+        assert cluster.loop.time() - began_s < 2.5, "an election timeout, and the tick that detects it"
         await cluster.propose(old, b"goes on")
         assert leader_id(cluster) == chosen
         await cluster.members[chosen].running.transfer.give_up_leadership()
@@ -282,7 +282,7 @@ def test_only_a_change_that_was_forwarded_may_be_made(end: Callable[[ChangeQueue
         leader = cluster.members[leader_id(cluster)].running
         follower = cluster.members[follower_id(cluster)].running
         waits = remove(cluster, follower.member_id, follower.member_id)
-        end(follower._forwarder.changes)  # in the turn in which it was asked for
+        end(follower._forwarder.changes)  # in the iteration in which it was proposed
         await asyncio.sleep(0)
         assert waits.done() == (end is ChangeQueue.close)
         if waits.done():

@@ -1,4 +1,4 @@
-"""Windows, order and the fate rule, without a loop or a network."""
+"""Sessions, order and the outcome rule, without a loop or a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIG = NodeConfig(member_id=1, cluster_id=9, batch_operations_max=4)
 
 
 class Client:
-    """Offers commands and keeps what they were told."""
+    """Offers commands and keeps their answers."""
 
     def __init__(self, proposals: ProposalQueue) -> None:
         self.proposals = proposals
@@ -194,7 +194,7 @@ def test_nothing_is_sent_to_a_new_process_of_the_leader_in_the_same_term(
     take(proposals)
     assert not proposals.unapplied(5, 2, LEADER_INCARNATION + 1, 0.0)
     assert not proposals.open_session(5, 2, LEADER_INCARNATION + 1)
-    assert proposals.open_session(5, 2, LEADER_INCARNATION), "a hello that came late closes nothing"
+    assert proposals.open_session(5, 2, LEADER_INCARNATION), "a late handshake closes nothing"
 
 
 def test_what_is_in_flight_is_sent_again_unchanged(proposals: ProposalQueue, client: Client) -> None:
@@ -277,7 +277,7 @@ def test_two_processes_of_one_origin_do_not_share_a_session() -> None:
 
 
 def test_the_restarts_of_one_member_never_make_the_leader_forget_another() -> None:
-    """A forgotten window takes nothing from the middle, and takes or disowns again what is in the log."""
+    """A forgotten session takes nothing from the middle, and takes or disowns again what is in the log."""
     leader = ForwardingSessions()
     leader.lead(5)
     first, second = (ForwardedBatch(5, INCARNATION, position, b"living") for position in (1, 2))

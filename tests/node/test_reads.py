@@ -15,7 +15,7 @@ class Reader:
 
     def read(self, name: str, deadline_s: float = 7.0) -> None:
         def on_result(error: NodeError | None) -> None:
-            assert name not in self.told, "settled twice"
+            assert name not in self.told, "completed twice"
             self.told[name] = "ok" if error is None else type(error)
 
         assert self.reads.offer(on_result, deadline_s)

@@ -1,4 +1,4 @@
-"""A member that the log cannot help any more is brought an image, whatever happens on the way."""
+"""A member that lags behind the log receives a snapshot, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEP = 16
 TAIL = 8
 WRITES = 120
 CHUNK = 256
-"""So that an image of these tests travels in some dozen pieces."""
+"""Small, so that a snapshot of these tests is sent in some dozen chunks."""
 IN_TIME_S = 60.0
 
 
@@ -86,7 +86,7 @@ def test_a_member_behind_the_log_is_brought_a_snapshot_while_writes_go_on(seed: 
         n = 0
         while not installed(node):
             n += 1
-            assert n < 5000, "the image never arrives"
+            assert n < 5000, "the snapshot never arrives"
             await cluster.propose(leader.member_id, b"meanwhile %d" % n)
         await cluster.propose(down, b"from the newcomer")
         await caught_up(cluster, down)
@@ -114,7 +114,7 @@ def test_a_member_behind_the_log_is_brought_a_snapshot_while_writes_go_on(seed: 
 
 
 def receiving(node: SimulatedNode) -> int:
-    """Bytes of an image that are there."""
+    """Bytes of a snapshot that are here."""
     under_way = node.status().snapshots.receiving
     return under_way[0] if under_way is not None else -1
 
@@ -129,18 +129,18 @@ def test_a_transfer_survives_an_interruption_at_every_chunk(monkeypatch: pytest.
         leader = await cluster.wait_for_leader()
         slow = cluster.network.conditions(leader.member_id, down)
         slow.delay_min_s = slow.delay_max_s = 0.03  # some looks per chunk
-        cuts, seen = 0, 0
+        resets, seen = 0, 0
         while not installed(node):
             await cluster.wait_until(
                 lambda seen=seen: receiving(node) > seen or installed(node) > 0, IN_TIME_S, "the next chunk"
             )
             seen = receiving(node)
-            cuts += cluster.network.disconnect_snapshots(leader.member_id, down)
+            resets += cluster.network.disconnect_snapshots(leader.member_id, down)
         await caught_up(cluster, down)
-        assert cuts > 5
+        assert resets > 5
         counted, sent = node.status().snapshots, leader.status().snapshots
         assert (counted.installed, sent.built) == (1, 1)
-        assert counted.received_bytes == sent.sent_bytes >= cuts * CHUNK
+        assert counted.received_bytes == sent.sent_bytes >= resets * CHUNK
 
     play(scenario, seed=3, config=config)
 
@@ -152,10 +152,10 @@ def test_a_leader_that_dies_amid_a_transfer_is_replaced_and_so_is_its_snapshot()
         leader = await cluster.wait_for_leader()
         slow = cluster.network.conditions(leader.member_id, down)
         slow.delay_min_s = slow.delay_max_s = 0.03
-        await cluster.wait_until(lambda: receiving(node) >= 0, IN_TIME_S, "half an image")
+        await cluster.wait_until(lambda: receiving(node) >= 0, IN_TIME_S, "half a snapshot")
         assert not installed(node)
         cluster.crash(leader.member_id)
-        await cluster.wait_until(lambda: installed(node) > 0, IN_TIME_S, "the image of another leader")
+        await cluster.wait_until(lambda: installed(node) > 0, IN_TIME_S, "the snapshot of another leader")
         await cluster.start(leader.member_id)
         await caught_up(cluster, down)
         await cluster.wait_until(lambda: len(files_of(cluster, down)) == 1, IN_TIME_S, "one file")
@@ -187,7 +187,7 @@ def test_the_receiver_may_crash_at_any_moment(seed: int) -> None:
 
 
 def test_commands_that_a_snapshot_jumps_over_are_unknown_and_the_next_ones_go_through() -> None:
-    """A member proposes, is cut off before it hears, and learns the state as an image."""
+    """A member proposes, is isolated before the answer, and receives the state as a snapshot."""
 
     async def scenario(cluster: SimulatedCluster) -> None:
         leader = await cluster.wait_for_leader()
@@ -195,9 +195,9 @@ def test_commands_that_a_snapshot_jumps_over_are_unknown_and_the_next_ones_go_th
         others = [member for member in cluster.members if member != apart]
         for other in others:
             cluster.network.block(other, apart)  # it can speak and does not hear
-        superseded = cluster.propose(apart, b"jumped")
+        superseded = cluster.propose(apart, b"superseded")
         await cluster.wait_until(
-            lambda: b"jumped" in ledger(cluster, leader.member_id), IN_TIME_S, "it applied"
+            lambda: b"superseded" in ledger(cluster, leader.member_id), IN_TIME_S, "it applied"
         )
         last = cluster.members[apart].running.applied
         n = 0
@@ -210,7 +210,7 @@ def test_commands_that_a_snapshot_jumps_over_are_unknown_and_the_next_ones_go_th
             cluster.network.disconnect(other, apart)  # what was under way is lost
             cluster.network.unblock(other, apart)
         node = cluster.members[apart].running
-        await cluster.wait_until(lambda: installed(node) > 0, IN_TIME_S, "the image")
+        await cluster.wait_until(lambda: installed(node) > 0, IN_TIME_S, "the snapshot")
         with pytest.raises(OutcomeUnknown):
             await superseded
         for n in range(3):
@@ -232,10 +232,10 @@ def test_a_member_that_joins_after_the_log_was_compacted_begins_with_a_snapshot(
         await cluster.change(leader.member_id, ConfChange((step,)), b"learner 4")
         cluster.add(4)
         node = await cluster.start(4)
-        await cluster.wait_until(lambda: installed(node) > 0, IN_TIME_S, "the image")
+        await cluster.wait_until(lambda: installed(node) > 0, IN_TIME_S, "the snapshot")
         await cluster.propose(4, b"from the learner")
         await caught_up(cluster, 4)
-        assert node.status().conf.learners == (4,), "the configuration came with the image"
+        assert node.status().conf.learners == (4,), "the configuration came with the snapshot"
         cluster.crash(4)
         await cluster.start(4)
         await cluster.propose(4, b"after a restart")
@@ -245,7 +245,7 @@ def test_a_member_that_joins_after_the_log_was_compacted_begins_with_a_snapshot(
 
 
 def test_a_full_disk_refuses_the_snapshot_and_takes_it_later() -> None:
-    """What an image needs is not the log's: the member goes on as it was, and the next attempt is whole."""
+    """The disk has space for the log, not for a snapshot: the member goes on, a later attempt succeeds."""
 
     async def scenario(cluster: SimulatedCluster) -> None:
         down = await left_behind(cluster)
@@ -307,9 +307,9 @@ def test_of_two_snapshots_on_their_way_the_newer_wins() -> None:
         ):
             with pytest.raises(SnapshotRefused, match=words):
                 take(handshake, wrong)
-        with pytest.raises(SnapshotRefused, match="not known as this process"):
+        with pytest.raises(SnapshotRefused, match="not known by this incarnation"):
             take(replace(handshake, incarnation=1), offer(3000))
-        # One that lies about its sum never gets near the state.
+        # One that lies about its checksum never gets near the state.
         for _ in range(3):
             await later_term.write(bytes(CHUNK))
         with pytest.raises(SnapshotRefused, match="not the one that was sent"):
