@@ -272,7 +272,7 @@ def test_a_stopped_leader_is_replaced_at_once() -> None:
 
 
 def test_a_fast_round_that_is_lost_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first campaign meets voters still following the dead leader; the retry elects, without a timeout."""
+    """The first campaign meets voters still following the dead leader; the retry elects with no timeout."""
     campaigns = 0
     genuine = RaftCore.campaign
 
