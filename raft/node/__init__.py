@@ -5,6 +5,7 @@ The guarantees, and where each is kept:
 * A command completes exactly once: with its outcome, when it is applied *here*; with NotApplied, when it
   certainly never will be; with OutcomeUnknown otherwise. It is never applied twice. On its way to the leader
   (`forwarder`) it waits in `proposal_queue`; the leader takes it in order, once (`forwarding_sessions`).
+  One rule decides which error a caller gets (`request_outcome`).
 * A membership change likewise, one at a time (`change_queue`, `membership`).
 * A read completes when the local state holds everything that was acknowledged anywhere before the read
   arrived (`reads`).
@@ -45,9 +46,9 @@ from raft.node.node_errors import (
     TransferFailed,
 )
 from raft.node.node_status import NodeEvent, NodeStatistics, NodeStatus
-from raft.node.proposal_queue import OnResult
 from raft.node.reads import OnRead
 from raft.node.replica import MemberOptions, MemberStorage
+from raft.node.request_outcome import OnResult
 from raft.node.state_machine import StateMachine
 
 __all__ = [

@@ -8,6 +8,7 @@ remembers the newest change of every origin that it appended in its term.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from typing import NamedTuple
 
@@ -18,21 +19,13 @@ from raft.core.types import Role
 from raft.node.envelope import decode_envelope, encode_envelope
 from raft.node.identity_check import PeerIncarnations
 from raft.node.node_config import RESEND_MS
-from raft.node.node_errors import (
-    ChangeRefused,
-    LearnerNotReady,
-    NodeError,
-    NoLeader,
-    NotApplied,
-    OutcomeUnknown,
-    RequestTimedOut,
-    Stopped,
-    TooManyRequests,
-)
-from raft.node.proposal_queue import OnResult, Session, logger
+from raft.node.node_errors import ChangeRefused, LearnerNotReady, NodeError, TooManyRequests
 from raft.node.replica import Replica
+from raft.node.request_outcome import OnResult, Session, fail, stopped, superseded, timed_out
 from raft.node.transfer import best_successor
 from raft.transport.transport_protocol import ChangeRefusal, ChangeReply, ChangeRequest
+
+logger = logging.getLogger(__name__)
 
 CHANGES_WAITING_MAX = 64
 """Changes waiting on one member, its own or forwarded; far more than administrators send at once."""
@@ -100,7 +93,7 @@ class ChangeQueue:
     def propose(self, change: ConfChange, command: bytes, on_result: OnResult) -> None:
         """See `Membership.change`."""
         if self._closed:
-            on_result(None, Stopped("server stopped"))
+            on_result(None, stopped(forwarded=False))
             return
         if len(self._waiting) >= CHANGES_WAITING_MAX:
             on_result(None, TooManyRequests("too many requests"))
@@ -127,12 +120,8 @@ class ChangeQueue:
         """Resend what may be lost, and fail what has waited too long."""
         for waiting in [one for one in self._waiting if one.deadline_s <= now_s]:
             self._waiting.remove(waiting)
-            if waiting.session is not None:
-                waiting.on_result(None, RequestTimedOut("request timed out; it may be applied later"))
-            elif self._core.leader:
-                waiting.on_result(None, NotApplied("timed out before the change could be proposed"))
-            else:
-                waiting.on_result(None, NoLeader("no leader"))
+            forwarded = waiting.session is not None
+            fail(waiting.on_result, timed_out(forwarded=forwarded, leader=self._core.leader))
         while self._forwarded and self._forwarded[0].deadline_s <= now_s:
             self._forwarded.popleft()
         if self._waiting:
@@ -162,17 +151,14 @@ class ChangeQueue:
         """The state is now that of a snapshot, which may contain the change that was forwarded."""
         for waiting in [one for one in self._waiting if one.session is not None]:
             self._waiting.remove(waiting)
-            waiting.on_result(None, OutcomeUnknown("superseded by a snapshot; it may be made"))
+            fail(waiting.on_result, superseded())
 
     def close(self) -> None:
         """The member stops: complete everything."""
         self._closed = True
         while self._waiting:
             waiting = self._waiting.popleft()
-            if waiting.session is None:
-                waiting.on_result(None, Stopped("server stopped"))
-            else:
-                waiting.on_result(None, OutcomeUnknown("stopped; the change may be made"))
+            fail(waiting.on_result, stopped(forwarded=waiting.session is not None))
 
     def on_reply(self, member: int, incarnation: int, reply: ChangeReply) -> None:
         """A leader refuses one of ours."""
@@ -181,7 +167,7 @@ class ChangeQueue:
                 waiting.session = None
                 if reply.reason is not ChangeRefusal.NOT_APPENDED:
                     self._waiting.remove(waiting)
-                    waiting.on_result(None, _error_of(reply.reason))
+                    fail(waiting.on_result, _error_of(reply.reason))
                 return
 
     def _forward(self, waiting: _Change) -> None:
@@ -196,7 +182,7 @@ class ChangeQueue:
             waiting.sent_s = self._clock()
         elif refusal is not ChangeRefusal.NOT_APPENDED:
             self._waiting.popleft()
-            waiting.on_result(None, _error_of(refusal))
+            fail(waiting.on_result, _error_of(refusal))
 
     def _send(self, waiting: _Change) -> None:
         """Forward a change to the leader, or once more to the one that may have missed it."""

@@ -23,8 +23,8 @@ class CommitBroadcast:
         self._inbox = replica.inbox
         self._timer: asyncio.TimerHandle | None = None
 
-    def look(self) -> None:
-        """Plan a broadcast if one is due. Called after every Ready."""
+    def plan_if_due(self) -> None:
+        """Called after every Ready."""
         if self._timer is None and self._core.commit_broadcast_due:
             self._timer = self._inbox.loop.call_later(COMMIT_BROADCAST_DELAY_S, self._send)
 

@@ -26,11 +26,12 @@ from raft.node.forwarding_sessions import ForwardingSessions
 from raft.node.identity_check import PeerIncarnations
 from raft.node.leader_rpc import LeaderRpc, OnReply
 from raft.node.node_config import RESEND_MS, TIMER_RESOLUTION_S
-from raft.node.node_errors import NoSpace, OutcomeUnknown, Stopped, TooManyRequests
+from raft.node.node_errors import NoSpace, Stopped, TooManyRequests
 from raft.node.node_status import NodeEvent
-from raft.node.proposal_queue import Batch, OnResult, ProposalQueue
+from raft.node.proposal_queue import Batch, ProposalQueue
 from raft.node.reads import OnRead, Reads
 from raft.node.replica import Replica
+from raft.node.request_outcome import OnResult, stopped
 from raft.transport.transport_protocol import ForwardedBatch, ForwardRefused
 
 
@@ -175,9 +176,10 @@ class Forwarder:
         """The member stops: complete every request, as unknown if it may be in a log."""
         if self._gather_timer is not None:
             self._gather_timer.cancel()
-        self.proposals.fail_all(Stopped("server stopped"), OutcomeUnknown("stopped; it may be applied"))
-        self.reads.fail_all(Stopped("server stopped"))
-        self.leader_rpc.fail_all(Stopped("server stopped"))
+        not_applied = stopped(forwarded=False)
+        self.proposals.fail_all(not_applied, stopped(forwarded=True))
+        self.reads.fail_all(not_applied)
+        self.leader_rpc.fail_all(not_applied)
         self.changes.close()
 
     # -- forwarding

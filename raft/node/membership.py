@@ -20,8 +20,8 @@ from raft.core.core_errors import ConfChangeRefused
 from raft.core.types import ConfState, Entry
 from raft.node.change_queue import ChangeQueue
 from raft.node.envelope import decode_envelope
-from raft.node.proposal_queue import OnResult
 from raft.node.replica import Replica
+from raft.node.request_outcome import OnResult
 from raft.node.state_machine import StateMachine
 from raft.node.torn_tail_guard import TornTailGuard
 from raft.transport.transport_protocol import Handshake

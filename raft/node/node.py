@@ -314,7 +314,7 @@ class Node:
             self._reads.confirmed(context, index, self._applier.applied, self._loop.time())
         if ready.dropped_reads:
             self._reads.dropped(ready.dropped_reads, self._loop.time())
-        self._outbox.commit_broadcast.look()
+        self._outbox.commit_broadcast.plan_if_due()
         self._observe()
 
     def _observe(self) -> None:

@@ -24,23 +24,18 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from raft.node.envelope import encode_envelope
 from raft.node.node_config import NodeConfig
-from raft.node.node_errors import NodeError, NoLeader, NotApplied, OutcomeUnknown, RequestTimedOut
+from raft.node.node_errors import NodeError
+from raft.node.request_outcome import OnResult, Session, fail, superseded, timed_out
 from raft.transport.transport_protocol import ForwardedBatch
 
 logger = logging.getLogger(__name__)
 
-OnResult = Callable[[object, NodeError | None], None]
-"""Receives (outcome, None) or (None, error), exactly once, in the loop."""
-
 Operation = tuple[bytes, OnResult, float]
 """A command, its callback, and the loop time of its deadline. A plain tuple: one per request."""
-
-Session = tuple[int, int, int]
-"""Term, leader, and the incarnation of the leader."""
 
 
 class Batch:
@@ -221,7 +216,7 @@ class ProposalQueue:
     def superseded(self, term: int) -> None:
         """The state is now that of a snapshot up to an entry of `term`: it may contain what is in flight."""
         for batch in self._flight:
-            self._fail_batch(batch, OutcomeUnknown("superseded by a snapshot; it may be applied"))
+            self._fail_batch(batch, superseded())
             batch.expired = len(batch.operations)
         if self._session[0] < term:
             self._superseded.clear()
@@ -245,16 +240,13 @@ class ProposalQueue:
         while self.waiting and self.waiting[0][2] <= now_s:
             command, on_result, _ = self.waiting.popleft()
             self._waiting_bytes -= len(command)
-            if leader:
-                _fail(on_result, NotApplied("timed out before the command could be forwarded to the leader"))
-            else:
-                _fail(on_result, NoLeader("no leader"))
+            fail(on_result, timed_out(forwarded=False, leader=leader))
         for batch in self._flight:
             operations = batch.operations
             while batch.expired < len(operations) and operations[batch.expired][2] <= now_s:
                 on_result = operations[batch.expired][1]
                 batch.expired += 1
-                _fail(on_result, RequestTimedOut("request timed out; it may be applied later"))
+                fail(on_result, timed_out(forwarded=True, leader=leader))
 
     def fail_all(self, waiting: NodeError, flight: NodeError) -> None:
         """The member stops: complete everything."""
@@ -263,7 +255,7 @@ class ProposalQueue:
         self._flight_bytes = 0
         self._superseded.clear()
         while self.waiting:
-            _fail(self.waiting.popleft()[1], waiting)
+            fail(self.waiting.popleft()[1], waiting)
         self._waiting_bytes = 0
 
     def _put_back(self, batch: Batch) -> None:
@@ -277,7 +269,7 @@ class ProposalQueue:
     @staticmethod
     def _fail_batch(batch: Batch, error: NodeError) -> None:
         for _, on_result, _ in batch.operations[batch.expired :]:
-            _fail(on_result, error)
+            fail(on_result, error)
 
 
 def complete_batch(batch: Batch, outcomes: Sequence[object]) -> None:
@@ -290,10 +282,3 @@ def complete_batch(batch: Batch, outcomes: Sequence[object]) -> None:
             operations[index][1](outcomes[index], None)
         except Exception:  # a caller's bug must not stop the member or starve its neighbours
             logger.exception("the callback of a proposal raised")
-
-
-def _fail(on_result: OnResult, error: NodeError) -> None:
-    try:
-        on_result(None, error)
-    except Exception:  # as above
-        logger.exception("the callback of a proposal raised")
