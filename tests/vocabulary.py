@@ -102,9 +102,6 @@ EXEMPTIONS: tuple[Exemption, ...] = (
     ),
 )
 
-UNSWEPT = ("raft/node/", "tests/node/", "tests/simulation/mutants/node.py")
-"""Paths whose prose still has the old words: they go when the package is rebuilt around its forwarder."""
-
 WORDS: dict[str, str] = {word: better for words, better in REFUSED.items() for word in words.split()}
 PHRASE = re.compile(
     "|".join(rf"(?P<p{n}>(?<![A-Za-z])({phrase})(?![A-Za-z]))" for n, phrase in enumerate(PHRASES))
