@@ -1,7 +1,7 @@
-"""A simulated cluster of cores: one seed is one history, judged at each step.
+"""A simulated cluster of cores: one seed is one history, checked after each event.
 
-`raft.core` is the real thing; node, disk, network, clock and clients are models of it all that keep
-the core's contract and go wrong in every way it allows. No asyncio, no files, no wall clock: a minute of
+`raft.core` is the product's; node, disk, network, clock and clients are models that keep the core's
+contract and fail in every way it allows. No asyncio, no files, no wall clock: a minute of
 a cluster's life takes about a second.
 
 * `generate(seed)` makes a random `Schedule`, `quiet(seed)` one in which nothing goes wrong; a schedule

@@ -1,7 +1,7 @@
-"""What must never happen, looked for after each event in what the event touched.
+"""Checks of invariants, after each event, on the state that the event changed.
 
 The judge knows more than any member: every disk, every entry ever made, the one sequence of committed
-entries with the configuration and the state after each. What a member believes is held against that.
+entries with the configuration and the state after each. It compares each member's state with that.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from raft.sim.member import Member
 
 FULL_CHECK_EVERY = 64
-"""Changes between two full inspections of a member's state; each costs as much as many events."""
+"""Changes between two full checks of a member's state; each costs as much as many events."""
 
 _T = MessageType
 _FROM_A_LEADER = frozenset((_T.APPEND, _T.HEARTBEAT, _T.SNAPSHOT))
@@ -76,14 +76,14 @@ class Seen:
 
 
 class Judge:
-    """Everything ever seen of a cluster, held against what is seen next."""
+    """All votes, entries and commits seen so far; each event is checked against them."""
 
     def __init__(self, conf: ConfState, members: dict[int, Member]) -> None:
         self.members = members
         self.leaders: dict[int, int] = {}
         """Term -> the only member that ever led it."""
         self.candidates: dict[int, int] = {}
-        """Term -> the first member that stood in it."""
+        """Term -> the first candidate in it."""
         self.votes: dict[tuple[int, int], int] = {}
         """(member, term) -> the member it voted for, durably."""
         self.entries: dict[tuple[int, int], tuple[int, bytes]] = {}
@@ -113,7 +113,7 @@ class Judge:
     # ------------------------------------------------------------------ after each event
 
     def observe(self, member: Member) -> None:
-        """Compare a member with what it was."""
+        """Check a member against its last observation."""
         s = member.core._state
         log = s.log
         seen = member.seen
@@ -156,7 +156,7 @@ class Judge:
         if stands and not s.tracker.is_voter(member.id):
             raise Violation("only voters stand for election", member.id, s.tracker.conf)
         if s.role is Role.CANDIDATE and self.candidates.setdefault(s.term, member.id) != member.id:
-            member.cluster.probes.hit("two members stand in one term")
+            member.cluster.probes.hit("two members campaign in one term")
         if s.leader and self.leaders.setdefault(s.term, s.leader) != s.leader:
             raise Violation("one leader per term", s.term, self.leaders[s.term], s.leader)
         if s.role is Role.LEADER and (seen.role is not Role.LEADER or s.term != seen.term):
@@ -287,7 +287,7 @@ class Judge:
         disk = member.disk
         if kind is _T.APPEND_RESPONSE and not message.reject and message.index:
             if disk.hard.term > message.term:
-                return  # of an earlier term: it counts no more
+                return  # of an earlier term: no leader counts it
             if disk.hard.term < message.term or disk.last_index < message.index:
                 raise Violation("acknowledged only when durable", member.id, message, disk.last_index)
             leader = self.members.get(message.to)

@@ -1,7 +1,7 @@
-"""One run: members, network, faults and clients on one virtual clock, every event judged.
+"""One run: members, network, faults and clients on one virtual clock, checked after every event.
 
-`run(schedule)` is the whole interface. At the end the cluster quiesces: a random majority is healed, everyone
-else stays dead or partitioned, and that majority must agree, commit and serve reads within a bounded time.
+`run(schedule)` is the whole interface. At the end the cluster must recover: a random majority is healed, all
+others stay down or isolated, and that majority must agree, commit and serve reads within a bounded time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from raft.sim.network import Network
 from raft.sim.probes import Probes
 from raft.sim.schedule import Op, Schedule
 
-QUIESCE_TIMEOUTS_MAX = 60
+RECOVERY_TIMEOUTS_MAX = 60
 """Election timeouts (of the longest draw) in which a healed majority must recover. A few elections, the
 catching up of every member one entry per round trip, and a membership change left half done."""
 
@@ -36,7 +36,7 @@ STABLE_TIMEOUTS = 10
 
 @dataclass(slots=True)
 class Report:
-    """What became of one run."""
+    """Result of one run."""
 
     seed: int
     invariant: str | None
@@ -56,7 +56,7 @@ class Report:
     """Terms that had a leader."""
     virtual_us: int = 0
     busy_us: int = 0
-    """Of it, the time with enough client calls and a fault at work or ended shortly before."""
+    """Of it, the time with enough client calls and a fault active or ended shortly before."""
 
 
 class Cluster:
@@ -84,11 +84,11 @@ class Cluster:
         self.reads = {"ok": 0, "dropped": 0}
         self._serial = 0
         self._asked = (0, 0, 0)
-        """The last request of the quiescent phase: leader, its term, and reads dropped before it."""
+        """Last requests of the recovery check: leader, its term, and reads dropped before them."""
         self._last_data = b""
-        """The last write of the quiescent phase."""
+        """Last write of the recovery check."""
         self._last_read = 0
-        """The last read of the quiescent phase, requested of every member under one context."""
+        """Last read of the recovery check, made at every member under one context."""
         self.nemesis = Nemesis(self, schedule.faults)
         for member_id in range(1, schedule.size + schedule.spares + 1):
             self.members[member_id] = Member(self, member_id, conf)
@@ -100,9 +100,9 @@ class Cluster:
     def after(self, delay_us: int, action: Callable[..., None], *args: Any) -> None:
         self.kernel.at(self.kernel.now + delay_us, action, *args)
 
-    def _deliver(self, message: Message, life: int) -> None:
-        if self.members[message.from_].life != life:
-            self.probes.hit("a message comes from a process that is gone")
+    def _deliver(self, message: Message, incarnation: int) -> None:
+        if self.members[message.from_].incarnation != incarnation:
+            self.probes.hit("a message comes from an earlier incarnation")
         self.members[message.to].receive(message)
 
     def note(self, member: Member) -> None:
@@ -112,7 +112,7 @@ class Cluster:
         self.digest = crc32(text, self.digest)
 
     def complete_write(self, data: bytes, outcome: str) -> None:
-        """A client learns what became of its write."""
+        """A client receives the outcome of its write."""
         self.writes[outcome] += 1
         if outcome == "failed":
             self.probes.hit("a write is known lost")
@@ -133,12 +133,12 @@ class Cluster:
         self.reads["ok"] += count
 
     def restarted(self, member: Member) -> None:
-        """The others may learn that the process is a new one."""
+        """A member restarted; some of the others report it to their cores."""
         for other in self.members.values():
             if other is not member and other.up and not other.paused and other.rng.random() < 0.5:
                 progress = other.core._state.tracker.progress.get(member.id)
                 leads = other.core.role is Role.LEADER and progress is not None and progress.match > 0
-                self.probes.hit("a follower must be asked for its log again", when=leads)
+                self.probes.hit("a restarted follower must be probed again", when=leads)
                 other.do(lambda core: core.report_restarted(member.id))
 
     def leader(self) -> int:
@@ -157,7 +157,7 @@ class Cluster:
     def _operate(self, op: Op) -> None:
         self._next_op()
         if op.kind == "write":
-            # To anyone who believes to lead: the others would refuse.
+            # To any member that believes it leads: the others would refuse.
             able = [m for m in self.members.values() if self._serves(m) and m.core.role is Role.LEADER]
             if not able or not able[op.pick % len(able)].propose(self._new_data()):
                 self.writes["failed"] += 1
@@ -176,16 +176,16 @@ class Cluster:
         self._serial += 1
         return b"w%d" % self._serial
 
-    # ------------------------------------------------------------------ the quiescent phase
+    # ------------------------------------------------------------------ recovery
 
-    def quiesce(self) -> None:
-        """Heal a random majority only, and demand that it recovers."""
+    def check_recovery(self) -> None:
+        """Heal a random majority only, and check that it recovers."""
         core = self._choose_core()
         self.nemesis.heal(core)
         ticks = 2 * self.members[1].config.election_ticks
         timeout = ticks * self.schedule.tick_us
         timeout += 4 * (self.schedule.base_us + self.schedule.jitter_us + self.schedule.sync_us)
-        for _ in range(QUIESCE_TIMEOUTS_MAX):
+        for _ in range(RECOVERY_TIMEOUTS_MAX):
             self.kernel.run(self.kernel.now + timeout)
             if self._has_recovered(core):
                 break
@@ -193,7 +193,7 @@ class Cluster:
             raise Violation("a majority recovers", self._describe(core))
         leader = self.members[self.leader()]
         conf = leader.core.conf
-        # One who is no member any more may still learn of the term.
+        # A removed member may still learn of the term.
         healed = [self.members[m] for m in core if core[m] and (m in conf.voters or m in conf.learners)]
         before = [leader.id, *(member.core.term for member in healed)]
         self.kernel.run(self.kernel.now + STABLE_TIMEOUTS * timeout)
@@ -203,7 +203,7 @@ class Cluster:
     def _choose_core(self) -> dict[int, bool]:
         """Members that will be healed: at random, until every configuration that may be in force or
         come into force has a majority among them."""
-        rng = self.kernel.stream("calm")  # the key of old: recorded seeds replay
+        rng = self.kernel.stream("calm")  # a key that recorded seeds depend on
         confs = self.judge.possible_confs()
         confs += [leave_joint(conf) for conf in confs if is_joint(conf)]
         core = dict.fromkeys(self.members, False)
@@ -223,7 +223,7 @@ class Cluster:
         return joint_vote(conf.voters, conf.voters_outgoing, core) is not VoteResult.WON
 
     def _has_recovered(self, core: dict[int, bool]) -> bool:
-        """Whether the healed majority serves; also gives it what it needs to show that."""
+        """Whether the healed majority serves; otherwise makes the requests that would show it."""
         leader = self.members.get(self.leader())
         if leader is None or not core[leader.id]:
             return False
@@ -261,7 +261,7 @@ class Cluster:
             leader.core.propose_conf(ConfChange())
         except ProposalDropped:
             return
-        leader.quiesce()
+        leader.process_ready()
 
     def _describe(self, core: dict[int, bool]) -> str:
         return "; ".join(
@@ -271,13 +271,13 @@ class Cluster:
 
 
 def run(schedule: Schedule, *, until_us: int | None = None) -> Report:
-    """Play a schedule, up to `until_us` if given (then without the quiescent phase)."""
+    """Play a schedule, up to `until_us` if given (then without the recovery check)."""
     cluster = Cluster(schedule)
     invariant, detail = None, ""
     try:
         cluster.kernel.run(schedule.duration_us if until_us is None else until_us)
         if schedule.liveness and until_us is None:
-            cluster.quiesce()
+            cluster.check_recovery()
         for member in cluster.members.values():
             if member.up:
                 cluster.judge.full(member)

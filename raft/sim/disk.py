@@ -15,7 +15,7 @@ from raft.core import NO_NODE, AppendWork, ConfState, Entry, HardState, Snapshot
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A state machine as of one applied index. What it holds is a digest of all it was given."""
+    """A state machine as of one applied index; its state is a digest of all applied entries."""
 
     index: int
     term: int
@@ -35,7 +35,7 @@ class Disk:
         """Gap-free from base.index + 1."""
         self.backend = Backend(0, 0, conf, 0)
         self.overwritten = 0
-        """Entries that a later leader's replaced."""
+        """Entries overwritten by a later leader's."""
 
     @property
     def last_index(self) -> int:
@@ -86,7 +86,7 @@ class Disk:
         return kept
 
     def drop_prefix(self, index: int) -> None:
-        """Compact: entries up to `index`, which the backend holds, go."""
+        """Compact: drop entries up to `index`, which the backend holds."""
         assert self.base.index <= index <= self.backend.index
         count = index - self.base.index
         if count:

@@ -1,7 +1,7 @@
 """Virtual time, and randomness in a tree: the same seed is the same history, to the byte.
 
-Random numbers come from named streams, each a function of the seed and its path alone, so that one more
-draw from one leaves every other stream as it was, and a shortened schedule stays similar.
+Random numbers come from named streams, each a function of the seed and its path alone: one more draw from
+one stream changes no other, and a shortened schedule stays similar.
 """
 
 from __future__ import annotations

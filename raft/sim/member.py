@@ -1,6 +1,6 @@
-"""One member: a real core, and a node in miniature that keeps the core's contract to the letter.
+"""One member: a real core, and a minimal node that keeps the core's contract exactly.
 
-What the contract leaves open is drawn from the seed: when work is taken, how many writes share a sync,
+What the contract leaves open is drawn from the seed: when a Ready is taken, how many writes share a sync,
 how late a sync completes, how entries are applied in slices, which backend a snapshot is taken of.
 """
 
@@ -42,12 +42,12 @@ _ANSWERS = frozenset((_T.APPEND_RESPONSE, _T.HEARTBEAT_RESPONSE))
 _FROM_A_LEADER = frozenset((_T.APPEND, _T.HEARTBEAT, _T.SNAPSHOT))
 
 TAKES_MAX = 10_000
-"""Takes in a row, without an input in between, before a core is called restless. The longest log of a
-run, sent one entry per take, needs fewer."""
+"""Takes in a row, without an input in between, before that is a violation. The longest log of a run,
+sent one entry per take, needs fewer."""
 
 
 class Member:
-    """A process that may be down, paused or up; its disk outlives it."""
+    """A process that may be down, paused or up; its disk survives it."""
 
     def __init__(self, cluster: Cluster, member_id: int, conf: ConfState) -> None:
         self.id = member_id
@@ -62,24 +62,24 @@ class Member:
         self.sync_us = schedule.sync_us
         """Present latency of this disk; 0 completes at once."""
         self.config = Config(member_id=member_id, **schedule.core)
-        self.life = 0
-        """Number of the process; what an earlier one had scheduled is ignored."""
+        self.incarnation = 0
+        """Number of the process; events scheduled by an earlier one are ignored."""
         self.up = False
         self.paused = 0
-        """Faults that now hold this process still."""
+        """Active faults that pause this process."""
         self.down = 0
-        """Faults that now keep this process down."""
+        """Active faults that keep this process down."""
         self.crashed_at = -SECOND
         """When a process of it last crashed."""
-        self.doomed = ""
-        """What this process is to die in the midst of: sync, vote (a sync of nothing but a hard state) or
-        apply; empty while no such end is near."""
+        self.crash_during = ""
+        """The work during which this process will crash: sync, vote (a sync of nothing but a hard state) or
+        apply; empty for none."""
         self.boot()
 
-    # ------------------------------------------------------------------ life
+    # ------------------------------------------------------------------ incarnation
 
     def boot(self) -> None:
-        """Start a process on what the disk holds."""
+        """Start an incarnation from the disk."""
         disk, backend = self.disk, self.disk.backend
         boot = BootState(
             hard_state=disk.recovered_hard_state(),
@@ -88,11 +88,13 @@ class Member:
             applied=backend.index,
             conf=backend.conf,
         )
-        self.life += 1
+        self.incarnation += 1
         probes = self.cluster.probes
         probes.hit("a process starts with entries that are not applied", when=disk.last_index > backend.index)
         probes.hit("a process starts with nothing but its backend", when=backend.index == disk.last_index > 0)
-        self.core = RaftCore(self.config, boot, self.cluster.kernel.stream(f"core/{self.id}/{self.life}"))
+        self.core = RaftCore(
+            self.config, boot, self.cluster.kernel.stream(f"core/{self.id}/{self.incarnation}")
+        )
         self.up = True
         self.writing: list[AppendWork] = []
         """Taken and not durable, oldest first."""
@@ -112,7 +114,7 @@ class Member:
         self.writes: dict[int, tuple[int, bytes]] = {}
         """Unanswered own writes: index -> (term, data)."""
         self.reads: dict[int, int] = {}
-        """Unanswered reads: context -> what must at least be seen."""
+        """Unanswered reads: context -> lowest index that the read may return."""
         self.waiting: list[ReadState] = []
         """Reads confirmed and not yet applied far enough."""
         self.ticks = 0
@@ -125,10 +127,10 @@ class Member:
         """Leader: the tick at which each member last answered in its term."""
         self.seen.restart(disk.recovered_hard_state())
         self.cluster.judge.observe(self)
-        self.cluster.after(int(self.rng.random() * self.tick_us), self._tick, self.life)
+        self.cluster.after(int(self.rng.random() * self.tick_us), self._tick, self.incarnation)
 
     def crash(self) -> None:
-        """Lose the process, and of what was not synced a part."""
+        """End the process, and lose a part of what was not synced."""
         disk, probes = self.disk, self.cluster.probes
         kept = disk.crash(self.writing, self.disk_rng)
         now = self.cluster.kernel.now
@@ -150,7 +152,7 @@ class Member:
             self.cluster.complete_write(data, "unknown")
         self.cluster.drop_reads(len(self.reads) + len(self.waiting))
         self.up = False
-        self.life += 1
+        self.incarnation += 1
         members = self.cluster.members
         probes.hit("all voters are down", when=not any(members[v].up for v in self.conf.voters))
         self.cluster.network.disconnect(self.id)
@@ -159,17 +161,17 @@ class Member:
         """After a pause: messages first, then one tick, not the backlog."""
         inbox, self.inbox = self.inbox, []
         self.cluster.probes.hit("a pause ends with queued messages", when=bool(inbox))
-        life = self.life
+        incarnation = self.incarnation
         for message in inbox:
-            if self.life == life:
+            if self.incarnation == incarnation:
                 self.receive(message)
 
     # ------------------------------------------------------------------ inputs
 
-    def _tick(self, life: int) -> None:
-        if life != self.life:
+    def _tick(self, incarnation: int) -> None:
+        if incarnation != self.incarnation:
             return
-        self.cluster.after(self.tick_us, self._tick, life)
+        self.cluster.after(self.tick_us, self._tick, incarnation)
         if self.paused:
             return
         self.ticks += 1
@@ -178,13 +180,13 @@ class Member:
         self.core.tick()
         given_up = transferee != NO_NODE and s.transferee == NO_NODE and s.role is Role.LEADER
         if given_up:
-            self.cluster.probes.hit("a transfer is given up")
+            self.cluster.probes.hit("a transfer is abandoned")
         if role is Role.LEADER and s.role is not role:
             self.cluster.probes.hit("a leader steps down by itself")
         self.cluster.judge.ticked(self)
         if self.core.commit_broadcast_due:
             self.core.broadcast_commit()
-        self.quiesce()
+        self.process_ready()
 
     def receive(self, message: Message) -> None:
         """A message has arrived at this process, if there is one."""
@@ -217,26 +219,26 @@ class Member:
         if kind is _T.TRANSFER_LEADER and s.role is Role.LEADER:
             self.led_since = self.transfer_since = self.ticks
         self.cluster.judge.stepped(self, message, term, vote, withheld=withheld, believed=believed)
-        self.quiesce()
+        self.process_ready()
 
     def do(self, action: Callable[[RaftCore], Any]) -> None:
-        """Any other input."""
+        """Give the core any other input."""
         action(self.core)
-        self.quiesce()
+        self.process_ready()
 
-    def quiesce(self) -> None:
-        """After an input: take the core's work now or a little later, then look for what went wrong."""
+    def process_ready(self) -> None:
+        """After an input: take the Ready now or up to `lazy_us` later, then check the invariants."""
         lazy = self.cluster.schedule.lazy_us
         if not lazy:
             self._take()
         elif not self.take_due and self.core.has_ready():
             self.take_due = True
-            self.cluster.after(int(self.rng.random() * lazy), self._take_late, self.life)
+            self.cluster.after(int(self.rng.random() * lazy), self._take_late, self.incarnation)
         self.cluster.judge.observe(self)
         self.cluster.note(self)
 
-    def _take_late(self, life: int) -> None:
-        if life == self.life:
+    def _take_late(self, incarnation: int) -> None:
+        if incarnation == self.incarnation:
             self.take_due = False
             self._take()
             self.cluster.judge.observe(self)
@@ -269,16 +271,16 @@ class Member:
             self._send_snapshot(message)
             return
         self.cluster.judge.responded(self, message)
-        if not self.cluster.network.post(message, self.life) and self.rng.random() < 0.1:
-            self.cluster.after(0, self._unreachable, self.life, message.to)
+        if not self.cluster.network.post(message, self.incarnation) and self.rng.random() < 0.1:
+            self.cluster.after(0, self._unreachable, self.incarnation, message.to)
 
-    def _unreachable(self, life: int, member: int) -> None:
-        if life == self.life and not self.paused:
+    def _unreachable(self, incarnation: int, member: int) -> None:
+        if incarnation == self.incarnation and not self.paused:
             self.do(lambda core: core.report_unreachable(member))
 
     def _submit(self, work: AppendWork) -> None:
         if not (work.must_sync or self.writing or work.responses):
-            self._complete([work])  # only a commit index, and nothing before it
+            self._complete([work])  # only a commit index, with no write before it
             return
         self.writing.append(work)
         if not self.sync_us:
@@ -288,7 +290,7 @@ class Member:
             self._sync()
 
     def _sync(self) -> None:
-        """Start a sync of what waits, mostly all of it."""
+        """Start a sync of the waiting writes, usually of all."""
         count = len(self.writing)
         rng = self.disk_rng
         if count > 1 and rng.random() < 0.25:
@@ -297,21 +299,23 @@ class Member:
         if count > 1:
             self.cluster.probes.hit("one sync covers several works")
         delay = int(self.sync_us * (0.5 + rng.random()))
-        self.cluster.after(delay, self._synced, self.life)
+        self.cluster.after(delay, self._synced, self.incarnation)
         pending_vote = any(work.must_sync and not work.entries for work in self.writing)
-        if self.doomed == "sync" or (self.doomed == "vote" and pending_vote):
-            self.cluster.after(int(delay * rng.random()), self._die, self.life)
+        if self.crash_during == "sync" or (self.crash_during == "vote" and pending_vote):
+            self.cluster.after(int(delay * rng.random()), self._die, self.incarnation)
 
-    def _die(self, life: int) -> None:
-        if life == self.life and self.doomed:  # else its fault has ended, and nothing would start it again
-            self.doomed = ""
+    def _die(self, incarnation: int) -> None:
+        if (
+            incarnation == self.incarnation and self.crash_during
+        ):  # else its fault has ended, and nothing would start it again
+            self.crash_during = ""
             self.crash()
 
-    def _synced(self, life: int) -> None:
-        if life != self.life:
+    def _synced(self, incarnation: int) -> None:
+        if incarnation != self.incarnation:
             return
         if self.paused:  # the process does not run now
-            self.cluster.after(self.tick_us, self._synced, life)
+            self.cluster.after(self.tick_us, self._synced, incarnation)
             return
         works = self.writing[: self.syncing]
         del self.writing[: self.syncing]
@@ -319,10 +323,10 @@ class Member:
         self._complete(works)
         if self.writing:
             self._sync()
-        self.quiesce()
+        self.process_ready()
 
     def _complete(self, works: Sequence[AppendWork]) -> None:
-        """These works are durable: their responses leave, and the core is notified, one by one or at once."""
+        """These works are durable: send their responses, and report them to the core, singly or together."""
         one_by_one = len(works) > 1 and self.disk_rng.random() < 0.5
         overwritten = self.disk.overwritten
         for work in works:
@@ -369,13 +373,13 @@ class Member:
     def _apply_soon(self) -> None:
         delay = self.cluster.schedule.apply_us
         self.apply_due = True
-        self.cluster.after(int(delay * 2 * self.rng.random()) if delay else 0, self._apply, self.life)
+        self.cluster.after(int(delay * 2 * self.rng.random()) if delay else 0, self._apply, self.incarnation)
 
-    def _apply(self, life: int) -> None:
-        if life != self.life:
+    def _apply(self, incarnation: int) -> None:
+        if incarnation != self.incarnation:
             return
         if self.paused:
-            self.cluster.after(self.tick_us, self._apply, life)
+            self.cluster.after(self.tick_us, self._apply, incarnation)
             return
         self.apply_due = False
         work = self.applying[0]
@@ -396,8 +400,8 @@ class Member:
             if self.writes:
                 self._answer_writes(entry.index, entry.term)
         self.sliced = last
-        if self.doomed == "apply":
-            self._die(life)
+        if self.crash_during == "apply":
+            self._die(incarnation)
             return
         if last == len(entries):
             self.applying.pop(0)
@@ -406,7 +410,7 @@ class Member:
             self._maintain()
         if self.waiting:
             self._serve_reads()
-        self.quiesce()
+        self.process_ready()
         if self.applying and not self.apply_due:
             self._apply_soon()
 
@@ -432,19 +436,19 @@ class Member:
                 self.cluster.complete_write(self.writes.pop(other)[1], "failed")
 
     def _maintain(self) -> None:
-        """Checkpoint the backend, and compact the log up to near it."""
+        """Checkpoint the backend when due, and compact the log up to near it."""
         schedule = self.cluster.schedule
         if schedule.compact_every and self.applied - self.disk.backend.index >= schedule.compact_every:
             self.checkpoint()
             self.compact(self.applied - self.rng.randint(0, schedule.compact_keep))
 
-    def backend(self) -> Backend:
-        """The state machine as it is now."""
+    def current_backend(self) -> Backend:
+        """The state machine as of the applied index."""
         return Backend(self.applied, self.applied_term, self.conf, self.digest)
 
     def checkpoint(self) -> None:
         if self.applied > self.disk.backend.index:
-            self.disk.backend = self.backend()
+            self.disk.backend = self.current_backend()
 
     def compact(self, index: int) -> None:
         """Drop the log up to `index`, as far as the backend and the core allow."""
@@ -460,20 +464,20 @@ class Member:
 
     def _send_snapshot(self, message: Message) -> None:
         """Send a member a snapshot not older than this log's base."""
-        backend = self.disk.backend if self.rng.random() < 0.5 else self.backend()
+        backend = self.disk.backend if self.rng.random() < 0.5 else self.current_backend()
         self.cluster.snapshots[backend.index, backend.term] = backend
         meta = SnapshotMeta(backend.index, backend.term, backend.conf)
         sent = Message(_T.SNAPSHOT, message.to, self.id, message.term, snapshot=meta)
         under_way = 10 * self.cluster.schedule.base_us
-        if not self.cluster.network.post(sent, self.life, under_way):
+        if not self.cluster.network.post(sent, self.incarnation, under_way):
             self.cluster.probes.hit("a snapshot is lost")
-        # Whatever becomes of it, the sender hears in time: delivered, or given up.
+        # Delivered or not, the sender's core gets a report in time, true or false.
         ok = self.rng.random() < 0.7
         patience = 3 * under_way + self.rng.randint(1, 5) * self.tick_us
-        self.cluster.after(patience, self._snapshot_ended, self.life, message.to, ok)
+        self.cluster.after(patience, self._snapshot_ended, self.incarnation, message.to, ok)
 
-    def _snapshot_ended(self, life: int, member: int, ok: bool) -> None:
-        if life == self.life:
+    def _snapshot_ended(self, incarnation: int, member: int, ok: bool) -> None:
+        if incarnation == self.incarnation:
             progress = self.core._state.tracker.progress.get(member)
             waits = progress is not None and progress.state is ProgressState.SNAPSHOT
             self.cluster.probes.hit("a snapshot fails", when=waits and not ok)
@@ -490,7 +494,7 @@ class Member:
             return False
         self.cluster.judge.proposed.add(data)
         self.writes[entry_id.index] = (entry_id.term, data)
-        self.quiesce()
+        self.process_ready()
         return True
 
     def read(self, context: int, lower_bound: int) -> None:

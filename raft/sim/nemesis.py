@@ -26,26 +26,26 @@ _LINK_FAULTS = frozenset(("drop", "slow", "tail", "duplicate", "partition", "iso
 
 
 class Nemesis:
-    """Begins and ends faults; knows which are at work."""
+    """Begins and ends faults; knows which are active."""
 
     def __init__(self, cluster: Cluster, faults: tuple[Fault, ...]) -> None:
         self._cluster = cluster
         self._links: dict[int, tuple[Fault, int]] = {}
-        """Link faults at work: number -> (fault, the member it means)."""
+        """Active link faults: number -> (fault, its member)."""
         self._broken: dict[int, int] = {}
-        """Crashes, pauses and slow disks at work: number -> member."""
+        """Active crashes, pauses and slow disks: number -> member."""
         self._faults = faults
         self._eager: list[Fault] = []
-        """Membership changes to be asked of the next leader, at the moment it leads."""
+        """Membership changes to propose to each next leader, at the moment it is elected."""
         self.begun: dict[str, int] = {}
         self.over = False
-        """Once healed, nothing begins any more."""
-        cluster.network.faulty = self._ail
+        """Once healed, no fault begins any more."""
+        cluster.network.inject = self._inject
         for number, fault in enumerate(faults):
             cluster.kernel.at(fault.at, self._begin, number)
 
     def heal(self, reachable: dict[int, bool]) -> None:
-        """End all troubles of members that are `reachable`; the others stay partitioned from everyone."""
+        """End all faults of `reachable` members; the others stay isolated."""
         self.over = True
         self._links.clear()
         for number in list(self._broken):
@@ -59,7 +59,7 @@ class Nemesis:
 
     # ------------------------------------------------------------------ links
 
-    def _ail(self, source: int, target: int, link: Link) -> None:
+    def _inject(self, source: int, target: int, link: Link) -> None:
         for fault, member in self._links.values():
             kind, args = fault.kind, fault.args
             if kind == "drop":
@@ -125,7 +125,7 @@ class Nemesis:
         if fault.kind == "crash":
             member.down += 1
             if fault.args["amid"] and member.sync_us:
-                member.doomed = fault.args["amid"]
+                member.crash_during = fault.args["amid"]
             elif member.up:
                 member.crash()
         elif fault.kind == "pause":
@@ -141,7 +141,7 @@ class Nemesis:
         kind = self._faults[number].kind
         if kind == "crash":
             member.down -= 1
-            member.doomed = ""
+            member.crash_during = ""
             if not member.down and not member.up:
                 member.boot()
                 self._cluster.restarted(member)
@@ -178,7 +178,7 @@ class Nemesis:
         except ProposalDropped:
             probes.hit("a membership change is refused")
         probes.hit("a learner is promoted", when=bool(promoted))
-        member.quiesce()
+        member.process_ready()
 
     def _draw_change(self, conf: ConfState, pick: int) -> ConfChange:
         """Some change of the members; one in a joint configuration mostly leaves it."""
@@ -210,7 +210,7 @@ class Nemesis:
         elif choice == 2:
             member.checkpoint()
             member.compact(member.applied)
-            member.quiesce()
+            member.process_ready()
         elif choice == 3 and other != member.id:
             member.do(lambda core: core.report_unreachable(other))
         elif member.core.role is not Role.LEADER:

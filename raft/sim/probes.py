@@ -1,7 +1,7 @@
 """Named rare situations. A campaign that never reached one of them has not tested it.
 
-Looked for where they show: in a message just before it is taken (`watch_message`), in a member's state
-just after it changed (`watch_change`), and where the cluster's models do something (`hit`).
+They are detected in a message just before it is stepped (`watch_message`), in a member's state just after a
+change (`watch_change`), and in the models of the cluster (`hit`).
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ _T = MessageType
 
 PROBES = (
     # elections
-    "a candidate gives up",
+    "a candidate loses its election",
     "a candidate hears a leader of its term",
-    "a candidate stands again",
+    "a candidate campaigns again",
     "a leader begins with entries that are not committed",
     "a leader begins with its disk behind its log",
     "a leader is elected in a joint configuration",
     "a lone voter elects itself",
-    "a pre-candidate gives up",
-    "a pre-vote is asked while a leader is known",
+    "a pre-candidate loses its pre-vote",
+    "a pre-vote is requested while a leader is known",
     "a pre-vote is refused for its log",
     "a term passes without a leader",
-    "a vote answers an earlier term",
-    "a vote answers another election of its asker",
-    "a vote is asked again of who gave it",
-    "a vote is asked of who gave it to another",
-    "a vote is asked while a leader is known",
+    "a vote response of an earlier term arrives",
+    "a vote response belongs to another election",
+    "a vote is requested again by its candidate",
+    "a vote is requested after another candidate got it",
+    "a vote is requested while a leader is known",
     "a vote is refused for its log",
-    "a vote's answer carries a commit index",
-    "two members stand in one term",
+    "a vote response raises the commit index",
+    "two members campaign in one term",
     # leadership
-    "a leader hears of a later term",
+    "a leader learns of a later term",
     "a leader removes itself",
     "a leader steps down by itself",
-    "a transfer asks a member to stand",
+    "a transfer sends TIMEOUT_NOW",
     "a transfer goes to a member that lags",
-    "a transfer is given up",
-    "a transfer overrides who withholds votes",
+    "a transfer is abandoned",
+    "a transfer overrides withheld votes",
     "a transfer succeeds",
     "two members believe they lead",
     # replication
@@ -56,14 +56,14 @@ PROBES = (
     "a commit is known before the entry is durable here",
     "a commit broadcast travels alone",
     "a follower is sent nothing until a snapshot arrives",
-    "a follower must be asked for its log again",
+    "a restarted follower must be probed again",
     "a probe is rejected",
     "a rejection is of an earlier append",
     "a rejection names a term",
     "a suffix is overwritten",
     "the in-flight limit in bytes is reached",
     "the in-flight limit in messages is reached",
-    "an acknowledgement comes from a stranger",
+    "an acknowledgement comes from a non-member",
     "an acknowledgement goes beyond the leader's log",
     "an acknowledgement of an earlier term arrives",
     "an append arrives below the commit index",
@@ -93,8 +93,8 @@ PROBES = (
     "a joint configuration is left by itself",
     "a leader becomes a learner",
     "a learner is promoted",
-    "a member that left is added again",
-    "a member that left speaks",
+    "a removed member is added again",
+    "a removed member requests a vote",
     "a membership change is refused",
     "a voter becomes a learner",
     # snapshots and compaction
@@ -127,7 +127,7 @@ PROBES = (
     "all voters are down",
     "one sync covers several works",
     # network
-    "a message comes from a process that is gone",
+    "a message comes from an earlier incarnation",
     "a message is repeated",
     "a queue is full",
     "a stream breaks with messages on their way",
@@ -154,7 +154,7 @@ UNREACHED = {
 """Probes that a campaign cannot reach, each with the reason. One that is reached belies its reason."""
 
 MANY = 5
-"""Entries that count as many: more than a change of leader leaves behind by the way."""
+"""Entries that count as many: more than a change of leader usually leaves behind."""
 
 
 class Probes:
@@ -165,9 +165,9 @@ class Probes:
     def __init__(self) -> None:
         self.counts: dict[str, int] = dict.fromkeys(PROBES, 0)
         self._successor = (0, 0)
-        """Member last asked to stand, and the term it was asked in."""
+        """Member that last received TIMEOUT_NOW, and the term of that message."""
         self._left: set[int] = set()
-        """Members that some leader's configuration held once and did not any more."""
+        """Members once removed from some leader's configuration."""
 
     def hit(self, name: str, *, when: bool = True) -> None:
         if when:
@@ -176,7 +176,7 @@ class Probes:
     # ------------------------------------------------------------------ messages
 
     def watch_message(self, member: Member, m: Message) -> None:
-        """What is remarkable about a message just before it is taken."""
+        """Count the situations of a message just before it is stepped."""
         s = member.core._state
         watch = _WATCH.get(m.type)
         if watch is not None:
@@ -209,10 +209,10 @@ class Probes:
         if s.role is not Role.LEADER:
             return
         if m.term > s.term:
-            self.counts["a leader hears of a later term"] += 1
+            self.counts["a leader learns of a later term"] += 1
         progress = s.tracker.progress.get(m.from_)
         if progress is None:
-            self.hit("an acknowledgement comes from a stranger")
+            self.hit("an acknowledgement comes from a non-member")
         elif m.term < s.term:
             return
         elif m.reject:
@@ -230,28 +230,28 @@ class Probes:
 
     def _vote(self, s: State, m: Message) -> None:
         if s.leader:
-            self.hit("a vote is asked while a leader is known")
-            self.hit("a transfer overrides who withholds votes", when=m.context == TRANSFER)
+            self.hit("a vote is requested while a leader is known")
+            self.hit("a transfer overrides withheld votes", when=m.context == TRANSFER)
         if m.term < s.term:
             return
         self.hit("a vote is refused for its log", when=not s.log.is_current(m.index, m.log_term))
         if m.term == s.term and s.vote:
             again = s.vote == m.from_
-            self.hit("a vote is asked again of who gave it", when=again)
-            self.hit("a vote is asked of who gave it to another", when=not again)
+            self.hit("a vote is requested again by its candidate", when=again)
+            self.hit("a vote is requested after another candidate got it", when=not again)
         left = m.from_ not in s.tracker.progress and m.from_ in self._left
-        self.hit("a member that left speaks", when=left)
+        self.hit("a removed member requests a vote", when=left)
 
     def _pre_vote(self, s: State, m: Message) -> None:
-        self.hit("a pre-vote is asked while a leader is known", when=s.leader != 0)
+        self.hit("a pre-vote is requested while a leader is known", when=s.leader != 0)
         self.hit("a pre-vote is refused for its log", when=not s.log.is_current(m.index, m.log_term))
 
     def _vote_response(self, s: State, m: Message) -> None:
         if m.term < s.term:
-            self.hit("a vote answers an earlier term")
-            self.hit("a vote answers another election of its asker", when=s.role is Role.CANDIDATE)
+            self.hit("a vote response of an earlier term arrives")
+            self.hit("a vote response belongs to another election", when=s.role is Role.CANDIDATE)
         elif m.log_term and m.commit > s.log.committed and s.log.matches(m.commit, m.log_term):
-            self.hit("a vote's answer carries a commit index")
+            self.hit("a vote response raises the commit index")
 
     def _heartbeat_response(self, s: State, m: Message) -> None:
         old = 0 < m.context < s.reads.last_id and bool(s.reads.rounds) and m.term == s.term
@@ -272,7 +272,7 @@ class Probes:
             self.hit("a snapshot meets a log that agrees with it", when=agrees)
 
     def _timeout_now(self, s: State, m: Message) -> None:
-        self.hit("a transfer asks a member to stand")
+        self.hit("a transfer sends TIMEOUT_NOW")
         self._successor = (s.id, m.term)
 
     def _read_index_response(self, s: State, m: Message) -> None:
@@ -281,7 +281,7 @@ class Probes:
     # ------------------------------------------------------------------ states
 
     def watch_change(self, s: State, seen: Seen) -> None:
-        """What is remarkable about a member that changed; `seen` is what it was."""
+        """Count the situations of a member that changed; `seen` is its last observation."""
         log = s.log
         if s.role is not seen.role:
             self._watch_role(s, seen)
@@ -298,10 +298,10 @@ class Probes:
     def _watch_role(self, s: State, seen: Seen) -> None:
         same = s.term == seen.term
         if seen.role is Role.PRE_CANDIDATE and s.role is Role.FOLLOWER:
-            self.hit("a pre-candidate gives up", when=same and not s.leader)
+            self.hit("a pre-candidate loses its pre-vote", when=same and not s.leader)
         elif seen.role is Role.CANDIDATE and s.role is not Role.LEADER:
-            self.hit("a candidate gives up", when=s.role is Role.FOLLOWER and same and not s.leader)
-            self.hit("a candidate stands again", when=s.role is not Role.FOLLOWER)
+            self.hit("a candidate loses its election", when=s.role is Role.FOLLOWER and same and not s.leader)
+            self.hit("a candidate campaigns again", when=s.role is not Role.FOLLOWER)
         elif s.role is Role.LEADER:
             log, conf = s.log, s.tracker.conf
             self.hit("a transfer succeeds", when=self._successor == (s.id, s.term - 1))
@@ -342,7 +342,7 @@ class Probes:
         if leads:
             self._left.update(was - now)
             self.hit("a leader becomes a learner", when=member_id in after.learners)
-        self.hit("a member that left is added again", when=bool((now - was) & self._left))
+        self.hit("a removed member is added again", when=bool((now - was) & self._left))
         self.hit("a cluster grows to five voters", when=len(before.voters) < 5 <= len(after.voters))
         self.hit("a cluster shrinks to one voter", when=len(after.voters) == 1 < len(before.voters))
         demoted = set(before.voters) & {*after.learners, *after.learners_next}

@@ -1,7 +1,7 @@
-"""A run as data: everything that is not the core's own doing. Generated from a seed, or read from JSON.
+"""A run as data: all inputs of the cores. Generated from a seed, or read from JSON.
 
-Faults and operations are plain lists, so a failing run is shortened by striking out entries. What is
-drawn while running (delays, losses, what a crash leaves) comes from streams of the same seed.
+Faults and operations are plain lists, so a failing run is shortened by removing entries. Random choices of
+the run itself (delays, losses, what a crash leaves) come from streams of the same seed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ FORMAT_VERSION = 1
 
 
 class Fault(NamedTuple):
-    """One fault. `member` 0 means the leader at its begin."""
+    """One fault. `member` 0 means the leader when it begins."""
 
     kind: str
     at: int
     until: int
-    """When it ends; `at` for what takes no time."""
+    """When it ends; equals `at` for an instant fault."""
     args: dict[str, Any]
 
 
@@ -43,7 +43,7 @@ class Schedule:
     size: int = 3
     """Voters at the start, members 1..size."""
     spares: int = 0
-    """Further processes that wait to be made members."""
+    """Further processes, which a membership change may add."""
     duration_us: int = 60 * SECOND
     tick_us: int = 100 * MILLISECOND
     drift: float = 0.0
@@ -57,13 +57,13 @@ class Schedule:
     """A sync takes about this long; 0 is a disk that takes no time at all."""
     apply_us: int = 0
     lazy_us: int = 0
-    """How long inputs gather before the core's work is taken; 0 takes it after every input."""
+    """Longest wait before the Ready is taken after an input; 0 takes it after every input."""
     compact_every: int = 0
     """Entries applied between checkpoints; 0 never compacts."""
     compact_keep: int = 0
     """Entries kept in the log below the checkpoint."""
     liveness: bool = True
-    """Whether the run ends with a quiescent phase in which a majority must recover."""
+    """Whether a majority is healed at the end and must recover."""
     faults: tuple[Fault, ...] = ()
     ops: tuple[Op, ...] = ()
 
@@ -83,8 +83,8 @@ class Schedule:
 
 
 def quiet(seed: int, *, seconds: int = 6, rate: int = 20) -> Schedule:
-    """Three members and a working day: nothing goes wrong, disks take no time, and the one election is
-    held without a pre-vote. What every bug that is worth hunting survives."""
+    """Three members without faults: disks take no time, and the one election is held without a pre-vote.
+    A mutant must survive this run, or finding it needs no simulation."""
     duration = seconds * SECOND
     gap = SECOND // rate
     ops = tuple(
@@ -113,7 +113,7 @@ def generate(seed: int, *, seconds: int = 60) -> Schedule:
     """A random run: a subset of the kinds of fault, each kept with probability one half."""
     rng = stream(seed, "schedule")
     size = rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 7))
-    quiesce = rng.random() < 0.6
+    stable_leader = rng.random() < 0.6
     duration = seconds * SECOND
     schedule = Schedule(
         seed,
@@ -122,7 +122,7 @@ def generate(seed: int, *, seconds: int = 60) -> Schedule:
         duration_us=duration,
         tick_us=rng.choice((50, 100, 100)) * MILLISECOND,
         drift=rng.choice((0.0, 0.05, 0.2)),
-        core=_core_settings(rng, quiesce=quiesce),
+        core=_core_settings(rng, stable_leader=stable_leader),
         base_us=rng.choice((200, 1_000, 5_000)),
         jitter_us=rng.choice((0, 2_000, 20_000)),
         ordered=rng.random() < 0.4,
@@ -141,7 +141,7 @@ def generate(seed: int, *, seconds: int = 60) -> Schedule:
     return replace(schedule, faults=tuple(sorted(faults, key=lambda f: f.at)), ops=_ops(rng, duration))
 
 
-def _core_settings(rng: random.Random, *, quiesce: bool) -> dict[str, Any]:
+def _core_settings(rng: random.Random, *, stable_leader: bool) -> dict[str, Any]:
     return {
         "election_ticks": rng.choice((3, 5, 10)),
         "append_entries_max": rng.choice((1, 1, 2, 64)),
@@ -153,9 +153,9 @@ def _core_settings(rng: random.Random, *, quiesce: bool) -> dict[str, Any]:
         "applying_bytes_max": rng.choice((1, 256, 1 << 20)),
         "pending_reads_max": rng.choice((16, 64)),
         "commit_broadcast_deferred": rng.random() < 0.3,
-        "pre_vote": quiesce or rng.random() < 0.3,
-        "check_quorum": quiesce,
-        "withhold_votes": quiesce,
+        "pre_vote": stable_leader or rng.random() < 0.3,
+        "check_quorum": stable_leader,
+        "withhold_votes": stable_leader,
     }
 
 
@@ -249,7 +249,7 @@ def _partitions(rng: random.Random, schedule: Schedule) -> list[Fault]:
             way = {"one": "both", "inbound": "in", "outbound": "out"}[shape]
             faults.append(Fault("isolate", at, until, {"member": _member(rng, schedule), "way": way}))
         elif shape == "usurp":
-            # Someone is away, for a moment or long, and back at the moment the leader of then is gone.
+            # A member is isolated, briefly or long, and returns at the moment the leader crashes.
             until = at + int(20_000 * 300 ** rng.random())
             away = 0 if rng.random() < 0.7 else rng.choice(members)
             faults.append(Fault("isolate", at, until, {"member": away, "way": "both"}))
@@ -329,8 +329,8 @@ def _rolling(rng: random.Random, schedule: Schedule) -> list[Fault]:
 
 
 def _lures(rng: random.Random, schedule: Schedule) -> list[Fault]:
-    """The leader reaches only one member, with a slow disk, which is still writing what it was given
-    when another leader, elected by the rest, overwrites it."""
+    """The leader reaches only one member, whose slow disk is still writing the leader's entries when another
+    leader, elected by the rest, overwrites them."""
     faults = []
     for at, until in _times(rng, schedule, 12, 8 * SECOND):
         member = rng.choice(_everyone(schedule))
@@ -341,7 +341,7 @@ def _lures(rng: random.Random, schedule: Schedule) -> list[Fault]:
 
 
 def _churn(rng: random.Random, schedule: Schedule) -> list[Fault]:
-    """Changes one after the other, some close together, some asked of the next leader as soon as it leads."""
+    """Membership changes, some close together, some proposed to the next leader once it is elected."""
     faults = []
     for at, _ in _times(rng, schedule, 12, SECOND):
         until = at + rng.choice((0, 0, 10 * SECOND))

@@ -1,5 +1,5 @@
-"""Shortens a failing schedule while the *same* invariant breaks: first the time after the violation goes,
-then faults, then operations, then details. Greedy and bounded; what is left is data again."""
+"""Shortens a failing schedule while the *same* invariant breaks: first it drops the time after the
+violation, then faults, operations and settings. Greedy and bounded; the result is a schedule again."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def shrink(schedule: Schedule, invariant: str, *, runs: int = RUNS_MAX) -> Sched
 
 
 def _truncate(schedule: Schedule, at_us: int) -> Schedule:
-    """Nothing after the violation matters."""
+    """Drop everything after the violation."""
     return replace(
         schedule,
         duration_us=at_us,

@@ -88,7 +88,7 @@ def test_a_seed_that_serves_too_little_is_inconclusive(monkeypatch: pytest.Monke
     assert not run_core(5, 10.0).inconclusive
     monkeypatch.setattr("raft.sim.member.Member.propose", lambda self, data: False)
     monkeypatch.setattr("raft.sim.cluster.Cluster.serve_reads", lambda self, member, count: None)
-    monkeypatch.setattr("raft.sim.cluster.Cluster.quiesce", lambda self: None)
+    monkeypatch.setattr("raft.sim.cluster.Cluster.check_recovery", lambda self: None)
     assert "calls served" in run_core(5, 10.0).inconclusive
 
 
