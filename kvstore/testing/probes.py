@@ -16,14 +16,14 @@ from raft.node import NodeStatus
 
 NODE_PROBES = (
     # elections and leadership, seen in the cores
-    "a candidate gives up",
-    "a candidate stands again",
+    "a candidate loses its election",
+    "a candidate campaigns again",
     "a leader begins with entries that are not committed",
     "a leader starts a transfer",
     "a leader is deposed by a later term",
     "a leader is forgotten in its term",
     "a leader steps down by itself",
-    "a pre-candidate gives up",
+    "a pre-candidate loses its pre-vote",
     "a term passes without a leader",
     "a transfer succeeds",
     "two members believe they lead",
@@ -156,10 +156,12 @@ class NodeProbes:
         if seen.role is Role.LEADER:
             self.hit("a leader steps down by itself" if same else "a leader is deposed by a later term")
         elif seen.role is Role.PRE_CANDIDATE:
-            self.hit("a pre-candidate gives up", when=s.role is Role.FOLLOWER and same and not s.leader)
+            self.hit(
+                "a pre-candidate loses its pre-vote", when=s.role is Role.FOLLOWER and same and not s.leader
+            )
         elif seen.role is Role.CANDIDATE and s.role is not Role.LEADER:
-            self.hit("a candidate stands again", when=s.role is not Role.FOLLOWER)
-            self.hit("a candidate gives up", when=s.role is Role.FOLLOWER and not s.leader)
+            self.hit("a candidate campaigns again", when=s.role is not Role.FOLLOWER)
+            self.hit("a candidate loses its election", when=s.role is Role.FOLLOWER and not s.leader)
         if s.role is Role.LEADER:
             self._leaders[s.term] = s.id
             more = s.log.committed + 1 < s.log.last_index

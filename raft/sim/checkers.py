@@ -46,7 +46,7 @@ _FORBIDDEN_ROLES = frozenset(
         (Role.PRE_CANDIDATE, Role.LEADER),
     )
 )
-"""Within a term, however many inputs lie between (a pre-vote's candidate stands in the next term)."""
+"""Within a term, however many inputs lie between (a pre-vote's candidate campaigns in the next term)."""
 
 
 class Violation(AssertionError):
@@ -152,8 +152,8 @@ class Judge:
                 raise Violation("one vote per term", member.id, s.term, seen.vote, s.vote)
             if (seen.role, s.role) in _FORBIDDEN_ROLES:
                 raise Violation("roles change only by the rules", member.id, seen.role, s.role)
-        stands = s.role in (Role.PRE_CANDIDATE, Role.CANDIDATE) and s.role is not seen.role
-        if stands and not s.tracker.is_voter(member.id):
+        campaigns = s.role in (Role.PRE_CANDIDATE, Role.CANDIDATE) and s.role is not seen.role
+        if campaigns and not s.tracker.is_voter(member.id):
             raise Violation("only voters stand for election", member.id, s.tracker.conf)
         if s.role is Role.CANDIDATE and self.candidates.setdefault(s.term, member.id) != member.id:
             member.cluster.probes.hit("two members campaign in one term")
@@ -375,7 +375,7 @@ class Judge:
             raise Violation("equal index means equal state", member.id, entry)
 
     def read_confirmed(self, member: Member, read: ReadState, lower_bound: int) -> None:
-        """A read may be served at an index: not below what was committed when it was asked."""
+        """A read may be served at an index: not below the commit index of its request."""
         if read.index < lower_bound:
             raise Violation("a read sees all that was committed before it", member.id, read, lower_bound)
 
@@ -386,7 +386,7 @@ class Judge:
             for other in member.core._state.tracker.progress:
                 self.check_match(member, other)
 
-    # ------------------------------------------------------------------ asked by the liveness phase
+    # ------------------------------------------------------------------ used by the recovery check
 
     @property
     def conf(self) -> ConfState:

@@ -92,9 +92,8 @@ class Member:
         probes = self.cluster.probes
         probes.hit("a process starts with entries that are not applied", when=disk.last_index > backend.index)
         probes.hit("a process starts with nothing but its backend", when=backend.index == disk.last_index > 0)
-        self.core = RaftCore(
-            self.config, boot, self.cluster.kernel.stream(f"core/{self.id}/{self.incarnation}")
-        )
+        rng = self.cluster.kernel.stream(f"core/{self.id}/{self.incarnation}")
+        self.core = RaftCore(self.config, boot, rng)
         self.up = True
         self.writing: list[AppendWork] = []
         """Taken and not durable, oldest first."""
@@ -305,9 +304,8 @@ class Member:
             self.cluster.after(int(delay * rng.random()), self._die, self.incarnation)
 
     def _die(self, incarnation: int) -> None:
-        if (
-            incarnation == self.incarnation and self.crash_during
-        ):  # else its fault has ended, and nothing would start it again
+        # After its fault has ended nothing would restart the member.
+        if incarnation == self.incarnation and self.crash_during:
             self.crash_during = ""
             self.crash()
 
