@@ -119,7 +119,6 @@ class NodeHandle:
         return self.node.membership.removed
 
     def status(self) -> NodeStatus:
-        """The node's current status."""
         return self.node.status()
 
     async def wait_ready(self) -> None:

@@ -33,15 +33,12 @@ class CommandError(click.ClickException):
 
 
 def bad_arguments(text: str) -> CommandError:
-    """The arguments do not fit the command."""
     return CommandError(ExitCode.BAD_ARGUMENTS, text)
 
 
 def invalid_input(text: str) -> CommandError:
-    """What was read from standard input cannot be understood."""
     return CommandError(ExitCode.INVALID_INPUT, text)
 
 
 def bad_feature(text: str) -> CommandError:
-    """Something is asked for that does not exist."""
     return CommandError(ExitCode.BAD_FEATURE, text)

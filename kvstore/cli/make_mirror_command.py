@@ -42,7 +42,6 @@ class _Progress:
         self._began = time.monotonic()
 
     async def run(self) -> None:
-        """Tell until cancelled."""
         live = sys.stderr.isatty()
         while True:
             await asyncio.sleep(PROGRESS_SECONDS if live else REPORT_SECONDS)
@@ -54,8 +53,6 @@ class _Progress:
 
 
 class _Mirror:
-    """One copy on its way."""
-
     def __init__(
         self, source: Connection, target: Connection, *, prefix: bytes, onto: bytes, operations_max: int
     ) -> None:
@@ -123,7 +120,6 @@ def _by_revision(events: Iterable[kv_pb2.Event]) -> Iterator[list[kv_pb2.Event]]
 
 
 def _parts(operations: Sequence[rpc_pb2.RequestOp], count_max: int) -> Iterator[list[rpc_pb2.RequestOp]]:
-    """Split into transactions that a server accepts."""
     held: list[rpc_pb2.RequestOp] = []
     held_bytes = 0
     for operation in operations:

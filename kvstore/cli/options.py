@@ -81,8 +81,6 @@ _REFUSED = ("cacert", "cert", "key", "user", "password", "discovery-srv", "disco
 
 @dataclass(slots=True)
 class Globals:
-    """The global flags of one run."""
-
     given: dict[str, Any] = field(default_factory=dict)
     """By name of the flag, as found on the command line, wherever it stood."""
 
@@ -130,8 +128,6 @@ class Globals:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the client verbs need of the global flags."""
-
     endpoints: str
     write_out: str
     command_timeout_s: float
@@ -141,7 +137,6 @@ class Settings:
 
 
 def settings() -> Settings:
-    """The settings of the command that runs."""
     found = click.get_current_context().find_root().ensure_object(Globals)
     return found.resolve(os.environ)
 

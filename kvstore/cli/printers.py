@@ -23,8 +23,6 @@ from kvstore.wire import kv_pb2, rpc_pb2
 
 @dataclass(frozen=True, slots=True)
 class EndpointHealth:
-    """The outcome of one health check."""
-
     endpoint: str
     healthy: bool
     took: str
@@ -33,16 +31,12 @@ class EndpointHealth:
 
 @dataclass(frozen=True, slots=True)
 class EndpointStatus:
-    """The status of one endpoint."""
-
     endpoint: str
     status: rpc_pb2.StatusResponse
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointHash:
-    """The checksum of one endpoint."""
-
     endpoint: str
     reply: rpc_pb2.HashKVResponse
 
@@ -63,31 +57,24 @@ class Printer:
             raise bad_feature(f"{self.form} not supported as output format")
 
     def put(self, reply: rpc_pb2.PutResponse) -> None:
-        """Print the reply of put."""
         raise NotImplementedError
 
     def get(self, reply: rpc_pb2.RangeResponse) -> None:
-        """Print the reply of get."""
         raise NotImplementedError
 
     def delete(self, reply: rpc_pb2.DeleteRangeResponse) -> None:
-        """Print the reply of del."""
         raise NotImplementedError
 
     def txn(self, reply: rpc_pb2.TxnResponse) -> None:
-        """Print the reply of txn."""
         raise NotImplementedError
 
     def watch(self, reply: rpc_pb2.WatchResponse) -> None:
-        """Print what a watch receives, at once."""
         raise NotImplementedError
 
     def alarms(self, reply: rpc_pb2.AlarmResponse) -> None:
-        """Print alarms."""
         raise NotImplementedError
 
     def members(self, reply: rpc_pb2.MemberListResponse) -> None:
-        """Print the members."""
         raise NotImplementedError
 
     def change(self, reply: Message, line: str) -> None:
@@ -95,15 +82,12 @@ class Printer:
         raise NotImplementedError
 
     def statuses(self, found: Sequence[EndpointStatus]) -> None:
-        """Print the status of endpoints."""
         raise NotImplementedError
 
     def healths(self, found: Sequence[EndpointHealth]) -> None:
-        """Print the health of endpoints."""
         raise NotImplementedError
 
     def hashes(self, found: Sequence[EndpointHash]) -> None:
-        """Print the checksums of endpoints."""
         raise NotImplementedError
 
 
@@ -139,8 +123,6 @@ def _bool(value: bool) -> str:
 
 
 class SimplePrinter(Printer):
-    """For people and pipes."""
-
     form = "simple"
 
     def __init__(self, *, in_hex: bool, values_only: bool = False) -> None:
@@ -238,14 +220,11 @@ _JSON_ESCAPES = str.maketrans(
 
 
 def json_text(value: Any) -> str:
-    """A value in one line, as encoding/json writes it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return text.translate(_JSON_ESCAPES)
 
 
 class JsonPrinter(Printer):
-    """One line of JSON."""
-
     form = "json"
 
     def __init__(self, *, in_hex: bool) -> None:
@@ -429,7 +408,6 @@ class TablePrinter(Printer):
 
     @staticmethod
     def draw(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table."""
         widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
         rule = "+" + "".join("-" * (width + 2) + "+" for width in widths) + "\n"
 
@@ -479,8 +457,6 @@ class TablePrinter(Printer):
 
 
 class ProtobufPrinter(Printer):
-    """The bytes of the reply."""
-
     form = "protobuf"
     unsupported = frozenset({"statuses", "healths", "hashes"})
 

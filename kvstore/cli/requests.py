@@ -101,7 +101,6 @@ def range_request(
     keys_only: bool,
     count_only: bool,
 ) -> rpc_pb2.RangeRequest:
-    """The request of `get`."""
     if not args:
         raise bad_arguments("get command needs one argument as key and an optional argument as range_end")
     if prefix and from_key:
@@ -134,7 +133,6 @@ def range_request(
 def delete_request(
     args: Sequence[str], *, prefix: bool, from_key: bool, prev_kv: bool
 ) -> rpc_pb2.DeleteRangeRequest:
-    """The request of `del`."""
     if not 1 <= len(args) <= 2:
         raise bad_arguments("del command needs one argument as key and an optional argument as range_end")
     if prefix and from_key:

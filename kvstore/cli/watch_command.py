@@ -50,8 +50,6 @@ def _split(args: Sequence[str]) -> tuple[list[str], list[str] | None]:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One watch, as asked for."""
-
     request: rpc_pb2.WatchCreateRequest
     command: list[str]
     """To be run for each event; may be empty."""
@@ -107,7 +105,6 @@ def _wanted(
 
 
 async def _show(connection: Connection, wanted: Wanted, chosen: Printer, watchings: list[Watching]) -> None:
-    """Print what the watch receives until it is cancelled."""
     async with Watching(connection, wanted.request) as watching:
         watchings.append(watching)
         async for response in watching:
@@ -124,7 +121,6 @@ async def _show(connection: Connection, wanted: Wanted, chosen: Printer, watchin
 
 
 async def _execute(command: Sequence[str], revision: int, event: kv_pb2.Event) -> None:
-    """Run the command with the event in its environment; CommandError when it fails."""
     told = {
         "ETCD_WATCH_REVISION": str(revision),
         "ETCD_WATCH_EVENT_TYPE": quote(kv_pb2.Event.EventType.Name(event.type).encode()),

@@ -103,7 +103,6 @@ class Connection:
         await self.close()
 
     async def close(self) -> None:
-        """End all connections; calls in flight fail."""
         for channel in self._channels:
             await channel.close(None)
 

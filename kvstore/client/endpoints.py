@@ -11,8 +11,6 @@ class EndpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One member's address."""
-
     text: str
     """As it was given, for printing."""
     target: str

@@ -17,8 +17,6 @@ Reply = TypeVar("Reply", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[Request, Reply]):
-    """One unary call."""
-
     path: str
     request: type[Request]
     reply: type[Reply]

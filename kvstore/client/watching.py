@@ -112,7 +112,6 @@ class Watching:
             call.cancel()
 
     def _heard(self, response: rpc_pb2.WatchResponse) -> None:
-        """Note from where to go on."""
         request = self._request
         if response.canceled:
             self._canceled = True

@@ -43,8 +43,6 @@ DEFAULT_ORIGIN = "default"
 
 @dataclass(slots=True)
 class Loaded:
-    """A configuration, the origin of each value, and warnings."""
-
     config: Config
     origins: dict[str, str]
     """By setting's name; the others have their defaults."""
@@ -72,14 +70,11 @@ class Loaded:
 
 @dataclass(slots=True)
 class _Given:
-    """Values read so far."""
-
     values: dict[str, str | int | bool] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def take(self, row: Setting, text: str, origin: str, position: str) -> None:
-        """Read one text; `position` names its origin in errors."""
         try:
             value = row.read(text)
         except ValueError as error:

@@ -80,7 +80,6 @@ class Setting:
 
     @property
     def field(self) -> str:
-        """The field of `Config`, where the setting is used."""
         return self.name.replace("-", "_")
 
     def read(self, text: str) -> str | int | bool:

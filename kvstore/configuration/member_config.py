@@ -242,7 +242,6 @@ class Config:
 
     @property
     def directory(self) -> Path:
-        """The data directory."""
         return Path(self.data_dir or f"{self.name}.etcd")
 
     @property

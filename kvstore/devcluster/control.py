@@ -161,7 +161,6 @@ async def ask(running: Running, verb: str, *arguments: str) -> Any:
 
 
 def status_from(row: dict[str, Any]) -> NodeStatus:
-    """Rebuild a status row from its JSON form."""
     row = dict(row)
     row["unreachable_from"] = tuple(row["unreachable_from"])
     row["errors"] = tuple(row["errors"])

@@ -31,7 +31,6 @@ COLUMNS = (
 
 
 def cells(status: NodeStatus) -> tuple[str, ...]:
-    """Return one row, in the order of COLUMNS."""
     known = status.answered
     silent = "-" if status.process != "running" else "no answer"
     return (
@@ -76,8 +75,6 @@ def banner(plan: ClusterPlan) -> str:
 
 
 class Display(Protocol):
-    """Shows a running cluster until cancelled."""
-
     async def show(self, supervisor: Supervisor) -> None: ...
 
 

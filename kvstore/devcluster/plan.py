@@ -32,8 +32,6 @@ class ClusterError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePlan:
-    """One member."""
-
     number: int
     """Counts from 1; what the commands call it."""
     client_port: int
@@ -54,8 +52,6 @@ class NodePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterPlan:
-    """A cluster and its state directory."""
-
     directory: Path
     nodes: tuple[NodePlan, ...]
     token: str
@@ -72,7 +68,6 @@ class ClusterPlan:
         return ",".join(node.client_address for node in self.nodes)
 
     def node(self, number: int) -> NodePlan:
-        """Return a member by number; raises ClusterError when there is none."""
         for node in self.nodes:
             if node.number == number:
                 return node
@@ -145,7 +140,6 @@ def usual_nodes(count: int) -> tuple[NodePlan, ...]:
 
 
 def free_nodes(count: int) -> tuple[NodePlan, ...]:
-    """Return members on ports that are free now."""
     ports = free_ports(3 * count)
     return tuple(
         NodePlan(

@@ -104,7 +104,6 @@ class Partition:
         self._changed()
 
     def heal(self) -> None:
-        """End partitions and delays alike."""
         self._delays_s = {}
         self.set_links(())
 
@@ -139,7 +138,6 @@ class PeerProxy:
         partition.register(self)
 
     async def start(self) -> None:
-        """Listen; raises OSError when the port is taken."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
             lambda: _Connection(self).dialler, HOST, self.listen_port, backlog=_ACCEPT_BACKLOG
@@ -219,7 +217,6 @@ class _Connection:
             self.dialler.adjust_reading()
 
     async def wait_dialled(self) -> None:
-        """Wait until no attempt to dial is under way."""
         if self._dialling is not None:
             await asyncio.wait([self._dialling])
 
@@ -258,8 +255,6 @@ class _Connection:
 
 
 class _Side(asyncio.Protocol):
-    """One of the two TCP connections."""
-
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
         self.transport: asyncio.Transport | None = None

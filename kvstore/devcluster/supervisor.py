@@ -164,7 +164,6 @@ class Supervisor:
         self.partition_state.set_groups([*sides, rest])
 
     def isolate(self, number: int) -> None:
-        """Partition one member from all others."""
         self.partition([[number]])
 
     def heal(self) -> None:

@@ -31,7 +31,6 @@ class ChangeLog:
         self._builder: _Builder | None = None
 
     def append(self, revision: int, key: bytes) -> None:
-        """A key changed, in the newest revision."""
         self._revisions.append(revision)
         self._keys.append(key)
 
@@ -76,8 +75,6 @@ class ChangeLog:
 
 
 class _Builder:
-    """Collects the changes up to a lower bound from the records themselves, and sorts them by bucket."""
-
     def __init__(self, pending: list[bytes], lower_bound: int) -> None:
         self._pending = pending
         """Keys not visited yet."""

@@ -313,7 +313,6 @@ class Engine:
         return rows
 
     def pending_change_bytes(self) -> int:
-        """About the size of what `drain_changes` would return."""
         return self._store.pending_change_bytes() + self._store.leases.pending_change_bytes
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:

@@ -28,8 +28,6 @@ _ROW = Struct(">Qqq")
 
 
 class Lease(NamedTuple):
-    """One lease, unpacked."""
-
     id: int
     granted_at: int
     """Log index of its grant: distinguishes it from an earlier one of the same id."""

@@ -57,8 +57,6 @@ class MemberUpdate(NamedTuple):
 
 
 class MemberPromote(NamedTuple):
-    """Let a learner vote."""
-
     id: int
 
 
@@ -73,7 +71,6 @@ _KINDS: dict[type[MemberCommand], int] = {
 
 
 def encode_member_command(command: MemberCommand) -> bytes:
-    """The bytes for a membership change."""
     parts = [_HEAD.pack(_VERSION, _KINDS[type(command)], command.id)]
     if isinstance(command, MemberAdd):
         parts.append(_ADD.pack(command.is_learner, command.learners_max))

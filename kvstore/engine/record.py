@@ -95,7 +95,6 @@ def is_deletion(change: Change) -> bool:
 
 
 def change_bytes(change: Change) -> int:
-    """About what a change keeps in memory."""
     key, record, before = change
     return len(key) + len(record) + (0 if before is None else len(before))
 

@@ -87,8 +87,6 @@ class Range(NamedTuple):
 
 
 class Put(NamedTuple):
-    """Write one key."""
-
     key: bytes
     value: bytes = b""
     lease: int = 0

@@ -27,8 +27,6 @@ FEW_KEYS = 64
 
 
 class HistorySlice(NamedTuple):
-    """Some of the past."""
-
     revisions: list[RevisionChanges]
     next_revision: int
     """All changes of the interval before it are in `revisions` or were in slices before. One more than

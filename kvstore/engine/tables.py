@@ -69,7 +69,6 @@ class Tables:
         self._unsaved[_MEMBER_KEY.pack(REMOVED_PREFIX, member_id)] = b""
 
     def set_member(self, member: Member) -> None:
-        """Add a member, or change it."""
         new = member.id not in self._members
         self._members[member.id] = member
         if new:

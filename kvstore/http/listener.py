@@ -26,8 +26,6 @@ CONNECTIONS_MAX = 128
 
 
 class Response(NamedTuple):
-    """One answer."""
-
     status: HTTPStatus
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
@@ -35,8 +33,6 @@ class Response(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One request, as far as routes may depend on it."""
-
     method: str
     path: str
     query: Mapping[str, list[str]]
@@ -100,7 +96,6 @@ class HttpListener:
         self._server = await asyncio.start_server(self._converse, sock=sock, limit=HEAD_BYTES_MAX)
 
     async def stop(self) -> None:
-        """Close the listener and every connection."""
         self._stopped = True
         if self._server is None:
             return

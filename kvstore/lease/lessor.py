@@ -180,7 +180,6 @@ class Lessor:
         self._call_leader(TIME_TO_LIVE, lease_id, on_result)
 
     def leases(self) -> list[int]:
-        """All leases that this member knows, by deadline while it leads."""
         self._clock.sync(self._loop.time())
         return self._clock.by_deadline() if self._clock.term else self._replica.engine.leases.ids()
 

@@ -74,12 +74,10 @@ class Held(NamedTuple):
 
 
 def prefix_of(name: bytes) -> bytes:
-    """The prefix of all keys of a queue."""
     return name + b"/"
 
 
 def end_of(prefix: bytes) -> bytes:
-    """The end of the interval of a queue's keys."""
     return prefix[:-1] + b"0"  # "/" is followed by "0"
 
 

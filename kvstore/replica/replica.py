@@ -97,11 +97,9 @@ class Replica:
         """Linearizable reads that no leader confirmed, since start."""
 
     def has_leader(self) -> bool:
-        """Whether this member knows a leader of its term."""
         return self.node.leader != 0
 
     def is_learner(self) -> bool:
-        """Whether this member has no vote yet."""
         return any(member.id == self.member_id and member.is_learner for member in self.engine.members())
 
     @overload

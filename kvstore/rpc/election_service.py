@@ -151,12 +151,10 @@ class Observer:
         self._subscribe()
 
     def cancel(self) -> None:
-        """The caller left. Idempotent."""
         self._member.leader_loss.remove(self._leader_lost)
         self._unsubscribe()
 
     def drained(self) -> None:
-        """The caller has space again."""
         if self._unsent is not None:
             unsent, self._unsent = self._unsent, None
             self._send(*unsent)
@@ -181,7 +179,6 @@ class Observer:
         self._subscribe()
 
     def _look(self) -> None:
-        """Read the current leader."""
         result = self._member.engine.range(first_of(self._prefix))
         self._seen_revision = result.revision
         self._leader = result.kvs[0].key if result.kvs else None

@@ -166,7 +166,6 @@ class GrpcCall(Call):
             held.set_result(None)
 
     async def requests_wanted(self) -> None:
-        """Wait while requests are held."""
         while self._held is not None:
             await self._held
 
@@ -318,7 +317,6 @@ class _Behaviour:
     async def _read(
         self, inbound: Inbound, call: GrpcCall, context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> None:
-        """Pass on the caller's requests until the last."""
         while not call.gone:
             data = await context.read()
             try:

@@ -51,7 +51,6 @@ class LeaseService:
         return pb.LeaseGrantResponse(header=header, ID=outcome.id, TTL=outcome.ttl_seconds)
 
     def revoke(self, request: pb.LeaseRevokeRequest, call: Call) -> None:
-        """Delete a lease and its keys."""
         self._member.lessor.revoke(request.ID, reply_to_outcome(call, self._revoked))
 
     def _revoked(self, outcome: LeaseResult) -> Message:

@@ -81,7 +81,6 @@ class Backups:
             call.finish()
 
     async def _pieces(self) -> AsyncGenerator[tuple[bytes, int], None]:
-        """The snapshot in pieces, then its SHA-256, each with the bytes of the snapshot that remain."""
         copies = self._copies()
         snapshot = await copies.copy_state()
         try:

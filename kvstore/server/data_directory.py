@@ -14,8 +14,6 @@ from raft.storage.directory import check_member
 
 
 class Opened(NamedTuple):
-    """An open data directory and the identity in it."""
-
     directory: MemberDirectory
     initial_cluster: InitialCluster
     """`members` are the bootstrap members of the cluster."""

@@ -33,8 +33,6 @@ _VOTERS = "found_voters"
 
 
 class Kept(NamedTuple):
-    """The bootstrap record of a data directory."""
-
     members: tuple[Member, ...]
     bootstrap_voters: tuple[int, ...] | None
     """Of a member that joined later: the voters at that moment."""
@@ -56,7 +54,6 @@ def bootstrap_of(joined: Joined, *, recovered: bool = False) -> Bootstrap:
 
 
 def read_bootstrap(bootstrap: Bootstrap) -> Kept:
-    """Inverse of `bootstrap_of`."""
     kept = json.loads(bootstrap.blob)
     members = tuple(Member(id=row[0], name=row[1], peer_urls=tuple(row[2])) for row in kept["members"])
     voters = kept.get(_VOTERS)
@@ -64,7 +61,6 @@ def read_bootstrap(bootstrap: Bootstrap) -> Kept:
 
 
 async def close_directory(directory: MemberDirectory) -> None:
-    """Close a directory that no node uses."""
     directory.log.close()
     await directory.state.close()
     directory.release()

@@ -15,8 +15,6 @@ from kvstore.engine import Member
 
 
 class InitialCluster(NamedTuple):
-    """A cluster as its configuration bootstraps it."""
-
     cluster_id: int
     member_id: int
     """The member of this configuration."""

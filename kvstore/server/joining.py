@@ -43,8 +43,6 @@ class CannotJoin(Exception):
 
 
 class Description(NamedTuple):
-    """A cluster as one of its members knows it."""
-
     cluster_id: int
     bootstrap_members: tuple[Member, ...]
     members: tuple[Member, ...]

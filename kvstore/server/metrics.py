@@ -44,8 +44,6 @@ CODE_NAMES = (
 
 
 class RpcCounters(NamedTuple):
-    """Counters of one method since start."""
-
     kind: str
     """`unary`, `server_stream` or `bidi_stream`."""
     service: str
@@ -58,8 +56,6 @@ class RpcCounters(NamedTuple):
 
 
 class HistogramView(NamedTuple):
-    """Durations counted in buckets."""
-
     bounds_s: tuple[float, ...]
     counts: tuple[int, ...]
     """Per bucket, one more than bounds: the last is everything longer."""
@@ -67,8 +63,6 @@ class HistogramView(NamedTuple):
 
 
 class PeerCounters(NamedTuple):
-    """Counters of one peer since start."""
-
     member_id: int
     connected: bool
     received_bytes: int
@@ -88,8 +82,6 @@ class Sources(NamedTuple):
 
 
 class MemberCollector(Collector):
-    """Collects every metric of one member on a scrape."""
-
     def __init__(self, member: LocalMember, sources: Sources) -> None:
         self._member = member
         self._sources = sources
@@ -284,7 +276,6 @@ class MemberCollector(Collector):
 
 
 def make_registry(member: LocalMember, sources: Sources) -> CollectorRegistry:
-    """A registry of this member's metrics and of its process's."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(MemberCollector(member, sources))
     ProcessCollector(registry=registry)

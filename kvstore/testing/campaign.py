@@ -73,8 +73,6 @@ def results(
 
 
 class Tally:
-    """Totals over all seeds of one level."""
-
     def __init__(self, level: str) -> None:
         self.level = level
         self.seeds = 0
@@ -129,7 +127,6 @@ class Tally:
         return "passed"
 
     def summary(self, wall_s: float, length_s: float) -> dict[str, Any]:
-        """The totals as JSON."""
         excused, missed = self.missed()
         return {
             "verdict": self.verdict,
@@ -157,7 +154,6 @@ class Tally:
 
 
 def describe(level: str, found: dict[str, Any]) -> str:
-    """The JSON of `summary` as a few lines of text."""
     faults = ", ".join(f"{name} {count}" for name, count in found["faults"].items())
     size = f"{found['seeds']} seeds of {found['seed_virtual_s']:g} virtual s in {found['wall_s']} s"
     bad = f"{len(found['failures'])} failed, {len(found['inconclusive'])} inconclusive"

@@ -36,8 +36,6 @@ RETRY_S = 0.02
 
 
 class Members(Protocol):
-    """The cluster as clients use it."""
-
     def usable(self) -> list[int]:
         """Members that run and belong to the cluster."""
 
@@ -98,7 +96,6 @@ class Clients:
         self._stopping = False
 
     def stop(self) -> None:
-        """Every client ends after its current operation."""
         self._stopping = True
 
     @property

@@ -47,15 +47,12 @@ class SlowLogWriter(InlineLogWriter):
 
     @property
     def busy(self) -> bool:
-        """A sync is in progress."""
         return self._syncing is not None
 
     def stalled_seconds(self) -> float:
-        """See LogWriter; by the loop's clock."""
         return 0.0 if self._syncing is None else self._loop.time() - self._began_s
 
     async def close(self) -> None:
-        """See LogWriter."""
         while self._syncing is not None and not self._failed and not self._closing:
             self._end()
         await super().close()

@@ -59,8 +59,6 @@ PREFIX = b"sim-lease/"
 
 
 class Session:
-    """One lease and what its client knows of it."""
-
     def __init__(self, number: int, home: int) -> None:
         self.number = number
         self.home = home
@@ -138,7 +136,6 @@ class LeaseFeature:
     # ---- clients
 
     async def _run_client(self) -> None:
-        """One session after another."""
         while not self._stopping:
             session = await self._open()
             if session is None:
@@ -189,7 +186,6 @@ class LeaseFeature:
         return session
 
     async def _keep_alive(self, session: Session) -> bool:
-        """Whether the lease still exists, as far as known."""
         sent_s = self._loop.time()
         left = await self._call(session, "keep_alive", lambda m, s: m.lessor.keep_alive(session.lease, s))
         if left is None:

@@ -75,7 +75,6 @@ class MembershipFeature:
         self._stopping = True
 
     async def live(self) -> None:
-        """One change after another."""
         while not self._stopping:
             await asyncio.sleep(self._rng.uniform(*THINK_S))
             if self._stopping:
@@ -216,7 +215,6 @@ class MembershipFeature:
         return node is not None and not node.failed
 
     def revisions(self) -> Sequence[int]:
-        """Membership changes make no revision."""
         return ()
 
     def judge(self) -> None:

@@ -143,7 +143,6 @@ class FaultyCluster(SimulatedCluster):
         )
 
     def wipe(self, member_id: int, down_s: float) -> None:
-        """The member's disk is replaced by an empty one."""
         self.kill(member_id, down_s, power=False)
         self.members[member_id].files = MemoryFiles()
         self.wiped.add(member_id)
@@ -240,7 +239,6 @@ class Nemesis:
         """When each of them began and was due to end, in the loop's time."""
 
     async def run(self, faults: Sequence[Fault]) -> None:
-        """Inject a schedule; returns when the last fault is healed."""
         async with asyncio.TaskGroup() as group:
             for fault in faults:
                 group.create_task(self._inject(fault))

@@ -66,8 +66,6 @@ class SimulationFailed(Broken):
 
 @dataclass
 class Report:
-    """The figures of one run."""
-
     seed: int
     size: int
     virtual_s: float = 0.0
@@ -169,8 +167,6 @@ class Simulation(FaultyCluster):
 
 
 class Run:
-    """One plan, from start to result."""
-
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.rng = stream(plan.seed, "run")
@@ -273,7 +269,6 @@ class Run:
         self._no_violation()
 
     async def _run_faults(self, tasks: Sequence[asyncio.Task[None]], injections: asyncio.Task[None]) -> None:
-        """Run clients and faults for the plan's time."""
         loop = self.cluster.loop
         end_s = self.cluster.faults_until_s = loop.time() + self.plan.length_s
         while loop.time() < end_s:

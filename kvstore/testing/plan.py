@@ -72,7 +72,6 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """For texts about the run."""
         kinds = sorted({fault.kind for fault in self.faults})
         return f"seed {self.seed} ({self.size} members, {', '.join((*self.features, *kinds)) or 'quiet'})"
 

@@ -96,8 +96,6 @@ YOUNG_S = 0.5
 
 
 class _Core(NamedTuple):
-    """What was last seen of a member's core."""
-
     term: int
     role: Role
     leader: int
@@ -127,7 +125,6 @@ class NodeProbes:
     # ---- cores
 
     def iteration_done(self, core: RaftCore) -> None:
-        """A member has finished a loop iteration."""
         s = core._state
         log = s.log
         seen = self._cores.get(s.id, _UNSEEN)
@@ -231,6 +228,5 @@ class NodeProbes:
             self.hit("a process dies during a snapshot transfer", when=transferring)
 
     def down(self, running: Collection[int], size: int) -> None:
-        """Fewer processes run than before."""
         self.hit("all members are down at once", when=not running)
         self.hit("most members are down at once", when=len(running) * 2 <= size)

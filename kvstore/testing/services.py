@@ -145,7 +145,6 @@ class MemberServices:
         """Calls that have not ended, in order of arrival."""
 
     def begin(self, path: str, data: bytes) -> MemoryCall:
-        """A call of one request has arrived."""
         row = self._rows[path]
         call = self._new_call()
         try:
@@ -174,7 +173,6 @@ class MemberServices:
             call.fail(error)
 
     def stop(self) -> None:
-        """The process has ended: every call fails."""
         self.member.lessor.stop()
         self.member.leader_loss.close()
         calls, self._calls = self._calls, {}
@@ -190,8 +188,6 @@ class MemberServices:
 
 
 class Servers(Protocol):
-    """The members as a connection sees them."""
-
     def services_of(self, member_id: int) -> MemberServices | None:
         """A member's services; None while it is down or has failed."""
 

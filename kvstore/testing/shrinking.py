@@ -27,7 +27,6 @@ _SIMPLER: dict[str, Any] = {"features": (), "clients": 1, "keys": 1, "padding": 
 
 
 def failure_of(plan: Plan) -> SimulationFailed | None:
-    """The failure of a plan, None when every invariant holds."""
     try:
         play(plan)
     except SimulationFailed as failure:
@@ -36,8 +35,6 @@ def failure_of(plan: Plan) -> SimulationFailed | None:
 
 
 class _Budget:
-    """Tries candidates until the runs are spent."""
-
     def __init__(self, invariant: str, runs: int) -> None:
         self.invariant = invariant
         self.runs = runs

@@ -52,7 +52,6 @@ POLL_S = 0.01
 
 
 def seeded(seed: int) -> random.Random:
-    """A repeatable random generator."""
     return random.Random(seed)  # noqa: S311  # simulation must be repeatable, not unguessable
 
 
@@ -157,8 +156,6 @@ class _ProcessFiles:
 
 @dataclass(slots=True)
 class SimulatedMember:
-    """One member's disk, and its process while it runs."""
-
     member_id: int
     files: MemoryFiles
     node: SimulatedNode | None = None
@@ -198,7 +195,6 @@ class SimulatedNode(Node):
         return state.opened_as
 
     def ask(self, action: Callable[[RaftCore], None]) -> None:
-        """Run an action on the core in the next loop iteration."""
         self._inbox.post(lambda: action(self._core))
 
     @property
@@ -272,7 +268,6 @@ class SimulatedCluster:
             await self.start(member_id)
 
     async def start(self, member_id: int) -> SimulatedNode:
-        """Start a member's process on the content of its disk."""
         member = self.members[member_id]
         assert member.node is None
         rng = seeded(self.rng.getrandbits(64))
@@ -329,18 +324,15 @@ class SimulatedCluster:
             )
 
     def ended(self, member_id: int) -> None:
-        """A member's process has ended: its clients' calls fail."""
         services = self.services.pop(member_id, None)
         if services is not None:
             services.stop()
 
     def engine_of(self, member_id: int) -> Engine | None:
-        """The member's engine, if its state machine is one."""
         machine = self.members[member_id].machine
         return machine if isinstance(machine, Engine) else None
 
     def services_of(self, member_id: int) -> MemberServices | None:
-        """A member's services; None while its process is down or has failed."""
         node = self.members[member_id].node
         return None if node is None or node.failed else self.services.get(member_id)
 
@@ -368,7 +360,6 @@ class SimulatedCluster:
         self.members[member_id].failures.append(reason)
 
     async def stop(self, member_id: int) -> None:
-        """Stop a member cleanly."""
         member = self.members[member_id]
         node, member.node = member.running, None
         await node.stop()
@@ -405,11 +396,9 @@ class SimulatedCluster:
         self.network.partition(*groups)
 
     def heal(self) -> None:
-        """End every partition."""
         self.network.heal()
 
     async def stop_all(self) -> None:
-        """Stop every running member; AssertionError after an uncaught exception."""
         for member_id, member in self.members.items():
             if member.node is not None:
                 await self.stop(member_id)
@@ -451,7 +440,6 @@ class SimulatedCluster:
             await asyncio.sleep(POLL_S)
 
     def describe(self) -> str:
-        """Term, leader and applied index of each running member."""
         return "; ".join(
             f"{n.member_id}: term {n.term} leader {n.leader} applied {n.applied}" for n in self.running
         )
@@ -491,7 +479,6 @@ class SimulatedCluster:
         return future, on_result
 
     def read_barrier(self, member_id: int) -> asyncio.Future[None]:
-        """Start a linearizable read at a member."""
         future: asyncio.Future[None] = self.loop.create_future()
 
         def on_result(error: NodeError | None) -> None:

@@ -33,8 +33,6 @@ class Broken(AssertionError):
 
 
 class Judge:
-    """The oracles of one run."""
-
     def __init__(self) -> None:
         self.probes = NodeProbes()
         self.violations: list[Broken] = []
@@ -61,12 +59,10 @@ class Judge:
 
     @property
     def leaders(self) -> int:
-        """Terms that had a leader."""
         return len(self._leaders)
 
     @property
     def applied_batches(self) -> int:
-        """Indexes at which some member applied a batch."""
         return len(self._batches)
 
     def violate(self, invariant: str, detail: str = "") -> None:
@@ -78,7 +74,6 @@ class Judge:
         self._issued.add(command)
 
     def leads(self, term: int, member_id: int, life: int) -> None:
-        """A process became leader."""
         first = self._leaders.setdefault(term, (member_id, life))
         if first != (member_id, life):
             self.violate("one leader per term", f"{term}: member, life {first} and {(member_id, life)}")
@@ -104,7 +99,6 @@ class Judge:
                 self.violate("a command known lost stays lost", f"applied at {index}: {command!r}")
 
     def applied(self, member_id: int, index: int, engine: Engine) -> None:
-        """A member has applied the batch at `index`."""
         for observer in self.on_applied:
             observer(engine)
         if index % HASH_EVERY == 0:
@@ -118,7 +112,6 @@ class Judge:
             self.violate("equal index means equal state", f"member {member_id} at {index}: {state}, {first}")
 
     def acknowledged(self, command: bytes) -> None:
-        """A client received the result of its command."""
         if command not in self._commands:
             self.violate("an acknowledged command is applied", f"nowhere: {command!r}")
 
@@ -139,7 +132,6 @@ class Judge:
     # ---- the core
 
     def iteration_done(self, core: RaftCore, now_s: float) -> None:
-        """A member has finished a loop iteration."""
         self._iterations += 1
         now = (core.id, int(now_s * 1e6), core.term, core.leader, core.commit, core.applied, core.last_index)
         self.digest = crc32(b"%d %d %d %d %d %d %d" % now, self.digest)
@@ -173,7 +165,6 @@ class WitnessedEngine:
         """Index of the last batch applied by this incarnation or contained in what it loaded."""
 
     def starts_at(self, index: int) -> None:
-        """The backend or snapshot that was loaded is at `index`."""
         self._last = index
 
     def apply(self, index: int, term: int, commands: Sequence[bytes], wanted: bool) -> Sequence[object]:

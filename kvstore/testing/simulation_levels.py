@@ -33,8 +33,6 @@ FAULTS_MIN = 3
 
 @dataclass(slots=True)
 class SeedResult:
-    """The result of one seed of one level."""
-
     level: str
     seed: int
     failure: str = ""
@@ -58,7 +56,6 @@ class SeedResult:
 
 
 def run_core(seed: int, length_s: float) -> SeedResult:
-    """One seed of bare cores."""
     began_s = time.process_time()
     schedule = generate(seed, seconds=int(length_s))
     report = run(schedule)
@@ -86,7 +83,6 @@ def run_core(seed: int, length_s: float) -> SeedResult:
 
 
 def run_nodes(seed: int, length_s: float, classes: tuple[str, ...] = ()) -> SeedResult:
-    """One seed of whole members."""
     began_s = time.process_time()
     try:
         report = run_seed(seed, length_s=length_s, classes=classes)

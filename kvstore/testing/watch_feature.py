@@ -46,8 +46,6 @@ ONCE_IN_ORDER = "a watcher receives every change once and in order"
 
 
 class _Change(NamedTuple):
-    """A change as watchers receive it."""
-
     revision: int
     key: bytes
     deleted: bool
@@ -131,7 +129,6 @@ class WatchFeature:
                 group.create_task(self._watch(watcher))
 
     async def _write(self) -> None:
-        """Several keys in one revision, among them deletions."""
         number = 0
         while not self._stopping:
             number += 1

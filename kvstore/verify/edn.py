@@ -58,8 +58,6 @@ def parse_all(text: str) -> list[tuple[Any, int]]:
 
 
 class _Parser:
-    """A cursor over the tokens of one text."""
-
     def __init__(self, text: str) -> None:
         self._text = text
         self._tokens: Iterator[tuple[str, str, int]] = self._scan()
@@ -77,7 +75,6 @@ class _Parser:
             position = found.end()
 
     def next_form(self) -> tuple[Any, int] | None:
-        """The next top-level form and its offset, or None at the end."""
         for kind, token, position in self._tokens:
             if kind == "discard":
                 self._value(0)

@@ -137,7 +137,6 @@ class _Analysis:
                 self.longest[key] = value
 
     def direct(self) -> Iterator[str]:
-        """Anomalies that need no cycle."""
         yield from self.duplicates
         for key, order in self.longest.items():
             if len(set(order)) != len(order):

@@ -148,7 +148,6 @@ class _Lease:
     acquired: list[Moment] = field(default_factory=list)
 
     def revoked(self) -> Moment | None:
-        """The revocation that was acknowledged."""
         return next((moment for moment in self.revokes if moment.done), None)
 
     def findings(self) -> Iterator[str]:

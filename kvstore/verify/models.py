@@ -40,8 +40,6 @@ class Step(NamedTuple):
 
 
 class Model(Protocol):
-    """A sequential object."""
-
     initial: Hashable
 
     def step(self, operation: Operation) -> Step | None:

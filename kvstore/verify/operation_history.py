@@ -65,7 +65,6 @@ class Operation:
     """When it completed, however it did."""
 
     def describe(self) -> str:
-        """One line a person can find in the history."""
         shown = self.completed if self.outcome is Outcome.OK else self.invoked
         at = "" if self.key is None else f" key {self.key!r}"
         return f"line {self.line}: process {self.process} {self.f}{at} {shown!r} ({self.outcome.value})"

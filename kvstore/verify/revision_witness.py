@@ -92,7 +92,6 @@ def _is_serializable(operation: Operation) -> bool:
 
 
 def _changed(operation: Operation) -> bool:
-    """Whether a completed operation raised the revision."""
     f, completed = operation.f, operation.completed
     if f == "put":
         return True
@@ -206,7 +205,6 @@ class _Replay:
         return self._held.get(key, (None, 0))[0]
 
     def holds(self, key: str, revision: int, fits: Callable[[Any], bool]) -> bool:
-        """Whether the key's value fits, if need be after an unknown write took an unclaimed revision."""
         value, since = self._held.get(key, (None, -len(self._free)))
         if fits(value):
             return True

@@ -45,8 +45,6 @@ class Config(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The end of a search."""
-
     legal: bool
     order: Sequence[int]
     """A legal order if there is one, else the longest legal prefix; numbers into `Problem.operations`."""
@@ -116,7 +114,6 @@ class Problem:
         return [(step, group, sum(1 << p for p in group)) for step, group in members.items()]
 
     def move(self, state: int, step: int) -> int:
-        """The number of the state after a step, or -1 when the step is impossible."""
         found = self._moves.get((state, step))
         if found is None:
             after = self.model.move(self._states[state], self._steps[step])

@@ -38,8 +38,6 @@ from kvstore.verify.watch_log import Log
 
 
 class WatchEvent(NamedTuple):
-    """One event as delivered."""
-
     mod: int
     type: str
     key: str

@@ -220,7 +220,6 @@ class WatchHub:
             self.unsynced += 1
 
     def remove(self, watcher: Watcher) -> None:
-        """Unregister a watcher and drop its queue. Idempotent."""
         if watcher.closed:
             return
         watcher.closed = True

@@ -155,7 +155,6 @@ class RaftCore:
 
     @property
     def conf(self) -> ConfState:
-        """The active configuration."""
         return self._state.tracker.conf
 
     def status(self) -> Status:

@@ -20,8 +20,6 @@ from raft.storage.storage_protocol import Checkpoint
 
 
 class Applier:
-    """The state machine's side of one member."""
-
     def __init__(
         self,
         replica: Replica,

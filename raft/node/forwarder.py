@@ -133,7 +133,6 @@ class Forwarder:
         self.changes.tick(now_s)
 
     def connected(self, member_id: int) -> None:
-        """A stream to the member has opened."""
         if member_id == self._core.leader:
             self._send_blocked = False
             self.reads.restart()

@@ -53,7 +53,6 @@ class ForwardingSessions:
         """Read-only outside. Every pending batch, in order of arrival; agrees with the sessions' queues."""
 
     def lead(self, term: int) -> None:
-        """This member leads `term` now."""
         if term != self._term:
             self._term = term
             self._sessions.clear()

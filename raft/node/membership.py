@@ -92,15 +92,12 @@ class Membership:
         return {member: now_s - since for member, since in self._connected_s.items() if member in up}
 
     def close(self) -> None:
-        """The member stops."""
         self._closed = True
 
     def connected(self, member: int) -> None:
-        """A stream to the member has opened."""
         self._connected_s[member] = self._loop.time()
 
     def disconnected(self, member: int) -> None:
-        """A stream to or from the member has ended."""
         if member in self._connected_s:
             self._connected_s[member] = self._loop.time()
 

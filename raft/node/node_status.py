@@ -66,8 +66,6 @@ class SnapshotStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """A moment in the life of a member."""
-
     member_id: int
     term: int
     vote: int

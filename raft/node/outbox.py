@@ -73,7 +73,6 @@ class Outbox:
             self.log.submit(self._submitting.popleft(), self._completed)
 
     def durable(self, work: AppendWork) -> None:
-        """The log holds `work`."""
         if self._torn_tail_guard.active:
             self._torn_tail_guard.on_durable(work)
         if work.snapshot is not None:

@@ -30,7 +30,6 @@ def timed_out(*, forwarded: bool, leader: int) -> NodeError:
 
 
 def stopped(*, forwarded: bool) -> NodeError:
-    """The member stops."""
     return OutcomeUnknown("stopped; it may be applied") if forwarded else Stopped("server stopped")
 
 

@@ -111,7 +111,6 @@ class SnapshotReceiver:
         self._counters = ReceiverCounters()
 
     def counters(self) -> ReceiverCounters:
-        """A copy of the counters."""
         incoming, counted = self._incoming, self._counters
         receiving = None
         if incoming is not None and incoming.file is not None:
@@ -121,7 +120,6 @@ class SnapshotReceiver:
     # -- one attempt after another
 
     def on_snapshot(self, handshake: Handshake, offer: SnapshotOffer) -> SnapshotSink:
-        """See `Receiver`."""
         message, meta = offer.message, offer.message.snapshot
         member = handshake.member_id
         assert meta is not None, "the codec refuses a snapshot without it"

@@ -102,7 +102,6 @@ class SnapshotSender:
         return min((transfer.held_index for transfer in self._transfers.values()), default=None)
 
     def counters(self) -> SenderCounters:
-        """A copy of the counters."""
         sending = {
             member: (transfer.offset, transfer.copy.snapshot.size_bytes)
             for member, transfer in self._transfers.items()

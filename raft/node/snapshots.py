@@ -75,7 +75,6 @@ class Snapshots:
         self._receiver.log_names(meta)
 
     def on_snapshot(self, handshake: Handshake, offer: SnapshotOffer) -> SnapshotSink:
-        """See `Receiver`."""
         if self._cancelled or not self._identity_check.vote_eligible:
             raise SnapshotRefused("this member takes no snapshots now")
         return self._receiver.on_snapshot(handshake, offer)

@@ -86,7 +86,6 @@ class Transfer:
         self._waiting = still
 
     def close(self) -> None:
-        """The member stops."""
         self._closed = True
         waiting, self._waiting = self._waiting, []
         for _, _, on_result, _ in waiting:

@@ -113,7 +113,6 @@ class Judge:
     # ------------------------------------------------------------------ after each event
 
     def observe(self, member: Member) -> None:
-        """Check a member against its last observation."""
         s = member.core._state
         log = s.log
         seen = member.seen
@@ -164,7 +163,6 @@ class Judge:
         seen.term, seen.vote, seen.role, seen.leader = s.term, s.vote, s.role, s.leader
 
     def _observe_leader(self, member: Member) -> None:
-        """A member has become leader."""
         s = member.core._state
         conf = s.tracker.conf
         votes = {voter: self.votes.get((voter, s.term)) == member.id for voter in s.tracker.voters()}
@@ -274,7 +272,6 @@ class Judge:
         return log.has_conf_change(max(log.applied, log.base_index) + 1, index)
 
     def wrote(self, member: Member, before: HardState) -> None:
-        """A hard state has become durable."""
         after = member.disk.hard
         if after.term < before.term:
             raise Violation("terms never decrease", member.id, before, after)
@@ -366,7 +363,6 @@ class Judge:
                 raise Violation("a leader without a quorum steps down", member.id, s.term, recent)
 
     def applied(self, member: Member, entry: Entry, digest: int) -> None:
-        """A member's state machine was given an entry."""
         if entry.index > self.committed or self.terms[entry.index] != entry.term:
             raise Violation("only what is committed is applied", member.id, entry)
         if not member.disk.holds(entry.index, entry.term):
@@ -380,7 +376,6 @@ class Judge:
             raise Violation("a read sees all that was committed before it", member.id, read, lower_bound)
 
     def full(self, member: Member) -> None:
-        """Inspect everything about one member."""
         check_state(member.core)
         if member.core.role is Role.LEADER:
             for other in member.core._state.tracker.progress:

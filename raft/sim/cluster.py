@@ -36,8 +36,6 @@ STABLE_TIMEOUTS = 10
 
 @dataclass(slots=True)
 class Report:
-    """Result of one run."""
-
     seed: int
     invariant: str | None
     """The violated invariant, None when all held."""
@@ -112,7 +110,6 @@ class Cluster:
         self.digest = crc32(text, self.digest)
 
     def complete_write(self, data: bytes, outcome: str) -> None:
-        """A client receives the outcome of its write."""
         self.writes[outcome] += 1
         if outcome == "failed":
             self.probes.hit("a write is known lost")

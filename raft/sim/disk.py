@@ -57,7 +57,6 @@ class Disk:
         return hard._replace(commit=min(hard.commit, self.last_index))
 
     def write(self, work: AppendWork) -> None:
-        """Make one piece of work durable."""
         if work.snapshot is not None:
             self.base = work.snapshot
             self.entries = []

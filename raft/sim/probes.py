@@ -313,7 +313,6 @@ class Probes:
             self.hit("a leader is elected in a joint configuration", when=bool(conf.voters_outgoing))
 
     def watch_leader(self, s: State) -> None:
-        """A leader has had a tick."""
         reads = s.reads
         if len(reads.rounds) > 1:
             self.counts["several read rounds are open"] += 1

@@ -96,7 +96,6 @@ class SqliteBackend:
         self._closed = False
 
     async def mark(self) -> Checkpoint:
-        """See Backend."""
         await self._connect()
         return self._mark
 
@@ -364,7 +363,6 @@ class SqliteBackendOpener:
         return state
 
     def adopt(self, path: str, identity: Identity) -> Checkpoint:
-        """See BackendOpener."""
         return _adopt(path, identity)
 
 

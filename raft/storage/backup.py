@@ -41,8 +41,6 @@ _OLD_LOG_NAME = "wal.old"
 
 
 class Backup(NamedTuple):
-    """What a backup holds."""
-
     mark: Checkpoint
     rows: dict[bytes, bytes]
     size_bytes: int

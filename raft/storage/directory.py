@@ -69,7 +69,6 @@ class MemberDirectory:
     lock: Lock
 
     def release(self) -> None:
-        """Let others open the directory."""
         self.snapshot_store.close()
         self.lock.release()
 

@@ -77,8 +77,6 @@ class FileSystem(Protocol):
 
 
 class RealFile:
-    """A file of the operating system."""
-
     __slots__ = ("_fd", "_path")
 
     def __init__(self, fd: int, path: str) -> None:

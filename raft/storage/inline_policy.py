@@ -39,7 +39,6 @@ class InlinePolicy:
         """Length of the next penalty."""
 
     def observe(self, now: float, duration_s: float) -> None:
-        """Record one finished sync."""
         fast = duration_s < MEDIAN_MAX_S
         samples = self._fast
         if len(samples) == SAMPLES:

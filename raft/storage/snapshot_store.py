@@ -192,7 +192,6 @@ class SnapshotStore:
         return await self._background.run(read)
 
     async def discard(self, snapshot: Snapshot) -> None:
-        """Delete a copy."""
         await self._background.run(lambda: self._unlink(snapshot.path))
 
     # -- received snapshots

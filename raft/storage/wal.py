@@ -148,7 +148,6 @@ class Log:
         self._stage(records.VOTE_ELIGIBLE_ITEM)
 
     def stage_peer_disk(self, member_id: int, disk_id: int) -> None:
-        """Record a peer's disk id."""
         self._peers[member_id] = disk_id
         self._stage(records.peer_disk_item(member_id, disk_id))
 
@@ -180,7 +179,6 @@ class Log:
 
     @property
     def staged(self) -> bool:
-        """Whether a commit would write anything."""
         return len(self._items) > 1
 
     def commit(self) -> None:

@@ -54,7 +54,6 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="raft-disk-watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin watching."""
         self._thread.start()
 
     def stop(self) -> None:

@@ -123,7 +123,6 @@ class _WriterBase:
             self._log.stage_hard_state(lazy)
 
     def _deliver(self, group: list[_Job]) -> None:
-        """Run completions, on the loop."""
         if self._failed:
             return
         try:
@@ -219,15 +218,12 @@ class ThreadedLogWriter(_WriterBase):
         self._enqueue(job)
 
     def record_vote_eligible(self) -> None:
-        """See LogWriter."""
         self._enqueue((Log.stage_vote_eligible, None, None, None))
 
     def record_peer_disk(self, member_id: int, disk_id: int, done: Done) -> None:
-        """See LogWriter."""
         self._enqueue((lambda log: log.stage_peer_disk(member_id, disk_id), None, None, done))
 
     def compact(self, snapshot: SnapshotMeta) -> None:
-        """See LogWriter."""
         self._enqueue((lambda log: log.stage_compaction(snapshot), None, None, None))
 
     async def close(self) -> None:
@@ -379,20 +375,16 @@ class InlineLogWriter(_WriterBase):
         self._loop.call_soon(self._maintain_files)
 
     def submit(self, work: AppendWork, done: Callable[[AppendWork], None]) -> None:
-        """See LogWriter."""
         self._appends += 1
         self._commit((None, work, done, None))
 
     def record_vote_eligible(self) -> None:
-        """See LogWriter."""
         self._commit((Log.stage_vote_eligible, None, None, None))
 
     def record_peer_disk(self, member_id: int, disk_id: int, done: Done) -> None:
-        """See LogWriter."""
         self._commit((lambda log: log.stage_peer_disk(member_id, disk_id), None, None, done))
 
     def compact(self, snapshot: SnapshotMeta) -> None:
-        """See LogWriter."""
         self._commit((lambda log: log.stage_compaction(snapshot), None, None, None))
 
     async def close(self) -> None:

@@ -65,7 +65,6 @@ def decode_handshake(data: bytes) -> Handshake:
 
 
 def encode_opening(handshake: Handshake) -> bytes:
-    """Encode the first frame of a stream."""
     return wire.Frame(handshake=_handshake_to_wire(handshake)).SerializeToString()
 
 

@@ -163,7 +163,6 @@ class GrpcTransport:
     async def send_snapshot(
         self, member_id: int, offer: SnapshotOffer, read: ReadSnapshot, progress: Callable[[int], None]
     ) -> None:
-        """See `Transport`."""
         urls = self._peers.get(member_id)
         if urls is None:
             raise SnapshotFailed(f"member {member_id:x} is no peer")

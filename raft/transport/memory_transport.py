@@ -574,7 +574,6 @@ class MemoryTransport:
     async def send_snapshot(
         self, member_id: int, offer: SnapshotOffer, read: ReadSnapshot, progress: Callable[[int], None]
     ) -> None:
-        """See `Transport`."""
         connection = None if self._closed else self.network.connect_snapshot(self, member_id)
         if connection is None:
             raise SnapshotFailed("no connection")

@@ -76,7 +76,6 @@ _INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 
 def _port(address: object) -> int:
-    """Return the port of an internet address tuple."""
     assert isinstance(address, tuple)
     return int(address[1])
 

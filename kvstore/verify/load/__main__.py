@@ -29,7 +29,6 @@ def connect(kind: str, endpoint: str, timeout_s: float) -> Client:
 
 
 async def run(spec: LoadSpec, out: TextIO) -> int:
-    """Run all slots until the input closes; the exit code."""
     load = Load(spec, out)
     loop = asyncio.get_running_loop()
     clients = [connect(spec.client, endpoint, spec.timeout_s) for endpoint in spec.endpoints]

@@ -19,8 +19,6 @@ class NotServedError(Exception):
 
 
 class Held(NamedTuple):
-    """What a key held."""
-
     value: str | None
     """None for a missing key."""
     mod: int
@@ -33,8 +31,6 @@ MISSING = Held(None, 0)
 
 
 class TxnReply(NamedTuple):
-    """The answer to a transaction."""
-
     revision: int
     succeeded: bool
     reads: Sequence[Held]
@@ -42,8 +38,6 @@ class TxnReply(NamedTuple):
 
 
 class WatchReply(NamedTuple):
-    """One message of a watch."""
-
     revision: int
     """Of the header: everything up to it has been delivered when there are no events (progress)."""
     events: Sequence[dict[str, Any]]

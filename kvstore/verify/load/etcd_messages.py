@@ -18,8 +18,6 @@ def _held(pair: Any) -> Held:
 
 
 class EtcdClient:
-    """A `Client` over any carrier; subclasses send one request and sort its failures."""
-
     def __init__(self, messages: Any) -> None:
         self.messages = messages
         """A module, or an object like one, with the messages of etcd's rpc.proto."""

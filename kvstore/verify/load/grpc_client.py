@@ -90,7 +90,6 @@ class ThinClient(EtcdClient):
     async def watch(
         self, prefix: str, start: int, *, previous: bool, no_put: bool = False, no_delete: bool = False
     ) -> AsyncIterator[WatchReply]:
-        """Messages of one watch until the stream ends or the caller stops."""
         filters = [*([rpc_pb2.WatchCreateRequest.NOPUT] if no_put else [])]
         filters += [rpc_pb2.WatchCreateRequest.NODELETE] if no_delete else []
         create = rpc_pb2.WatchCreateRequest(
@@ -143,7 +142,6 @@ def _event(event: Any) -> dict[str, Any]:
 
 
 def _sorted(error: grpc.aio.AioRpcError, changes: bool) -> Exception:
-    """The failure as the workloads know it."""
     if error.code() is grpc.StatusCode.UNIMPLEMENTED:
         return NotServedError(error.details() or "unimplemented")
     trailer = next(

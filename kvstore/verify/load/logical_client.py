@@ -60,8 +60,6 @@ class LoadSpec:
 
 
 class Recorder:
-    """Writes events as they happen, one JSON object a line."""
-
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self.count = 0
@@ -76,8 +74,6 @@ class Recorder:
 
 
 class Load:
-    """What the slots of one process share."""
-
     def __init__(self, spec: LoadSpec, out: TextIO) -> None:
         self.spec = spec
         self.recorder = Recorder(out)
@@ -93,7 +89,6 @@ class Load:
         return self.stopping.is_set()
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep, or less when the end is asked for."""
         try:
             await asyncio.wait_for(self.stopping.wait(), seconds)
         except TimeoutError:
@@ -101,8 +96,6 @@ class Load:
 
 
 class Slot:
-    """One logical client."""
-
     def __init__(self, load: Load, number: int, clients: Sequence[Client]) -> None:
         self.load = load
         self.number = number
@@ -126,7 +119,6 @@ class Slot:
         return self._position
 
     def move(self) -> None:
-        """Go on with another member."""
         if len(self._clients) > 1:
             self._position = (self._position + self.rng.randrange(1, len(self._clients))) % len(self._clients)
 
@@ -136,7 +128,6 @@ class Slot:
         return self._fresh * self.load.spec.slots_total + self.number
 
     async def pace(self) -> None:
-        """Wait until the next operation is due."""
         interval = self.load.spec.slots_total / self.load.spec.rate
         self._due = max(self._due + interval * self.rng.uniform(0.5, 1.5), time.monotonic() - interval)
         await self.load.sleep(max(0.0, self._due - time.monotonic()))

@@ -77,7 +77,6 @@ class LoadProcesses:
 
     @property
     def ended(self) -> bool:
-        """Whether some process has ended by itself."""
         return any(process.returncode is not None for process in self.processes)
 
     async def stop(self) -> list[int | None]:
@@ -97,7 +96,6 @@ class LoadProcesses:
         return codes
 
     def kill(self) -> None:
-        """For a run that ends in an error."""
         for process in self.processes:
             if process.returncode is None:
                 process.kill()

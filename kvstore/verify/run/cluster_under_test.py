@@ -36,8 +36,6 @@ class Wrapping:
 
 
 class ClusterUnderTest(Supervisor):
-    """Members, their proxies, and calls to each of them."""
-
     held_called = "connections held"
     """What `held_links` counts."""
 
@@ -68,12 +66,10 @@ class ClusterUnderTest(Supervisor):
 
     @property
     def numbers(self) -> list[int]:
-        """Every member of the plan."""
         return [node.number for node in self.plan.nodes]
 
     @property
     def alive(self) -> list[int]:
-        """Members whose process lives, paused or not."""
         return [number for number, child in self._children.items() if child.alive]
 
     def state(self, number: int) -> str:
@@ -95,15 +91,12 @@ class ClusterUnderTest(Supervisor):
                     self.unexpected.append(line)
 
     def held_links(self) -> int:
-        """Connections between members that a partition holds now."""
         return sum(connection.held for proxy in self._proxies.values() for connection in proxy.connections)
 
     def open_links(self) -> int:
-        """Connections between members."""
         return sum(len(proxy.connections) for proxy in self._proxies.values())
 
     def reset_links(self) -> int:
-        """Reset every connection between members, as a rebooting switch does; how many there were."""
         connections = [one for proxy in self._proxies.values() for one in proxy.connections]
         for connection in connections:
             connection.reset()
@@ -134,7 +127,6 @@ class ClusterUnderTest(Supervisor):
         return await call(request, timeout=timeout_s)
 
     async def leader(self) -> int:
-        """The number of the member that leads, or 0."""
         statuses = [status for status in await self.statuses() if status.role == "leader"]
         return max(statuses, key=lambda status: status.term).number if statuses else 0
 

@@ -73,7 +73,6 @@ class PowerCut:
         _strace()
 
     def _new_trace(self, number: int) -> None:
-        """Give the next start of a member a trace of its own."""
         traces = self._traces[number]
         trace = self.field.directory / "traces" / f"node{number}-{time.monotonic_ns()}"
         traces.append(trace)
@@ -96,7 +95,6 @@ class PowerCut:
         return "power cut of " + ", ".join(f"node{number}" for number in chosen)
 
     async def _rebuild(self, number: int) -> None:
-        """Replace a member's directory by one that a power cut could have left."""
         data = self.field.cluster.data_of(number)
         await self._flushed(self._traces[number][-1])
         traced = TracedDirectory(data)

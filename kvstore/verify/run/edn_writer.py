@@ -36,5 +36,4 @@ def write_value(value: Any, head: bool = False) -> str:
 
 
 def write_history(events: Iterable[Mapping[str, Any]]) -> str:
-    """All events, one a line."""
     return "".join(write_event(event) + "\n" for event in events)

@@ -23,7 +23,6 @@ class GuardedResource:
         """Highest token seen, by name; never goes back."""
 
     async def start(self) -> int:
-        """Listen; the port."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=LINE_BYTES_MAX)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
@@ -45,7 +44,6 @@ class GuardedResource:
             writer.close()
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer `read` or `write` of a name, perhaps with a token."""
         name, token = request["name"], request["token"]
         version = self._versions.get(name, 0)
         if token is not None:

@@ -44,8 +44,6 @@ class Missing(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Fault:
-    """One fault, as it was done."""
-
     nemesis: str
     target: str
     """What was done, and to which members."""

@@ -32,14 +32,12 @@ def halves(members: list[int], leader: int, rng: Random) -> Links:
 
 
 def isolate_one(members: list[int], leader: int, rng: Random) -> Links:
-    """One member, alone."""
     del leader
     one = rng.choice(members)
     return _between([one], [other for other in members if other != one])
 
 
 def isolate_leader(members: list[int], leader: int, rng: Random) -> Links:
-    """The leader, alone."""
     one = leader or rng.choice(members)
     return _between([one], [other for other in members if other != one])
 

@@ -48,8 +48,6 @@ OK_SHARE_MIN = 0.5
 
 @dataclass(slots=True, kw_only=True)
 class RunResult:
-    """What came out."""
-
     settings: Settings
     verdict: str
     """valid, invalid, unknown or inconclusive."""
@@ -68,13 +66,10 @@ class RunResult:
 
     @property
     def checked(self) -> int:
-        """Operations that were judged."""
         return sum(self.counts.values())
 
 
 class Run:
-    """One run in progress."""
-
     def __init__(self, settings: Settings) -> None:
         settings.validate()
         self.settings = settings
@@ -201,7 +196,6 @@ class Run:
                 self.result.reasons.append(f"clients {position + 1} ended with {code}, saying {words[0]}")
 
     async def _read_all(self) -> Finals:
-        """The whole contents of every member, at one revision."""
         everything = rpc_pb2.RangeRequest(key=b"\0", range_end=b"\0")
         first = await self.cluster.call(1, "KV/Range", rpc_pb2.RangeRequest(key=b"\0"))
         revision = first.header.revision

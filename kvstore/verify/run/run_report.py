@@ -58,7 +58,6 @@ def log_findings(cluster: ClusterUnderTest) -> list[str]:
 
 
 def write_results(result: RunResult) -> None:
-    """`results.json`, `schedule.json` and `junit.xml`."""
     directory = result.settings.directory
     directory.mkdir(parents=True, exist_ok=True)
     summary = {
@@ -98,7 +97,6 @@ def _check(check: Check) -> dict[str, Any]:
 def write_all(
     result: RunResult, events: Sequence[dict[str, Any]], operations: Sequence[Operation], began_ns: int
 ) -> None:
-    """Everything but the histories."""
     result.figures["availability"] = availability(operations, result.faults)
     write_results(result)
     write_timeline(result, events, operations, began_ns)
@@ -130,7 +128,6 @@ def junit(results: Sequence[RunResult]) -> str:
 
 
 def summary(result: RunResult) -> list[str]:
-    """A run in a few lines."""
     settings = result.settings
     counts = " ".join(f"{name} {count}" for name, count in sorted(result.counts.items()))
     held = f"{sum(bool(fault.evidence) for fault in result.faults)} of {len(result.faults)} faults"

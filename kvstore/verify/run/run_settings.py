@@ -16,8 +16,6 @@ SECONDS_MAX = 24 * 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """One run."""
-
     workload: str
     nemeses: tuple[str, ...]
     """By name; empty for a run without faults."""

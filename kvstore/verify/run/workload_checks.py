@@ -25,8 +25,6 @@ EMPTY_REVISION = 1
 
 @dataclass(slots=True, kw_only=True)
 class Check:
-    """What one checker said."""
-
     name: str
     kind: VerdictKind
     operations: int
