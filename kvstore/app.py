@@ -53,13 +53,7 @@ from raft.node import (
     count_operations,
 )
 from raft.node.checkpointer import STATE_COMMIT_BOUNDS_S
-from raft.storage import (
-    MemberDirectory,
-    RealFiles,
-    StorageError,
-    ThreadedLogWriter,
-    Watchdog,
-)
+from raft.storage import MemberDirectory, RealFiles, StorageError, ThreadedLogWriter, Watchdog
 from raft.storage.storage_protocol import SYNC_BOUNDS_S, Checkpoint
 from raft.transport import sockets
 from raft.transport.grpc_transport import GrpcTransport, ask_description, stop_server

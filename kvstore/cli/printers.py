@@ -68,6 +68,18 @@ class Printer:
     def txn(self, reply: rpc_pb2.TxnResponse) -> None:
         raise NotImplementedError
 
+    def operation(self, response: rpc_pb2.ResponseOp) -> None:
+        """Print the reply of one operation of a transaction, nested ones too."""
+        match response.WhichOneof("response"):
+            case "response_put":
+                self.put(response.response_put)
+            case "response_range":
+                self.get(response.response_range)
+            case "response_delete_range":
+                self.delete(response.response_delete_range)
+            case "response_txn":
+                self.txn(response.response_txn)
+
     def watch(self, reply: rpc_pb2.WatchResponse) -> None:
         raise NotImplementedError
 
@@ -149,15 +161,7 @@ class SimplePrinter(Printer):
         _out("SUCCESS\n" if reply.succeeded else "FAILURE\n")
         for response in reply.responses:
             _out("\n")
-            match response.WhichOneof("response"):
-                case "response_put":
-                    self.put(response.response_put)
-                case "response_range":
-                    self.get(response.response_range)
-                case "response_delete_range":
-                    self.delete(response.response_delete_range)
-                case "response_txn":
-                    self.txn(response.response_txn)
+            self.operation(response)
 
     def watch(self, reply: rpc_pb2.WatchResponse) -> None:
         for event in reply.events:
@@ -330,15 +334,7 @@ class FieldsPrinter(Printer):
         self._header(reply.header)
         self._lines(("Succeeded", _bool(reply.succeeded)))
         for response in reply.responses:
-            match response.WhichOneof("response"):
-                case "response_put":
-                    self.put(response.response_put)
-                case "response_range":
-                    self.get(response.response_range)
-                case "response_delete_range":
-                    self.delete(response.response_delete_range)
-                case "response_txn":
-                    self.txn(response.response_txn)
+            self.operation(response)
 
     def watch(self, reply: rpc_pb2.WatchResponse) -> None:
         self._header(reply.header)

@@ -95,11 +95,7 @@ def _wanted(
         range_end = prefix_end(key)
         key = key or ALL_KEYS
     request = rpc_pb2.WatchCreateRequest(
-        key=key,
-        range_end=range_end,
-        start_revision=rev,
-        prev_kv=prev_kv,
-        progress_notify=progress_notify,
+        key=key, range_end=range_end, start_revision=rev, prev_kv=prev_kv, progress_notify=progress_notify
     )
     return Wanted(request, command or [])
 

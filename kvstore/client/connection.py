@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Self
 
 import grpc
@@ -94,12 +93,7 @@ class Connection:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_exception: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -150,11 +144,7 @@ class Connection:
         return None
 
     async def _send(
-        self,
-        channel: grpc.aio.Channel,
-        method: Method[Request, Reply],
-        request: Request,
-        deadline: float,
+        self, channel: grpc.aio.Channel, method: Method[Request, Reply], request: Request, deadline: float
     ) -> Reply:
         stub = channel.unary_unary(
             method.path,

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncIterator
-from types import TracebackType
 from typing import Any, Self
 
 import grpc
@@ -115,12 +114,7 @@ class Session:
         self._keeping = asyncio.create_task(self._keep(), name=f"lease {self.lease:x}")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_exception: object) -> None:
         assert self._keeping is not None
         lost = self.lost.is_set()  # it is set when keep-alives end, for any reason
         self._keeping.cancel()

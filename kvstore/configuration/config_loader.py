@@ -158,7 +158,6 @@ def _flat(path: Path, document: object) -> dict[str, object]:
 
 
 def _text(path: Path, row: Setting, value: object) -> str:
-    """A value of a file as a flag would spell it."""
     match value:
         case bool():
             return str(value).lower()

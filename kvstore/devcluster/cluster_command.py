@@ -104,36 +104,21 @@ def status(directory: Path) -> None:
     click.echo(plain_table([control.status_from(row) for row in rows]))
 
 
-@cluster.command()
-@_who
-@_directory
-def kill(node: str, directory: Path) -> None:
-    """Kill a node's process (SIGKILL)."""
-    click.echo(session.ask(directory, "kill", node))
+def _node_command(name: str, text: str) -> None:
+    """Add a command that the supervisor carries out on one node, under the same name."""
+
+    @cluster.command(name, help=text)
+    @_who
+    @_directory
+    def command(node: str, directory: Path) -> None:
+        click.echo(session.ask(directory, name, node))
 
 
-@cluster.command()
-@_who
-@_directory
-def pause(node: str, directory: Path) -> None:
-    """Stop a node's process where it stands (SIGSTOP)."""
-    click.echo(session.ask(directory, "pause", node))
-
-
-@cluster.command()
-@_who
-@_directory
-def resume(node: str, directory: Path) -> None:
-    """Let a paused node go on (SIGCONT)."""
-    click.echo(session.ask(directory, "resume", node))
-
-
-@cluster.command()
-@_who
-@_directory
-def restart(node: str, directory: Path) -> None:
-    """Start a node on its data, stopping it first if it runs."""
-    click.echo(session.ask(directory, "restart", node))
+_node_command("kill", "Kill a node's process (SIGKILL).")
+_node_command("pause", "Stop a node's process where it stands (SIGSTOP).")
+_node_command("resume", "Let a paused node go on (SIGCONT).")
+_node_command("restart", "Start a node on its data, stopping it first if it runs.")
+_node_command("isolate", "Partition one node from all others.")
 
 
 @cluster.command()
@@ -142,14 +127,6 @@ def restart(node: str, directory: Path) -> None:
 def partition(groups: str, directory: Path) -> None:
     """Split the network: only nodes of one group hear one another (quote the bar)."""
     click.echo(session.ask(directory, "partition", groups))
-
-
-@cluster.command()
-@_who
-@_directory
-def isolate(node: str, directory: Path) -> None:
-    """Partition one node from all others."""
-    click.echo(session.ask(directory, "isolate", node))
 
 
 @cluster.command()

@@ -142,12 +142,7 @@ def usual_nodes(count: int) -> tuple[NodePlan, ...]:
 def free_nodes(count: int) -> tuple[NodePlan, ...]:
     ports = free_ports(3 * count)
     return tuple(
-        NodePlan(
-            number=number,
-            client_port=ports.pop(),
-            peer_port=ports.pop(),
-            metrics_port=ports.pop(),
-        )
+        NodePlan(number=number, client_port=ports.pop(), peer_port=ports.pop(), metrics_port=ports.pop())
         for number in range(1, count + 1)
     )
 

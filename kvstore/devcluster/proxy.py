@@ -171,8 +171,6 @@ class PeerProxy:
 
 
 class _Connection:
-    """Two sides, the dialling member's and the dialled one's."""
-
     def __init__(self, proxy: PeerProxy) -> None:
         self._proxy = proxy
         self.dialler = _Side(self)
@@ -314,7 +312,6 @@ class _Side(asyncio.Protocol):
         return bool(poll.poll(0))
 
     def _deliver(self) -> None:
-        """Pass on what is due."""
         loop = asyncio.get_running_loop()
         other = self._connection.opposite(self)
         while self._late and self._late[0][0] <= loop.time():

@@ -253,7 +253,6 @@ class Engine:
         return None if member is None else member.peer_urls
 
     def is_removed(self, member_id: int) -> bool:
-        """Whether the member was removed from the cluster, for ever."""
         return self._tables.is_removed(member_id)
 
     def alarms(self) -> tuple[AlarmMember, ...]:

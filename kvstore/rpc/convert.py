@@ -169,9 +169,5 @@ def _response_op(
 
 def member(one: engine.Member) -> pb.Member:
     return pb.Member(
-        ID=one.id,
-        name=one.name,
-        peerURLs=one.peer_urls,
-        clientURLs=one.client_urls,
-        isLearner=one.is_learner,
+        ID=one.id, name=one.name, peerURLs=one.peer_urls, clientURLs=one.client_urls, isLearner=one.is_learner
     )

@@ -216,7 +216,6 @@ class GrpcCall(Call):
 
 
 async def _abort(method: Method, context: grpc.aio.ServicerContext[bytes, bytes], error: KVError) -> NoReturn:
-    """Fail a call with the error's code, text and outcome trailer."""
     method.statistics.ended(int(error.code))
     trailer = ((OUTCOME_TRAILER, outcome_of(error)),)
     await context.abort(STATUS_CODES[int(error.code)], error.text, trailer)
@@ -241,7 +240,6 @@ class _Behaviour:
         self._gate = gate
 
     async def unary(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        """One request, one reply."""
         self._statistics.started += 1
         self._statistics.received_bytes += len(data)
         call = GrpcCall(context)
@@ -265,7 +263,6 @@ class _Behaviour:
     async def stream(
         self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> AsyncIterator[bytes]:
-        """One request, a stream of replies."""
         self._statistics.started += 1
         self._statistics.received_bytes += len(data)
         call = GrpcCall(context)

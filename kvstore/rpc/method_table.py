@@ -25,7 +25,6 @@ from kvstore.wire import rpc_pb2 as pb
 
 
 def all_methods(member: LocalMember, changes: MembershipChanges, backups: Backups) -> tuple[Method, ...]:
-    """The table that every binding serves."""
     headers = Headers(member)
     rows = (
         *KVService(member, headers).methods(),

@@ -39,14 +39,7 @@ class WatchService:
         self._rng = random.Random()  # noqa: S311  spreads timers, guards no secret
 
     def methods(self) -> tuple[Method, ...]:
-        return (
-            Method(
-                service=SERVICE,
-                name="Watch",
-                request_type=pb.WatchRequest,
-                opens=self.open,
-            ),
-        )
+        return (Method(service=SERVICE, name="Watch", request_type=pb.WatchRequest, opens=self.open),)
 
     def open(self, call: Call) -> Conversation:
         return Conversation(self._member, self._headers, call, self._rng)
@@ -133,11 +126,7 @@ class Conversation:
         header = self._headers.at(revision)
         self._call.send(
             pb.WatchResponse(
-                header=header,
-                watch_id=watch_id,
-                created=True,
-                canceled=bool(refusal),
-                cancel_reason=refusal,
+                header=header, watch_id=watch_id, created=True, canceled=bool(refusal), cancel_reason=refusal
             )
         )
 

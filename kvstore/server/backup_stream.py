@@ -29,8 +29,6 @@ class Copies(Protocol):
 
 
 class BackupCall(Protocol):
-    """The call that receives a backup."""
-
     def send_piece(self, data: bytes, remaining_bytes: int) -> None: ...
     async def wait_for_space(self) -> None:
         """Wait until more may be sent."""

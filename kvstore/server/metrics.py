@@ -10,12 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kvstore.server.local_member import LocalMember
@@ -121,9 +116,7 @@ class MemberCollector(Collector):
         yield _gauge("etcd_server_is_leader", "Whether this member leads.", is_leader)
         yield _gauge("etcd_server_is_learner", "Whether this member is a learner.", member.is_learner())
         yield _counter(
-            "etcd_server_leader_changes_seen",
-            "Changes of leader seen.",
-            status.statistics.leader_changes,
+            "etcd_server_leader_changes_seen", "Changes of leader seen.", status.statistics.leader_changes
         )
         yield _gauge("etcd_server_proposals_committed_total", "Highest committed index.", status.commit)
         yield _gauge("etcd_server_proposals_applied_total", "Highest applied index.", status.applied)
@@ -198,9 +191,7 @@ class MemberCollector(Collector):
         yield _gauge("etcd_debugging_mvcc_watch_stream_total", "Watch calls.", hub.streams)
         yield _gauge("etcd_debugging_mvcc_watcher_total", "Watchers.", hub.watcher_count)
         yield _gauge(
-            "etcd_debugging_mvcc_slow_watcher_total",
-            "Unsynced watchers, which read history.",
-            hub.unsynced,
+            "etcd_debugging_mvcc_slow_watcher_total", "Unsynced watchers, which read history.", hub.unsynced
         )
         yield _counter("etcd_debugging_mvcc_events", "Events queued for watchers, since start.", hub.events)
         yield _gauge(
@@ -225,9 +216,7 @@ class MemberCollector(Collector):
             self._member.lessor.kept_alive,
         )
         yield _counter(
-            "etcd_debugging_server_lease_expired",
-            "Leases expired, as applied here.",
-            leases.expired,
+            "etcd_debugging_server_lease_expired", "Leases expired, as applied here.", leases.expired
         )
         yield _gauge("kvstore_leases", "Leases.", len(leases))
 

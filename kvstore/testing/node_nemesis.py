@@ -88,12 +88,7 @@ class FaultyCluster(SimulatedCluster):
             return self.rng.uniform(0, most_s) if most_s else 0.0
 
         return SlowLogWriter(
-            log,
-            loop=self.loop,
-            fatal=fatal,
-            on_space=on_space,
-            duration_s=duration_s,
-            draw=self.rng.random,
+            log, loop=self.loop, fatal=fatal, on_space=on_space, duration_s=duration_s, draw=self.rng.random
         )
 
     def on_failure(self, member_id: int, reason: str) -> None:
@@ -118,7 +113,6 @@ class FaultyCluster(SimulatedCluster):
             self.kill(member_id, RESTART_S, power=member_id in self.losing_power)
 
     def kill(self, member_id: int, down_s: float, *, power: bool) -> None:
-        """Kill a process now; the supervisor restarts it after `down_s`."""
         if self.members[member_id].node is not None:
             self._note_death(member_id, power=power)
             self.crash(member_id, power=power)

@@ -56,8 +56,6 @@ CATCH_UP_S = 20.0
 
 
 class SimulationFailed(Broken):
-    """A run violated an invariant; the text names the seed and what was seen."""
-
     def __init__(self, run: Run, broken: Broken) -> None:
         super().__init__(broken.invariant, str(broken))
         self.args = (f"{run.plan.name}, {run.report.virtual_s:.1f} s: {broken}",)

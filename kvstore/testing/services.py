@@ -116,7 +116,6 @@ class MemberServices:
     """The services of one incarnation of a member."""
 
     def __init__(self, node: Node, engine: Engine, *, cluster_id: int, rng: random.Random) -> None:
-        """Created before the node starts, as in the product."""
         member = self.member = LocalMember(
             node=node,
             engine=engine,

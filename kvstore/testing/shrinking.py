@@ -16,7 +16,7 @@ from raft.sim import as_test
 from raft.sim import generate as generate_core
 from raft.sim import run as run_core
 from raft.sim import shrink as shrink_core
-from raft.sim.shrink import fewer
+from raft.sim.shrink import Budget, fewer
 
 RUNS_MAX = 120
 """Runs spent on one plan, each at most as long as the first: a minute or two."""
@@ -34,17 +34,9 @@ def failure_of(plan: Plan) -> SimulationFailed | None:
     return None
 
 
-class _Budget:
-    def __init__(self, invariant: str, runs: int) -> None:
-        self.invariant = invariant
-        self.runs = runs
-
-    def fails(self, plan: Plan) -> bool:
-        if self.runs <= 0:
-            return False
-        self.runs -= 1
-        failure = failure_of(plan)
-        return failure is not None and failure.invariant == self.invariant
+def _violates(plan: Plan, invariant: str) -> bool:
+    failure = failure_of(plan)
+    return failure is not None and failure.invariant == invariant
 
 
 def shrink_plan(plan: Plan, invariant: str, *, runs: int = RUNS_MAX) -> tuple[Plan, int]:
@@ -55,7 +47,7 @@ def shrink_plan(plan: Plan, invariant: str, *, runs: int = RUNS_MAX) -> tuple[Pl
     failure = failure_of(plan)
     if failure is None or failure.invariant != invariant:
         raise ValueError(f"the plan violates {failure and failure.invariant!r}, not {invariant!r}")
-    budget = _Budget(invariant, runs)
+    budget: Budget[Plan] = Budget(lambda candidate: _violates(candidate, invariant), runs)
     length_s = math.ceil(failure.report.virtual_s)
     if length_s < plan.length_s:
         early = [fault for fault in plan.faults if fault.at_s <= length_s]
@@ -76,7 +68,6 @@ def shrink_plan(plan: Plan, invariant: str, *, runs: int = RUNS_MAX) -> tuple[Pl
 
 
 def _members_exist(plan: Plan) -> bool:
-    """Whether every fault still names members of the run."""
     named = [m for fault in plan.faults for m in (*fault.members, *(m for link in fault.links for m in link))]
     return max(named, default=0) <= plan.size
 

@@ -18,15 +18,7 @@ from kvstore.testing.services import MemberServices, SimulatedConnection
 from raft.core import RaftCore
 from raft.core.confchange import ConfChange
 from raft.core.types import ConfState
-from raft.node import (
-    MemberOptions,
-    MemberStorage,
-    Node,
-    NodeConfig,
-    NodeError,
-    StateMachine,
-    assemble,
-)
+from raft.node import MemberOptions, MemberStorage, Node, NodeConfig, NodeError, StateMachine, assemble
 from raft.storage import (
     Bootstrap,
     InlineBackground,

@@ -116,7 +116,6 @@ class Judge:
             self.violate("an acknowledged command is applied", f"nowhere: {command!r}")
 
     def unknown(self, command: bytes) -> None:
-        """A client does not know the outcome of its command."""
         self._unknown.append(command)
 
     def unknown_applied(self) -> int:
@@ -139,7 +138,6 @@ class Judge:
             self.check_cores([core])
 
     def check_cores(self, cores: Iterable[RaftCore]) -> None:
-        """Check the invariants of the algorithm on whole cores."""
         try:
             for core in cores:
                 check_state(core)

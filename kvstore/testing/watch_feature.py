@@ -53,8 +53,6 @@ class _Change(NamedTuple):
 
 
 class _Watcher:
-    """One client that watches a range for the whole run."""
-
     def __init__(self, key: bytes, range_end: bytes, start_revision: int) -> None:
         self.key = key
         self.range_end = range_end

@@ -182,9 +182,7 @@ class _Lease:
 
 
 def _check_order(
-    taken: Sequence[Moment],
-    leases: dict[int, _Lease],
-    released: dict[tuple[str, int], list[Moment]],
+    taken: Sequence[Moment], leases: dict[int, _Lease], released: dict[tuple[str, int], list[Moment]]
 ) -> Iterator[str]:
     """The locks of one name, in the order of their tokens: each after the end of the one before."""
     previous: Moment | None = None

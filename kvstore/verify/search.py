@@ -91,7 +91,6 @@ class Problem:
         return self._state_numbers[state]
 
     def _open_at_return(self, done: Sequence[Operation]) -> list[list[int]]:
-        """Per completed operation: those open when it returns, itself included."""
         events = sorted(
             [(op.call, 0, i) for i, op in enumerate(done)]
             + [(op.ret or 0, 1, i) for i, op in enumerate(done)]

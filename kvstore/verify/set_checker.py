@@ -68,10 +68,7 @@ def _set_findings(operations: Sequence[Operation], finals: Mapping[str, Collecti
 
 
 def _hidden(
-    read: Operation,
-    held: Collection[str],
-    adds: Mapping[str, Operation],
-    sure: Mapping[str, tuple[int, str]],
+    read: Operation, held: Collection[str], adds: Mapping[str, Operation], sure: Mapping[str, tuple[int, str]]
 ) -> Iterator[str]:
     """A read that shows an element shows everything that was there before that one was asked for."""
     latest = max((adds[element].call for element in held if element in adds), default=-1)

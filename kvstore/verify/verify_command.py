@@ -17,6 +17,16 @@ EXIT_UNREADABLE = 3
 """The file could not be read as a history; 0, 1 and 2 are the verdicts valid, invalid, unknown."""
 
 
+_network = click.option(
+    "--network",
+    type=click.Choice(["auto", "relay", "namespaces"]),
+    default="relay",
+    show_default=True,
+    help="Partition by relays, or by network namespaces, which need root; auto: namespaces if available.",
+)
+_directory = click.option("--directory", type=click.Path(), default="jepsen", show_default=True)
+
+
 @click.group()
 def verify() -> None:
     """Judge recorded histories of concurrent operations."""
@@ -67,14 +77,8 @@ def check(file: str, model: str, semantics: str, initial: str | None, budget_s: 
 @click.option("--rate", type=float, default=600.0, show_default=True, help="Operations a second aimed at.")
 @click.option("--slots", type=int, default=16, show_default=True, help="Logical clients.")
 @click.option("--seed", type=int, default=None, help="Everything is drawn from it.  [default: a new one]")
-@click.option(
-    "--network",
-    type=click.Choice(["auto", "relay", "namespaces"]),
-    default="relay",
-    show_default=True,
-    help="Partition by relays, or by network namespaces, which need root; auto: namespaces if available.",
-)
-@click.option("--directory", type=click.Path(), default="jepsen", show_default=True)
+@_network
+@_directory
 def run(
     workload: str, nemesis: str, directory: str, seed: int | None, network: str, **numbers: float
 ) -> None:
@@ -96,14 +100,8 @@ def run(
 @click.option("--nodes", type=int, default=3, show_default=True, help="Members: 3, 5 or 7.")
 @click.option("--rate", type=float, default=800.0, show_default=True, help="Operations a second aimed at.")
 @click.option("--seed", type=int, default=None, help="Everything is drawn from it.  [default: a new one]")
-@click.option(
-    "--network",
-    type=click.Choice(["auto", "relay", "namespaces"]),
-    default="relay",
-    show_default=True,
-    help="Partition by relays, or by network namespaces, which need root; auto: namespaces if available.",
-)
-@click.option("--directory", type=click.Path(), default="jepsen", show_default=True)
+@_network
+@_directory
 def rotate(minutes: float, directory: str, seed: int | None, network: str, **numbers: float) -> None:
     """Test new local clusters one after another, over workloads and faults.
 

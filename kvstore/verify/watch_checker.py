@@ -135,13 +135,7 @@ def _one_watch(
 
 
 def _missing(
-    first: int,
-    last: int,
-    which: str,
-    asked: dict[str, Any],
-    seen: set[tuple[int, str]],
-    log: Log,
-    name: str,
+    first: int, last: int, which: str, asked: dict[str, Any], seen: set[tuple[int, str]], log: Log, name: str
 ) -> Iterator[str]:
     """Known events between two revisions that the watch asked for and did not see."""
     for revision, key in log.order[

@@ -351,7 +351,6 @@ class WatchHub:
             self.soon(self._read_history)
 
     def _read_history(self) -> None:
-        """Read a slice for each seeking watcher, as far as one loop iteration allows."""
         self._planned = False
         self.applied()
         visits = 0

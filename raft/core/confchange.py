@@ -193,9 +193,7 @@ def _without(conf: ConfState, member: int) -> ConfState:
         return tuple(other for other in ids if other != member)
 
     return conf._replace(
-        voters=others(conf.voters),
-        learners=others(conf.learners),
-        learners_next=others(conf.learners_next),
+        voters=others(conf.voters), learners=others(conf.learners), learners_next=others(conf.learners_next)
     )
 
 

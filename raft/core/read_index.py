@@ -70,7 +70,6 @@ class ReadRounds:
         return self.last_id
 
     def acknowledge(self, member: int, round_id: int) -> None:
-        """Record the member's response to this round's heartbeat in the present term."""
         if round_id > self._acknowledged.get(member, 0):
             self._acknowledged[member] = round_id
 

@@ -185,7 +185,6 @@ class ChangeQueue:
             fail(waiting.on_result, _error_of(refusal))
 
     def _send(self, waiting: _Change) -> None:
-        """Forward a change to the leader, or once more to the one that may have missed it."""
         core = self._core
         incarnation = self._incarnations.latest(core.leader)
         if core.leader == self._id or incarnation is None:

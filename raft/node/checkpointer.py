@@ -88,7 +88,6 @@ class Checkpointer:
         return self._applier.nbytes - self.durable_position >= self._config.undurable_bytes_max
 
     def begin(self) -> None:
-        """Drain the changes and commit them in a task."""
         self._task = self._loop.create_task(self._commit(), name="checkpoint")
 
     async def reach(self, index: int) -> None:

@@ -207,7 +207,6 @@ class Forwarder:
                     return
 
     def _has_own(self) -> bool:
-        """Whether commands of this member wait."""
         return bool(self.proposals.waiting) or self.proposals.marker_due
 
     def _leader_incarnation(self) -> int | None:

@@ -178,7 +178,6 @@ class Node:
         return self._applier.applied
 
     def subscribe(self, listener: Callable[[NodeEvent], None]) -> None:
-        """Call `listener` in the loop whenever term, leader or role has changed."""
         self._listeners.append(listener)
 
     def subscribe_installed(self, listener: Callable[[int], None]) -> None:

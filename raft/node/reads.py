@@ -99,7 +99,6 @@ class Reads:
             self._confirmed.append((index, found[1]))
 
     def applied(self, applied: int) -> None:
-        """The state machine has come to `applied`."""
         if not self._confirmed:
             return
         ready = [reads for index, reads in self._confirmed if index <= applied]

@@ -110,7 +110,6 @@ class SnapshotSender:
         return replace(self._counters, sending=sending)
 
     def request(self, message: Message) -> None:
-        """The core requests a snapshot for `message.to`."""
         if self._closed:
             return
         running = self._transfers.get(message.to)

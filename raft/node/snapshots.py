@@ -67,7 +67,6 @@ class Snapshots:
         self._cancelled = False
 
     def request(self, message: Message) -> None:
-        """The core requests a snapshot for `message.to`."""
         self._sender.request(message)
 
     def log_names(self, meta: SnapshotMeta) -> None:

@@ -79,7 +79,6 @@ class Member:
     # ------------------------------------------------------------------ incarnation
 
     def boot(self) -> None:
-        """Start an incarnation from the disk."""
         disk, backend = self.disk, self.disk.backend
         boot = BootState(
             hard_state=disk.recovered_hard_state(),
@@ -221,7 +220,6 @@ class Member:
         self.process_ready()
 
     def do(self, action: Callable[[RaftCore], Any]) -> None:
-        """Give the core any other input."""
         action(self.core)
         self.process_ready()
 
@@ -289,7 +287,6 @@ class Member:
             self._sync()
 
     def _sync(self) -> None:
-        """Start a sync of the waiting writes, usually of all."""
         count = len(self.writing)
         rng = self.disk_rng
         if count > 1 and rng.random() < 0.25:

@@ -111,7 +111,6 @@ class Nemesis:
             self._nudge(cluster.members[member], fault.args["pick"])
 
     def leads(self, member: Member) -> None:
-        """A member has just become leader."""
         now = self._cluster.kernel.now
         for fault in self._eager:
             if fault.until >= now and not self.over:

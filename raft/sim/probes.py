@@ -336,7 +336,6 @@ class Probes:
                 self.counts["a transfer goes to a member that lags"] += 1
 
     def watch_conf(self, before: ConfState, after: ConfState, member_id: int, *, leads: bool) -> None:
-        """A membership change was applied by a member."""
         was, now = _members(before), _members(after)
         if leads:
             self._left.update(was - now)

@@ -167,7 +167,6 @@ def _ops(rng: random.Random, duration: int) -> tuple[Op, ...]:
 
 
 def _times(rng: random.Random, schedule: Schedule, most: int, longest_us: int) -> list[tuple[int, int]]:
-    """When each fault of one kind begins and ends."""
     last = int(schedule.duration_us * FAULT_SHARE)
     spans = []
     for _ in range(rng.randint((most + 2) // 3, most)):

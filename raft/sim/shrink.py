@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from raft.sim.cluster import run
 from raft.sim.schedule import Schedule
@@ -16,18 +16,16 @@ RUNS_MAX = 300
 T = TypeVar("T")
 
 
-class _Budget:
-    """Tries candidates until the runs are spent."""
+class Budget(Generic[T]):
+    """Answers whether a candidate still fails until `runs` are spent, and no from then on."""
 
-    def __init__(self, invariant: str, runs: int) -> None:
-        self.invariant = invariant
+    def __init__(self, fails: Callable[[T], bool], runs: int) -> None:
+        self._fails = fails
         self.runs = runs
 
-    def fails(self, schedule: Schedule) -> bool:
-        if self.runs <= 0:
-            return False
+    def fails(self, candidate: T) -> bool:
         self.runs -= 1
-        return run(schedule).invariant == self.invariant
+        return self.runs >= 0 and self._fails(candidate)
 
 
 def shrink(schedule: Schedule, invariant: str, *, runs: int = RUNS_MAX) -> Schedule:
@@ -36,7 +34,7 @@ def shrink(schedule: Schedule, invariant: str, *, runs: int = RUNS_MAX) -> Sched
     report = run(schedule)
     if report.invariant != invariant:
         raise ValueError(f"the schedule breaks {report.invariant!r}, not {invariant!r}")
-    budget = _Budget(invariant, runs)
+    budget: Budget[Schedule] = Budget(lambda candidate: run(candidate).invariant == invariant, runs)
     if report.at_us <= schedule.duration_us:
         schedule = _truncate(schedule, report.at_us)
     faults = fewer(schedule.faults, lambda some: budget.fails(replace(schedule, faults=tuple(some))))
@@ -62,7 +60,6 @@ def _truncate(schedule: Schedule, at_us: int) -> Schedule:
 
 
 def _members_exist(schedule: Schedule) -> bool:
-    """Whether every fault still names members of the run."""
     most = schedule.size + schedule.spares
     for fault in schedule.faults:
         named = [fault.args.get("member", 0), fault.args.get("to", 0), fault.args.get("with", 0)]

@@ -131,7 +131,6 @@ class Log:
             self.stage_hard_state(work.hard_state)
 
     def stage_hard_state(self, state: HardState) -> None:
-        """Add term, vote and commit index."""
         self._staged_hard_state = state
         self._stage(records.hard_state_item(state))
 
@@ -254,7 +253,6 @@ class Log:
 
     @property
     def needs_maintenance(self) -> bool:
-        """Whether `maintain` has anything to do."""
         return self._spare is None or self._droppable()
 
     def maintain(self) -> None:

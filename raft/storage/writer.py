@@ -105,6 +105,18 @@ class _WriterBase:
             sync_buckets=tuple(self._sync_buckets),
         )
 
+    def record_vote_eligible(self) -> None:
+        self._enqueue((Log.stage_vote_eligible, None, None, None))
+
+    def record_peer_disk(self, member_id: int, disk_id: int, done: Done) -> None:
+        self._enqueue((lambda log: log.stage_peer_disk(member_id, disk_id), None, None, done))
+
+    def compact(self, snapshot: SnapshotMeta) -> None:
+        self._enqueue((lambda log: log.stage_compaction(snapshot), None, None, None))
+
+    def _enqueue(self, job: _Job) -> None:
+        raise NotImplementedError
+
     def _stage(self, job: _Job) -> None:
         stage, work, _, _ = job
         if work is not None and _is_lazy(work):
@@ -142,7 +154,6 @@ class _WriterBase:
             self._fatal_hook(message)
 
     def _set_space(self, space: bool) -> None:
-        """Report a change of free space to `on_space`; runs on the loop."""
         if self._on_space is not None and not self._failed:
             self._on_space(space)
 
@@ -216,15 +227,6 @@ class ThreadedLogWriter(_WriterBase):
                 self._commit_inline(job)
                 return
         self._enqueue(job)
-
-    def record_vote_eligible(self) -> None:
-        self._enqueue((Log.stage_vote_eligible, None, None, None))
-
-    def record_peer_disk(self, member_id: int, disk_id: int, done: Done) -> None:
-        self._enqueue((lambda log: log.stage_peer_disk(member_id, disk_id), None, None, done))
-
-    def compact(self, snapshot: SnapshotMeta) -> None:
-        self._enqueue((lambda log: log.stage_compaction(snapshot), None, None, None))
 
     async def close(self) -> None:
         """Commit and deliver all submitted work, then close the files."""
@@ -376,16 +378,7 @@ class InlineLogWriter(_WriterBase):
 
     def submit(self, work: AppendWork, done: Callable[[AppendWork], None]) -> None:
         self._appends += 1
-        self._commit((None, work, done, None))
-
-    def record_vote_eligible(self) -> None:
-        self._commit((Log.stage_vote_eligible, None, None, None))
-
-    def record_peer_disk(self, member_id: int, disk_id: int, done: Done) -> None:
-        self._commit((lambda log: log.stage_peer_disk(member_id, disk_id), None, None, done))
-
-    def compact(self, snapshot: SnapshotMeta) -> None:
-        self._commit((lambda log: log.stage_compaction(snapshot), None, None, None))
+        self._enqueue((None, work, done, None))
 
     async def close(self) -> None:
         """Mark the newest work as synced and close the files; completions already due still run."""
@@ -399,7 +392,7 @@ class InlineLogWriter(_WriterBase):
         self._log.close()
         await asyncio.sleep(0)  # lets the completions scheduled before run
 
-    def _commit(self, job: _Job) -> None:
+    def _enqueue(self, job: _Job) -> None:
         if self._failed or self._closing:
             return
         if self._write([job]):

@@ -79,11 +79,7 @@ class GrpcTransport:
     """Both are set by `start`."""
 
     def __init__(
-        self,
-        listen_urls: tuple[str, ...],
-        *,
-        rng: random.Random,
-        describe: Callable[[], bytes] = bytes,
+        self, listen_urls: tuple[str, ...], *, rng: random.Random, describe: Callable[[], bytes] = bytes
     ) -> None:
         """`describe` returns the reply to `ask_description`: what a process must know to join."""
         self._describe = describe
@@ -282,7 +278,6 @@ class GrpcTransport:
         return codec.encode_description(self._describe())
 
     async def _snapshot(self, requests: object, context: _Context) -> None:
-        """Serve one incoming snapshot."""
         try:
             await receive_snapshot(GrpcReceiverPipe(context), self._receiver)
         except SnapshotFailed as error:
@@ -291,7 +286,6 @@ class GrpcTransport:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     async def _stream(self, requests: object, context: _Context) -> None:
-        """Serve one incoming stream until it ends."""
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                 opening = await context.read()

@@ -92,11 +92,9 @@ class Network:
         """Size of a snapshot's chunks; 0 for SNAPSHOT_CHUNK_BYTES."""
 
     def transport(self) -> MemoryTransport:
-        """Return a transport that joins this network when started, under its handshake's member id."""
         return MemoryTransport(self)
 
     def conditions(self, source: int, target: int) -> LinkConditions:
-        """Return the changeable conditions from `source` to `target`."""
         found = self._conditions.get((source, target))
         if found is None:
             low, high = self._delay_s

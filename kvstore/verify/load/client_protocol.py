@@ -64,10 +64,7 @@ class Client(Protocol):
     async def compare_and_set(self, key: str, expected: str | None, value: str) -> tuple[int, bool]: ...
 
     async def txn(
-        self,
-        unchanged: Sequence[tuple[str, int]],
-        reads: Sequence[str],
-        writes: Sequence[tuple[str, str]],
+        self, unchanged: Sequence[tuple[str, int]], reads: Sequence[str], writes: Sequence[tuple[str, str]]
     ) -> TxnReply:
         """If each key still has its mod revision: read, then write. Else only read."""
 

@@ -64,18 +64,12 @@ class EtcdClient:
         return reply.header.revision, reply.succeeded
 
     async def txn(
-        self,
-        unchanged: Sequence[tuple[str, int]],
-        reads: Sequence[str],
-        writes: Sequence[tuple[str, str]],
+        self, unchanged: Sequence[tuple[str, int]], reads: Sequence[str], writes: Sequence[tuple[str, str]]
     ) -> TxnReply:
         messages = self.messages
         compare = [
             messages.Compare(
-                result=messages.Compare.EQUAL,
-                target=messages.Compare.MOD,
-                key=key.encode(),
-                mod_revision=mod,
+                result=messages.Compare.EQUAL, target=messages.Compare.MOD, key=key.encode(), mod_revision=mod
             )
             for key, mod in unchanged
         ]

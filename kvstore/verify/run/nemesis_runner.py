@@ -74,7 +74,6 @@ class Field:
     """Highest revision through which compaction was asked for; 0 if none was."""
 
     async def leader_or_any(self) -> int:
-        """The leader, or any living member without a leader. Raises FaultMissedError with no member left."""
         leader = await self.cluster.leader()
         alive = self.cluster.alive
         if leader in alive:

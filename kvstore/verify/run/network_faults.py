@@ -25,7 +25,6 @@ BREAK_EVERY_S = 0.4
 
 
 def halves(members: list[int], leader: int, rng: Random) -> Links:
-    """A majority and a minority, drawn anew."""
     del leader
     small = rng.sample(members, (len(members) - 1) // 2)
     return _between(small, [one for one in members if one not in small])
