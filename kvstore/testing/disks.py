@@ -57,7 +57,7 @@ class SlowLogWriter(InlineLogWriter):
             self._end()
         await super().close()
 
-    def _commit(self, job: Any) -> None:
+    def _enqueue(self, job: Any) -> None:
         if self._failed or self._closing:
             return
         self._queue.append(job)
