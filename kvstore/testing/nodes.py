@@ -340,10 +340,17 @@ class Run:
         return []
 
     def _can_elect(self, core: Sequence[int]) -> bool:
-        """Whether the design guarantees liveness: a quorum of trusted members, or all of them."""
-        states = [self.cluster.members[member_id].running.status() for member_id in core]
-        voting = sum(state.vote_eligible and state.trusted for state in states)
-        return voting > self.plan.size // 2 or len(core) == self.plan.size
+        """Whether the design guarantees liveness: a quorum of trusted members, or the evidence of all voters
+        that each untrusted member knows of (docs/decisions/0005)."""
+        nodes = [self.cluster.members[member_id].running for member_id in core]
+        states = [node.status() for node in nodes]
+        if sum(state.vote_eligible and state.trusted for state in states) > self.plan.size // 2:
+            return True
+        campaigning = {node.member_id for node in self.cluster.running if is_voter(node)}
+        return len(core) == self.plan.size and all(
+            state.trusted or campaigning.issuperset(node.core.conf.voters)
+            for node, state in zip(nodes, states, strict=True)
+        )
 
     async def _check_liveness(self, core: Sequence[int]) -> None:
         cluster = self.cluster
@@ -397,6 +404,11 @@ class Run:
             for key in self.clients.keys:
                 await self.clients.get(node.member_id, key=key)
         self.judge.check_cores([node.core for node in nodes])
+
+
+def is_voter(node: SimulatedNode) -> bool:
+    """Whether the member is a voter as far as it knows, so that it campaigns and thereby shows its log."""
+    return node.member_id in node.core.conf.voters
 
 
 def play(plan: Plan) -> Report:

@@ -71,3 +71,10 @@ def test_what_goes_wrong_is_seen(broken: str, invariant: str, monkeypatch: pytes
     with pytest.raises(SimulationFailed) as caught:
         run_seed(0, length_s=LENGTH_S, features=("members",), classes=("drop",))
     assert caught.value.invariant == invariant
+
+
+def test_torn_members_that_know_a_removed_voter_may_wait_for_its_evidence() -> None:
+    """In this seed two of four voters tore their tails before they had applied the removal of a fifth,
+    which never campaigns again: no leader is guaranteed then, and none came."""
+    report = run_seed(118_743_513_765, length_s=30.0)
+    assert (report.torn, report.beyond_budget) == (2, 1)
