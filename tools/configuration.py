@@ -33,6 +33,9 @@ variable, `listen-client-urls` the key of a configuration file, and `listen_clie
   `.toml` is read as TOML, any other as YAML, for which the extra `yaml` must be installed.
 * `kvstore server --print-config` prints every value with its origin, in a form that is itself a
   configuration file.
+* A member whose data directory is in use takes its cluster from there. It ignores `initial-cluster`,
+  `initial-cluster-state`, `initial-cluster-token`, `initial-advertise-peer-urls` and what is "refused at a
+  first start" below, as etcd does.
 * `--listen-client-urls` needs `--advertise-client-urls` beside it. A `Config` made in a program derives
   it, and takes port 0 for a port of the system's choice.
 
@@ -63,6 +66,11 @@ def render() -> str:
         "\n## Refused\n\nKnown to etcd. Only etcd's default is accepted: ignoring them is unsafe.\n\n"
     )
     parts.append(_short_table(Handling.REFUSED))
+    parts.append(
+        "\n## Refused at a first start\n\nKnown to etcd. Other ways to find a cluster, which there are not."
+        " A member with data ignores them and warns.\n\n"
+    )
+    parts.append(_short_table(Handling.BOOTSTRAP))
     parts.append("\n## Ignored\n\nKnown to etcd. A value other than etcd's default is warned about.\n\n")
     parts.append(_short_table(Handling.IGNORED))
     return "".join(parts)

@@ -135,6 +135,11 @@ def _load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
     try:
         loaded = load(flags, environ)
         loaded.config.validate()
+        if loaded.bootstrap_only:
+            from raft.storage import RealFiles, holds_member  # rarely needed
+
+            has_data = holds_member(RealFiles(), str(loaded.config.directory))
+            loaded.check_bootstrap(has_data=has_data)
     except ConfigError as error:
         _refuse(error.text, EXIT_USAGE if error.usage else EXIT_CANNOT_START)
     return loaded

@@ -47,6 +47,15 @@ class Loaded:
     origins: dict[str, str]
     """By setting's name; the others have their defaults."""
     warnings: list[str]
+    bootstrap_only: list[Setting]
+    """Settings of a kind of bootstrap that there is not, with a value other than the default."""
+
+    def check_bootstrap(self, *, has_data: bool) -> None:
+        """Raise ConfigError for `bootstrap_only` at a first start; with data, warn of it instead."""
+        for row in self.bootstrap_only:
+            if not has_data:
+                raise _not_supported(row)
+            self.warnings.append(f"--{row.name} is ignored since the member is already initialized")
 
     def print(self) -> str:
         """Every value with its origin, in a form that is itself a configuration file (TOML)."""
@@ -54,9 +63,9 @@ class Loaded:
         derived = {
             "data-dir": str(config.directory),
             "initial-advertise-peer-urls": ",".join(map(str, config.advertise_peer)),
-            "initial-cluster": ",".join(
-                f"{name}={url}" for name, urls in config.initial_members().items() for url in urls
-            ),
+            # not checked: a member with data does not read it
+            "initial-cluster": config.initial_cluster
+            or ",".join(f"{config.name}={url}" for url in config.advertise_peer),
             "advertise-client-urls": ",".join(map(str, config.advertise_client)),
         }
         lines = []
@@ -73,6 +82,7 @@ class _Given:
     values: dict[str, str | int | bool] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    bootstrap_only: list[Setting] = field(default_factory=list)
 
     def take(self, row: Setting, text: str, origin: str, position: str) -> None:
         try:
@@ -85,8 +95,25 @@ class _Given:
             self.origins[row.name] = origin
         elif text != row.default and value != (row.read(row.default) if row.default else ""):
             if row.handling is Handling.REFUSED:
-                raise ConfigError(f"--{row.name} is not supported and cannot be ignored. {row.help}")
-            self.warnings.append(f"--{row.name} has no meaning here and is ignored. {row.help}")
+                raise _not_supported(row)
+            if row.handling is Handling.BOOTSTRAP:
+                self.bootstrap_only.append(row)
+            else:
+                self.warnings.append(f"--{row.name} has no meaning here and is ignored. {row.help}")
+
+
+def _not_supported(row: Setting) -> ConfigError:
+    return ConfigError(f"--{row.name} is not supported and cannot be ignored. {row.help}")
+
+
+def _check_one_bootstrap(given: _Given) -> None:
+    """At most one way to find the members, at every start: etcd's rule, which is about flags alone."""
+    ways = [row.name for row in given.bootstrap_only if row.name in ("discovery", "discovery-srv")]
+    if len(ways) + bool(given.values.get("initial_cluster")) > 1:
+        raise ConfigError(
+            "multiple discovery or bootstrap flags are set."
+            ' Choose one of "initial-cluster", "discovery" or "discovery-srv"'
+        )
 
 
 def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
@@ -103,10 +130,16 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
     else:
         _take_flags(given, flags)
         _take_environment(given, flags, environ)
+    _check_one_bootstrap(given)
     if "listen-client-urls" in given.origins and "advertise-client-urls" not in given.origins:
         raise ConfigError("--advertise-client-urls is required when --listen-client-urls is set explicitly")
     values: dict[str, Any] = dict(given.values)
-    return Loaded(config=Config(**values), origins=given.origins, warnings=given.warnings)
+    return Loaded(
+        config=Config(**values),
+        origins=given.origins,
+        warnings=given.warnings,
+        bootstrap_only=given.bootstrap_only,
+    )
 
 
 def _take_flags(given: _Given, flags: Mapping[str, str]) -> None:

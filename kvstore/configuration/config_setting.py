@@ -58,6 +58,7 @@ class Handling(Enum):
     USED = "used"
     IGNORED = "ignored"  # accepted; a value other than etcd's default gets a warning
     REFUSED = "refused"  # accepted at its default only: ignoring it would be unsafe
+    BOOTSTRAP = "bootstrap"  # as REFUSED at a first start; with data ignored, with a warning, as in etcd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

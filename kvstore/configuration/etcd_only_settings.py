@@ -1,8 +1,9 @@
 """Settings of etcd 3.5 and 3.6 that have no effect here.
 
 Tools that start etcd pass them, so they are accepted. A value other than etcd's default gets a warning, or an
-error where ignoring it would be unsafe (a user who wants TLS must not get plain text). Order, defaults and
-wording follow `etcd --help`.
+error where ignoring it would be unsafe (a user who wants TLS must not get plain text). Those that only choose
+how a new member begins are an error at a first start alone: with data, etcd does not read them either. Order,
+defaults and wording follow `etcd --help`.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ _IGNORED: dict[Group, tuple[tuple[str, Kind, str, str], ...]] = {
     Group.UNSAFE: (("unsafe-no-fsync", _B, "false", "Every write is synced."),),
 }
 
-_REFUSED: dict[Group, tuple[tuple[str, Kind, str, str], ...]] = {
+_BOOTSTRAP: dict[Group, tuple[tuple[str, Kind, str, str], ...]] = {
     Group.CLUSTERING: (
         ("discovery", _T, "", "There is no discovery service."),
         ("discovery-srv", _T, "", "There is no discovery service."),
@@ -115,6 +116,10 @@ _REFUSED: dict[Group, tuple[tuple[str, Kind, str, str], ...]] = {
         ("discovery-user", _T, "", "There is no discovery service."),
         ("discovery-password", _T, "", "There is no discovery service."),
     ),
+    Group.EXPERIMENTAL: (("proxy", _T, "off", "There is no proxy."),),
+}
+
+_REFUSED: dict[Group, tuple[tuple[str, Kind, str, str], ...]] = {
     Group.SECURITY: (
         ("cert-file", _T, "", "There is no TLS."),
         ("key-file", _T, "", "There is no TLS."),
@@ -137,7 +142,6 @@ _REFUSED: dict[Group, tuple[tuple[str, Kind, str, str], ...]] = {
         ("peer-crl-file", _T, "", "There is no TLS."),
         ("peer-skip-client-san-verification", _B, "false", "There is no TLS."),
     ),
-    Group.EXPERIMENTAL: (("proxy", _T, "off", "There is no proxy."),),
 }
 
 # etcd 3.5 spells these with the prefix `experimental-`, 3.6 without; both are known.
@@ -151,7 +155,8 @@ _ONCE_EXPERIMENTAL = frozenset(
 
 def _rows() -> list[Setting]:
     found: dict[str, Setting] = {}
-    for handling, table in ((Handling.IGNORED, _IGNORED), (Handling.REFUSED, _REFUSED)):
+    tables = ((Handling.IGNORED, _IGNORED), (Handling.BOOTSTRAP, _BOOTSTRAP), (Handling.REFUSED, _REFUSED))
+    for handling, table in tables:
         for group, rows in table.items():
             for name, kind, default, text in rows:
                 names = [name, f"experimental-{name}"] if name in _ONCE_EXPERIMENTAL else [name]

@@ -269,6 +269,11 @@ class Config:
         return _urls("advertise-client-urls", self.advertise_client_urls or self.listen_client_urls)
 
     @property
+    def joins_existing(self) -> bool:
+        """Whether a member without data joins a running cluster instead of bootstrapping a new one."""
+        return self.initial_cluster_state == "existing"
+
+    @property
     def quota_bytes(self) -> int | None:
         """None for no limit."""
         if self.quota_backend_bytes < 0:
@@ -307,10 +312,14 @@ class Config:
     def initial_members(self) -> dict[str, tuple[Url, ...]]:
         """The members that bootstrap a new cluster, by name.
 
-        Only for a member without data: one with data knows its cluster, and etcd then ignores
-        `initial-cluster`. Raises ConfigError when the list does not name this member with its advertised
-        URLs, or names a URL twice.
+        Only for a member without data: one with data knows its cluster, and ignores `initial-cluster` and
+        the rules here, as in etcd. Raises ConfigError when the name cannot stand in such a list, or the list
+        does not name this member with its advertised URLs, or names a URL twice.
         """
+        if not self.name or "," in self.name or "=" in self.name:
+            raise ConfigError(
+                f'--name "{self.name}" must be neither empty nor contain a comma or an equals sign'
+            )
         if not self.initial_cluster:
             return {self.name: self.advertise_peer}
         try:
@@ -332,15 +341,14 @@ class Config:
         return members
 
     def validate(self) -> None:
-        """Raise ConfigError, in etcd's words, at the first rule that is broken."""
+        """Raise ConfigError, in etcd's words, at the first rule that is broken.
+
+        These rules hold at every start. Those of a first start are in `initial_members`.
+        """
         for row in SETTINGS:
             value = getattr(self, row.field)
             if row.choices and value not in row.choices:
                 raise ConfigError(f'invalid value "{value}" for --{row.name}')
-        if not self.name or "," in self.name or "=" in self.name:
-            raise ConfigError(
-                f'--name "{self.name}" must be neither empty nor contain a comma or an equals sign'
-            )
         for url in (*self.listen_peer, *self.listen_client, *self.listen_metrics):
             _check_listener(url)
         for url in (*self.advertise_peer, *self.advertise_client):

@@ -55,7 +55,7 @@ class ClusterPlan:
     directory: Path
     nodes: tuple[NodePlan, ...]
     token: str
-    """Random, made with the directory: data of another cluster is refused by the members."""
+    """Random, made with the directory: no member of another local cluster has the same cluster id."""
     proxied: bool = True
     """Whether peer connections run through the supervisor, so that partitions are possible."""
     server_arguments: tuple[str, ...] = ()

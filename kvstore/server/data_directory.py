@@ -1,7 +1,13 @@
-"""Opens a member's data directory: with existing data, bootstrapped, joined or recovered."""
+"""Opens a member's data directory: with existing data, bootstrapped, joined or recovered.
+
+What only a first start needs (`initial-cluster` and its companions) is read only where the directory holds no
+member. A member with data knows its cluster from its log, so it starts with whatever these settings say: the
+list that `member add` printed, an outdated one, or none.
+"""
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 from kvstore.configuration.member_config import Config
@@ -10,7 +16,8 @@ from kvstore.server.initial_cluster import InitialCluster, bootstrap_cluster
 from kvstore.server.joining import Ask, CannotJoin, Joined, join
 from raft.storage import FileSystem, MemberDirectory, holds_member, open_member
 from raft.storage.backup import finish_replacement
-from raft.storage.directory import check_member
+
+logger = logging.getLogger("kvstore.server")
 
 
 class Opened(NamedTuple):
@@ -24,45 +31,40 @@ class Opened(NamedTuple):
 async def open_data_directory(config: Config, files: FileSystem, ask: Ask) -> Opened:
     """Open the directory; create a new one by bootstrapping the cluster or joining it.
 
-    Raises CannotJoin, ConfigError, and what `open_member` raises.
+    Raises CannotJoin, ConfigError, and what `open_member` raises. The first two come before anything is made.
     """
     path = str(config.directory)
     finish_replacement(files, path)
-    fresh = not holds_member(files, path)
-    if config.force_new_cluster and not fresh:
-        await force_new_cluster(config, files)
-    existing = config.initial_cluster_state == "existing"
-    expected: Joined | None = None
-    if fresh and existing:
-        expected = await _join(config, ask)
-    elif fresh or (config.initial_cluster and not existing):
-        initial = {name: [str(url) for url in urls] for name, urls in config.initial_members().items()}
-        try:
-            expected = Joined(bootstrap_cluster(initial, config.name, config.initial_cluster_token), ())
-        except ValueError as error:
-            raise CannotJoin(str(error)) from error
-    directory = await open_member(
-        files,
-        path,
-        cluster_id=expected.initial_cluster.cluster_id if expected and fresh else None,
-        member_id=expected.initial_cluster.member_id if expected and fresh else None,
-        bootstrap=bootstrap_of(expected) if expected else None,
-    )
+    if holds_member(files, path):
+        logger.info("server has been already initialized", extra={"data-dir": path})
+        if config.force_new_cluster:
+            await force_new_cluster(config, files)
+        directory = await open_member(files, path)
+    else:
+        joined = await _join(config, ask) if config.joins_existing else _bootstrap(config)
+        directory = await open_member(
+            files,
+            path,
+            cluster_id=joined.initial_cluster.cluster_id,
+            member_id=joined.initial_cluster.member_id,
+            bootstrap=bootstrap_of(joined),
+        )
     try:
         kept = read_bootstrap(directory.bootstrap)
-        if expected is not None and not kept.recovered:
-            check_member(
-                path,
-                directory.recovered.identity,
-                expected.initial_cluster.cluster_id,
-                expected.initial_cluster.member_id,
-            )
     except BaseException:
         await close_directory(directory)
         raise
     identity = directory.recovered.identity
     initial_cluster = InitialCluster(identity.cluster_id, identity.member_id, kept.members)
     return Opened(directory, initial_cluster, kept.bootstrap_voters)
+
+
+def _bootstrap(config: Config) -> Joined:
+    initial = {name: [str(url) for url in urls] for name, urls in config.initial_members().items()}
+    try:
+        return Joined(bootstrap_cluster(initial, config.name, config.initial_cluster_token), ())
+    except ValueError as error:
+        raise CannotJoin(str(error)) from error
 
 
 async def _join(config: Config, ask: Ask) -> Joined:

@@ -37,7 +37,7 @@ class Kept(NamedTuple):
     bootstrap_voters: tuple[int, ...] | None
     """Of a member that joined later: the voters at that moment."""
     recovered: bool
-    """By restore or force-new-cluster: the ids do not follow from the configuration."""
+    """By restore or force-new-cluster: the ids do not follow from the bootstrap members."""
 
 
 def bootstrap_of(joined: Joined, *, recovered: bool = False) -> Bootstrap:
@@ -109,8 +109,9 @@ async def restore(
 async def force_new_cluster(config: Config, files: FileSystem) -> None:
     """Make the member in the data directory the only one of a new cluster, with its whole log.
 
-    Keeps uncommitted entries: with the majority lost, any of them may have been acknowledged. Does nothing
-    for a cluster of one. Raises what `open_member` raises.
+    Keeps uncommitted entries: with the majority lost, any of them may have been acknowledged. Keeps its name
+    and peer URLs too, as etcd does, whatever the configuration says. Does nothing for a cluster of one.
+    Raises what `open_member` raises.
     """
     directory = await open_member(files, str(config.directory))
     try:
@@ -129,8 +130,9 @@ async def force_new_cluster(config: Config, files: FileSystem) -> None:
             logger.warning("this member is a cluster by itself already: force-new-cluster does nothing")
             return
         known = engine.member(recovered.identity.member_id)
-        urls = tuple(map(str, config.advertise_peer))
-        member = Member(recovered.identity.member_id, known.name if known else config.name, urls)
+        name = known.name if known else config.name
+        urls = known.peer_urls if known else tuple(map(str, config.advertise_peer))
+        member = Member(recovered.identity.member_id, name, urls)
         cluster_id = cluster_id_of((member.id, secrets.randbits(64)))
         bootstrap = bootstrap_of(Joined(InitialCluster(cluster_id, member.id, (member,)), ()), recovered=True)
         identity = Identity(cluster_id=cluster_id, member_id=member.id, disk_id=secrets.randbits(64))

@@ -64,15 +64,6 @@ class TestRefusals:
             " URL scheme must be http, https, unix, or unixs: nonsense"
         )
 
-    def test_wrong_cluster_token(self, home):
-        line = only_line(home.refuse("--initial-cluster-token=other"))
-        assert line.startswith(f"{home.data_dir}: the data directory belongs to cluster ")
-
-    def test_data_of_another_member(self, home):
-        peer = f"http://127.0.0.1:{home.peer_port}"
-        line = only_line(home.refuse("--name=b", f"--initial-cluster=b={peer},a=http://127.0.0.1:1"))
-        assert line.startswith(f"{home.data_dir}: the data directory belongs to ")
-
     @pytest.mark.parametrize("which", ["client_port", "peer_port"])
     def test_taken_port(self, home, which):
         with socket.create_server(("127.0.0.1", getattr(home, which))):
@@ -94,6 +85,26 @@ class TestRefusals:
             line = only_line(other.refuse("--initial-cluster=", f"--log-outputs={tmp_path}/log"))
         assert line.startswith(f"{home.data_dir}: ")
         assert "another process" in line
+
+
+def test_flags_of_a_first_start_are_not_read_at_a_later_one(home, ours, tmp_path):
+    flags = ("--name=b", "--initial-cluster=c=nonsense", "--initial-cluster-token=other", "--proxy=on")
+    with home.run(*flags, log=tmp_path / "log"):
+        assert ours(["get", "kept", f"--endpoints={home.endpoint}"]).out == b"kept\nsafe\n"
+        listed = ours(["member", "list", f"--endpoints={home.endpoint}"]).out
+    assert b", started, b, " in listed, "the name is published at every start"
+    lines = (tmp_path / "log").read_text()
+    assert "--proxy is ignored since the member is already initialized" in lines
+    with home.run("--discovery=http://127.0.0.1:1/x", "--initial-cluster=", log=tmp_path / "again"):
+        assert ours(["get", "kept", f"--endpoints={home.endpoint}"]).out == b"kept\nsafe\n"
+
+
+def test_another_kind_of_bootstrap_makes_no_data_directory(make_member, tmp_path):
+    done = make_member(tmp_path / "data").refuse("--discovery=http://127.0.0.1:1/x", "--initial-cluster=")
+    assert only_line(done) == (
+        "--discovery is not supported and cannot be ignored. There is no discovery service."
+    )
+    assert not (tmp_path / "data").exists()
 
 
 def test_two_servers_on_one_directory(home, make_member, tmp_path):

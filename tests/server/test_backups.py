@@ -160,6 +160,7 @@ async def test_a_survivor_is_forced_to_go_on_alone_and_grows_again(members, unti
         name="a",
         data_dir=str(last.config.directory),
         listen_peer_urls=last.config.listen_peer_urls,
+        initial_advertise_peer_urls="http://127.0.0.1:1",
         force_new_cluster=True,
         **QUICK,
     )
@@ -173,6 +174,9 @@ async def test_a_survivor_is_forced_to_go_on_alone_and_grows_again(members, unti
         assert "compacted" in await refusal(forced, "KV/Range", pb.RangeRequest(key=b"k", revision=revision))
         listed = await forced.call("Cluster/MemberList", pb.MemberListRequest(linearizable=True))
         assert [one.ID for one in listed.members] == [last.handle.member_id]
+        assert list(listed.members[0].peerURLs) == [last.config.listen_peer_urls], (
+            "not what is advertised now"
+        )
         assert forced.handle.cluster_id != last.handle.cluster_id
         await forced.stop()
     await forced.start()

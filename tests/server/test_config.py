@@ -243,7 +243,6 @@ def test_what_cannot_be_read_is_one_line(flags, text, usage):
             {"listen_client_urls": "https://127.0.0.1:2379"},
             "TLS is not supported, so this URL cannot be served (https://127.0.0.1:2379)",
         ),
-        ({"name": ""}, '--name "" must be neither empty nor contain a comma or an equals sign'),
         ({"log_level": "loud"}, 'invalid value "loud" for --log-level'),
         ({"max_txn_ops": 0}, "--max-txn-ops must be >0 (set to 0)"),
         ({"max_request_bytes": 0}, "--max-request-bytes must be >0 (set to 0)"),
@@ -295,6 +294,45 @@ def test_an_initial_cluster_must_fit_its_member(cluster, text):
     assert caught.value.text == text
 
 
+@pytest.mark.parametrize("name", ["", "a=b", "a,b"])
+def test_a_name_must_fit_into_an_initial_cluster(name):
+    config = Config(name=name)
+    config.validate()  # nor does it ask for this
+    assert f'initial-cluster = "{name}=http://localhost:2380"' in load({"name": name}, {}).print()
+    with pytest.raises(ConfigError) as caught:
+        config.initial_members()
+    assert caught.value.text == f'--name "{name}" must be neither empty nor contain a comma or an equals sign'
+
+
+BOOTSTRAP_ONLY = [row.name for row in ETCD_ONLY_SETTINGS if row.handling is Handling.BOOTSTRAP]
+
+
+@pytest.mark.parametrize("name", BOOTSTRAP_ONLY)
+def test_another_kind_of_bootstrap_is_refused_at_a_first_start_and_ignored_later(name):
+    other = {Kind.SWITCH: "false" if TABLE[name].default == "true" else "true", Kind.DURATION: "77s"}
+    loaded = load({name: other.get(TABLE[name].kind, "77")}, {})
+    with pytest.raises(ConfigError) as caught:
+        loaded.check_bootstrap(has_data=False)
+    assert caught.value.text.startswith(f"--{name} is not supported and cannot be ignored. There is no ")
+    assert loaded.warnings == []
+    loaded.check_bootstrap(has_data=True)
+    assert loaded.warnings == [f"--{name} is ignored since the member is already initialized"]
+    assert loaded.config == Config()
+
+
+def test_two_kinds_of_bootstrap_at_once_are_refused_at_every_start():
+    text = (
+        "multiple discovery or bootstrap flags are set."
+        ' Choose one of "initial-cluster", "discovery" or "discovery-srv"'
+    )
+    service = {"discovery": "http://127.0.0.1:1/x"}
+    for flags in (service | {"discovery-srv": "a.example"}, service | {"initial-cluster": "a=http://h:1"}):
+        with pytest.raises(ConfigError) as caught:
+            load(flags, {})
+        assert caught.value.text == text
+    assert load(service | {"initial-cluster": ""}, {}).bootstrap_only
+
+
 def test_a_setting_given_by_flag_and_variable_is_an_error():
     with pytest.raises(ConfigError, match="conflicting environment variable ETCD_NAME is shadowed"):
         load({"name": "a"}, {"ETCD_NAME": "b"})
@@ -318,7 +356,9 @@ def test_third_party_settings_pass_at_their_default_and_speak_up_otherwise(row):
     )
     if row.kind is Kind.URLS:
         other = "http://127.0.0.1:1"
-    if row.handling is Handling.REFUSED:
+    if row.handling is Handling.BOOTSTRAP:
+        assert load({row.name: other}, {}).bootstrap_only == [row]
+    elif row.handling is Handling.REFUSED:
         with pytest.raises(ConfigError, match="is not supported and cannot be ignored"):
             load({row.name: other}, {})
     else:

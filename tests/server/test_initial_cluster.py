@@ -1,9 +1,10 @@
-"""Ids of a founded cluster, against those that etcd itself derives."""
+"""Ids of a founded cluster, against those that etcd itself derives; and that only a first start reads it."""
 
 from __future__ import annotations
 
 import pytest
 
+from kvstore.devcluster.plan import free_ports
 from kvstore.server.initial_cluster import bootstrap_cluster, cluster_id_of, member_id_of
 
 
@@ -33,3 +34,33 @@ def test_another_token_is_another_cluster() -> None:
 def test_members_with_equal_urls_are_refused() -> None:
     with pytest.raises(ValueError, match="same peer URLs"):
         bootstrap_cluster({"a": ["http://a:1"], "b": ["http://a:1"]}, "a", "token")
+
+
+@pytest.mark.asyncio
+async def test_a_member_with_data_does_not_read_what_a_first_start_needs(members) -> None:
+    cluster = await members.start(3)
+    await cluster[0].put(b"k", b"1")
+    stopped = cluster[2]
+    member_id, cluster_id = stopped.handle.member_id, stopped.handle.cluster_id
+    (port,) = free_ports(1)
+    fourth = f"http://127.0.0.1:{port}"
+    own = stopped.config.listen_peer_urls
+    for changes in (
+        {"initial_cluster": f"{stopped.config.initial_cluster},d={fourth}"},
+        {
+            "initial_cluster": f"{stopped.config.initial_cluster},d={fourth}",
+            "initial_cluster_state": "existing",
+        },
+        {"initial_cluster": f"c={own}"},
+        {"initial_cluster": f"c={fourth},b={fourth}"},
+        {"initial_cluster": "d=nonsense", "initial_cluster_state": "existing"},
+        {"initial_cluster": "", "name": "a=b,c"},
+        {"initial_cluster_token": "another"},
+        {"initial_advertise_peer_urls": "http://no.such.host:1"},
+    ):
+        await stopped.stop()
+        stopped = members.add(**{**vars(cluster[2].config), **changes})
+        await stopped.start()
+        await stopped.ready()
+        assert (stopped.handle.member_id, stopped.handle.cluster_id) == (member_id, cluster_id), changes
+        assert await stopped.get(b"k") == b"1", changes

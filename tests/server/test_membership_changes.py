@@ -200,3 +200,22 @@ async def test_who_was_not_added_cannot_join(members, monkeypatch) -> None:
     await first.stop()
     with pytest.raises(StartError, match="could not retrieve cluster information"):
         await stranger.start()
+
+
+@pytest.mark.asyncio
+async def test_a_member_starts_at_the_address_that_it_was_updated_to(members) -> None:
+    cluster = await members.start(3)
+    await cluster[0].put(b"k", b"1")
+    moved = cluster[2]
+    url = peer_url()
+    request = pb.MemberUpdateRequest(ID=moved.handle.member_id, peerURLs=[url])
+    await patiently(cluster[0], "Cluster/MemberUpdate", request, but="unhealthy cluster")
+    await moved.stop()
+    names = moved.config.initial_cluster.rpartition("=")[0]
+    again = members.add(
+        **{**vars(moved.config), "listen_peer_urls": url, "initial_cluster": f"{names}={url}"}
+    )
+    await again.start()
+    await again.ready()
+    assert again.handle.member_id == moved.handle.member_id
+    assert await again.get(b"k") == b"1"
