@@ -24,15 +24,13 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
-import grpc.aio
-
 from kvstore.configuration.config_setting import Url
 from kvstore.configuration.member_config import Config
 from kvstore.engine import BackendError, Engine
 from kvstore.http import HttpListener, make_routes
 from kvstore.lease.lessor import Lessor
 from kvstore.replica.replica import Limits
-from kvstore.rpc import Gate, Method, all_methods, make_grpc_server
+from kvstore.rpc import Gate, Method, RpcServer, all_methods, make_server
 from kvstore.server.auto_compaction import AutoCompaction
 from kvstore.server.backup_stream import Backups
 from kvstore.server.data_directory import Opened, open_data_directory
@@ -166,7 +164,7 @@ class _Assembly:
     _node: Node | None = None
     """Set once started: from then on it closes transport, log and backend."""
     _watchdog: Watchdog | None = None
-    _server: grpc.aio.Server | None = None
+    _server: RpcServer | None = None
     _lessor: Lessor | None = None
     _publishing: asyncio.Task[None] | None = None
     _stop_compacting: Callable[[], None] | None = None
@@ -220,7 +218,14 @@ class _Assembly:
         )
         self._backups = Backups(lambda: node.snapshots)
         methods = all_methods(member, changes, self._backups)
-        self._server = make_grpc_server(methods, request_bytes_max=config.max_request_bytes, gate=self._gate)
+        self._server = make_server(
+            config.grpc_stack,
+            methods,
+            request_bytes_max=config.max_request_bytes,
+            gate=self._gate,
+            keepalive_interval_s=config.keepalive_interval_s,
+            keepalive_timeout_s=config.keepalive_timeout_s,
+        )
         ports = _bind_clients(self._server, config.listen_client)
         await self._start_node(node)
         self._start_watchdog(node, frozenset(ports))
@@ -486,14 +491,14 @@ def _try_bind(url: Url) -> None:
         _bind(url).close()
 
 
-def _bind_clients(server: grpc.aio.Server, urls: tuple[Url, ...]) -> list[int]:
+def _bind_clients(server: RpcServer, urls: tuple[Url, ...]) -> list[int]:
     """Bind every client URL; the ports in the order of the URLs. Raises StartError."""
     ports = []
     for url in urls:
         _try_bind(url)
         try:
             ports.append(server.add_insecure_port(Url(url.scheme, _host(url), url.port).address))
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise StartError(f"listen tcp {url.address}: {error}") from error
     return ports
 

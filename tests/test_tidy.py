@@ -40,7 +40,7 @@ ENGINE = ("kvstore.engine", "kvstore.errors")
 REPLICA = (*RAFT, *ENGINE, "kvstore.replica")
 SERVER = (*REPLICA, "kvstore.configuration", "kvstore.watch", "kvstore.lease", "kvstore.version")
 BELOW_RPC = (*SERVER, "kvstore.server")
-COMPOSED = (*BELOW_RPC, "kvstore.wire", "kvstore.rpc", "kvstore.http")
+COMPOSED = (*BELOW_RPC, "kvstore.wire", "kvstore.http2", "kvstore.rpc", "kvstore.http")
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "raft": (),  # the entry point: loads nothing
@@ -59,15 +59,16 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "kvstore.errors": (),
     "kvstore.engine": ("kvstore.errors",),
     "kvstore.wire": (),
+    "kvstore.http2": (),  # knows neither Raft nor keys; for servers, clients and peers
     # the member, never with generated messages
     "kvstore.configuration": (),
     "kvstore.watch": ENGINE,
     "kvstore.replica": (*RAFT, *ENGINE),
     "kvstore.lease": (*REPLICA, "kvstore.watch"),
     "kvstore.server": SERVER,
-    "kvstore.rpc": (*BELOW_RPC, "kvstore.wire"),
+    "kvstore.rpc": (*BELOW_RPC, "kvstore.wire", "kvstore.http2"),
     "kvstore.http": BELOW_RPC,
-    "kvstore.client": ("kvstore.wire", "kvstore.errors", "kvstore.version"),  # its own tower
+    "kvstore.client": ("kvstore.wire", "kvstore.errors", "kvstore.version", "kvstore.http2"),  # its own tower
     "kvstore.app": COMPOSED,
     "kvstore.verify": ("kvstore.errors", "kvstore.client", "kvstore.wire", "kvstore.devcluster"),
     "kvstore.testing": (

@@ -25,8 +25,6 @@ _IGNORED: dict[Group, tuple[tuple[str, Kind, str, str], ...]] = {
         ("backend-batch-limit", _I, "0", "The state is written by size."),
         ("max-concurrent-streams", _N, "4294967295", "Streams are bounded by memory."),
         ("grpc-keepalive-min-time", _D, "5s", "Clients may ping as often as they like."),
-        ("grpc-keepalive-interval", _D, "2h", "Set by gRPC."),
-        ("grpc-keepalive-timeout", _D, "20s", "Set by gRPC."),
         ("socket-reuse-port", _B, "false", "Two servers never share a port."),
         ("socket-reuse-address", _B, "false", "Set by the system."),
         ("enable-grpc-gateway", _B, "true", "No JSON gateway is served."),

@@ -53,6 +53,10 @@ PROGRESS_INTERVAL_S = 600.0
 PROGRESS_INTERVAL_S_MIN = 0.1
 """Between two progress notifications: etcd's default and minimum."""
 
+KEEPALIVE_INTERVAL_S = 2 * 60 * 60.0
+KEEPALIVE_TIMEOUT_S = 20.0
+"""Pings of clients' connections: etcd's defaults."""
+
 PERIODIC, REVISION = "periodic", "revision"
 """The modes of auto compaction."""
 
@@ -122,6 +126,27 @@ class Config:
     )
     max_request_bytes: int = _setting(
         Kind.COUNT, 1_572_864, Group.MEMBER, "Largest size of a client's request in bytes; at most 10 MiB."
+    )
+    grpc_keepalive_interval: str = _setting(
+        Kind.DURATION,
+        "2h",
+        Group.MEMBER,
+        "A client's connection on which nothing was received for so long is pinged; 0s means the default.",
+    )
+    grpc_keepalive_timeout: str = _setting(
+        Kind.DURATION,
+        "20s",
+        Group.MEMBER,
+        "Without anything received for so long after a ping, a client's connection is closed; 0s means the"
+        " default.",
+    )
+    grpc_stack: str = _setting(
+        Kind.TEXT,
+        "ngh2",
+        Group.MEMBER,
+        "What serves clients: ngh2, or grpcio, which is taken by itself where ngh2 cannot be imported."
+        " Not a setting of etcd.",
+        choices=("ngh2", "grpcio"),
     )
     initial_advertise_peer_urls: str = _setting(
         Kind.URLS,
@@ -297,6 +322,18 @@ class Config:
         if not seconds:
             seconds = duration_seconds(self.watch_progress_notify_interval)
         return max(seconds, PROGRESS_INTERVAL_S_MIN) if seconds > 0 else PROGRESS_INTERVAL_S
+
+    @property
+    def keepalive_interval_s(self) -> float:
+        """A client's connection that is silent for so long is pinged."""
+        seconds = duration_seconds(self.grpc_keepalive_interval)
+        return seconds if seconds > 0 else KEEPALIVE_INTERVAL_S
+
+    @property
+    def keepalive_timeout_s(self) -> float:
+        """For a ping to be answered."""
+        seconds = duration_seconds(self.grpc_keepalive_timeout)
+        return seconds if seconds > 0 else KEEPALIVE_TIMEOUT_S
 
     @property
     def retention(self) -> float:

@@ -15,9 +15,20 @@ from typing import NoReturn
 
 import grpc
 import grpc.aio
-from google.protobuf.message import EncodeError, Message
+from google.protobuf.message import Message
 
-from kvstore.errors import Code, KVError, OutcomeUnknown, ServerStopped
+from kvstore.errors import Code, KVError, ServerStopped
+from kvstore.rpc.binding import (
+    FRAMING_BYTES_MAX,
+    KEEPALIVE_INTERVAL_S,
+    KEEPALIVE_TIMEOUT_S,
+    UNREAD_LOW_BYTES,
+    UNREAD_LOW_MESSAGES,
+    UNREAD_MESSAGES_MAX,
+    Gate,
+    SlowCaller,
+    encode,
+)
 from kvstore.rpc.call import (
     OUTCOME_TRAILER,
     Call,
@@ -32,57 +43,7 @@ from kvstore.rpc.call import (
 
 logger = logging.getLogger("kvstore.rpc")
 
-FRAMING_BYTES_MAX = 512 * 1024
-"""A message may be larger than a request by this much, as in etcd (`grpcOverheadBytes`)."""
-
-UNREAD_MESSAGES_MAX = 1024
-"""Messages of one streaming reply that wait for its caller; beyond it the call fails."""
-
-UNREAD_LOW_MESSAGES = 64
-UNREAD_LOW_BYTES = 256 * 1024
-"""Unread part of a streaming reply that still `has_room`: enough to keep a connection busy between two loop
-iterations, little enough to afford ten thousand callers that never read."""
-
-KEEPALIVE_INTERVAL_MS = 2 * 60 * 60 * 1000
-KEEPALIVE_TIMEOUT_MS = 20_000
-"""HTTP/2 pings of idle connections, and the timeout of one: etcd's defaults."""
-
 STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
-
-
-class SlowCaller(KVError):
-    code, text = Code.RESOURCE_EXHAUSTED, "kvstore: the caller reads too slowly"
-
-
-class Abandoned(OutcomeUnknown):
-    """The member failed during a call, whose effects, such as a queue entry, may remain."""
-
-    text = ServerStopped.text
-
-
-class Gate:
-    """Admits calls until the member fails; then it is shut for good."""
-
-    def __init__(self) -> None:
-        self.is_open = True
-        self._open: dict[Call, None] = {}
-        """Unanswered calls, and streams."""
-
-    def enter(self, call: Call) -> None:
-        """The call waits; every `enter` has its `leave`."""
-        self._open[call] = None
-        if not self.is_open:
-            call.fail(Abandoned())
-
-    def leave(self, call: Call) -> None:
-        """The call is complete. Harmless without an `enter`."""
-        self._open.pop(call, None)
-
-    def shut(self) -> None:
-        """Refuse calls from now on, and fail those that wait: no answer would ever come."""
-        self.is_open = False
-        for call in list(self._open):
-            call.fail(Abandoned())
 
 
 class GrpcCall(Call):
@@ -248,7 +209,7 @@ class _Behaviour:
             if message is None:
                 self._gate.enter(call)
                 message = await call.result()
-            reply = self._encode(message)
+            reply = encode(self._method, message)
         except KVError as error:
             await _abort(self._method, context, error)
         except asyncio.CancelledError:
@@ -270,7 +231,7 @@ class _Behaviour:
             self._answer(data, call)
             self._gate.enter(call)
             async for message in call.messages():
-                yield self._encode(message)
+                yield encode(self._method, message)
         except KVError as error:
             call.mark_gone()
             await _abort(self._method, context, error)
@@ -295,7 +256,7 @@ class _Behaviour:
             self._gate.enter(call)
             reader = asyncio.get_running_loop().create_task(self._read(inbound, call, context))
             async for message in call.messages():
-                await context.write(self._encode(message))
+                await context.write(encode(self._method, message))
         except KVError as error:
             call.mark_gone()
             await _end(reader)
@@ -332,15 +293,6 @@ class _Behaviour:
             raise ServerStopped
         return answer(self._method, data, call)
 
-    def _encode(self, message: Message | bytes) -> bytes:
-        try:
-            data = message if isinstance(message, bytes) else message.SerializeToString()
-        except (ValueError, EncodeError):  # larger than a message can be
-            logger.exception("a reply of %s cannot be encoded", self._method.path)
-            raise HandlerFault from None
-        self._statistics.sent_bytes += len(data)
-        return data
-
 
 class _Handlers(grpc.GenericRpcHandler):
     """Finds the method of a path; grpc answers an unknown path with Unimplemented."""
@@ -365,7 +317,12 @@ class _Handlers(grpc.GenericRpcHandler):
 
 
 def make_grpc_server(
-    methods: Sequence[Method], *, request_bytes_max: int, gate: Gate | None = None
+    methods: Sequence[Method],
+    *,
+    request_bytes_max: int,
+    gate: Gate | None = None,
+    keepalive_interval_s: float = KEEPALIVE_INTERVAL_S,
+    keepalive_timeout_s: float = KEEPALIVE_TIMEOUT_S,
 ) -> grpc.aio.Server:
     """A grpc.aio server for these methods, not yet bound to any address.
 
@@ -374,13 +331,14 @@ def make_grpc_server(
     Two servers must never share a port, replies have no size limit, and clients may ping at any rate
     (aetcd pings idle connections every 6 s, Kubernetes every 30 s).
     """
+    timeout_ms = round(1000 * keepalive_timeout_s)
     options = [
         ("grpc.so_reuseport", 0),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", request_bytes_max + FRAMING_BYTES_MAX),
-        ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),  # the longer one of the two counts
+        ("grpc.keepalive_time_ms", round(1000 * keepalive_interval_s)),
+        ("grpc.keepalive_timeout_ms", timeout_ms),
+        ("grpc.http2.ping_timeout_ms", timeout_ms),  # the longer one of the two counts
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 1),
         ("grpc.http2.max_ping_strikes", 0),

@@ -10,8 +10,9 @@ import asyncio
 import errno
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 
@@ -69,6 +70,13 @@ class _Incoming:
     def end(self) -> None:
         self.ended = True
         self.task.cancel()
+
+
+class Stoppable(Protocol):
+    """A server of gRPC."""
+
+    def stop(self, grace: float | None) -> Awaitable[None]:
+        """Take no more calls; cancel those that last longer than the grace."""
 
 
 class GrpcTransport:
@@ -338,7 +346,7 @@ class GrpcTransport:
                 self._receiver.on_disconnected(member_id)
 
 
-async def stop_server(server: grpc.aio.Server, grace_s: float) -> None:
+async def stop_server(server: Stoppable, grace_s: float) -> None:
     """Stop a server and cancel its calls after the grace; abandon it after STOP_PATIENCE_S more."""
     await _wait_stopped(asyncio.ensure_future(server.stop(grace_s)), grace_s + STOP_PATIENCE_S)
 

@@ -20,6 +20,9 @@ SAMPLES = {
     "quota-backend-bytes": "-1",
     "max-txn-ops": "7",
     "max-request-bytes": "1000",
+    "grpc-keepalive-interval": "1m",
+    "grpc-keepalive-timeout": "5s",
+    "grpc-stack": "grpcio",
     "initial-advertise-peer-urls": "http://127.0.0.1:2390",
     "initial-cluster": "a=http://127.0.0.1:2390",
     "initial-cluster-state": "existing",
@@ -427,7 +430,8 @@ def test_a_file_may_hold_lists_sections_and_bare_durations(tmp_path):
     )
     loaded = load({"config-file": str(path)}, {})
     assert loaded.config.log_outputs == "stderr,/dev/null"
-    assert loaded.warnings == ["--grpc-keepalive-timeout has no meaning here and is ignored. Set by gRPC."]
+    assert loaded.config.keepalive_timeout_s == 20.0
+    assert loaded.warnings == []
 
 
 ETCD_SAMPLE = """

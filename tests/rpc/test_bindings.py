@@ -11,7 +11,8 @@ import pytest
 import pytest_asyncio
 
 from kvstore.errors import EmptyKey, OutcomeUnknown, Unavailable
-from kvstore.rpc import Gate, Method, grpc_binding, make_grpc_server
+from kvstore.rpc import Gate, Method, binding, grpc_binding, make_server
+from kvstore.rpc.server_stack import GRPCIO, NGH2
 from kvstore.wire import rpc_pb2 as pb
 
 REQUEST_BYTES_MAX = 10_000
@@ -77,7 +78,7 @@ class Echo:
             self.call.on_drained(self.overfill)
             return
         if order == "much":
-            self.call.send(bytes(grpc_binding.UNREAD_LOW_BYTES))
+            self.call.send(bytes(binding.UNREAD_LOW_BYTES))
             assert not self.call.has_room
             self.call.on_drained(self.drained)
             return
@@ -96,7 +97,8 @@ class Echo:
 
 
 class Harness:
-    def __init__(self) -> None:
+    def __init__(self, stack: str) -> None:
+        self.stack = stack
         self.service = Service()
         self.put_row = Method(
             service="etcdserverpb.KV", name="Put", request_type=pb.PutRequest, handler=self.service.put
@@ -116,7 +118,7 @@ class Harness:
         )
         rows = [self.put_row, self.stream_row, self.echo_row]
         self.gate = Gate()
-        self.server = make_grpc_server(rows, request_bytes_max=REQUEST_BYTES_MAX, gate=self.gate)
+        self.server = make_server(stack, rows, request_bytes_max=REQUEST_BYTES_MAX, gate=self.gate)
         self.port = self.server.add_insecure_port("127.0.0.1:0")
         self.channel: grpc.aio.Channel | None = None
 
@@ -144,9 +146,9 @@ class Harness:
         )()
 
 
-@pytest_asyncio.fixture
-async def harness() -> AsyncIterator[Harness]:
-    made = Harness()
+@pytest_asyncio.fixture(params=[NGH2, GRPCIO])
+async def harness(request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
+    made = Harness(request.param)
     await made.server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{made.port}") as channel:
         made.channel = channel
@@ -212,7 +214,7 @@ async def test_a_caller_that_leaves_is_detected(harness: Harness) -> None:
 
 @pytest.mark.asyncio
 async def test_messages_beyond_the_limit_are_grpcs_own_error(harness: Harness) -> None:
-    limit = REQUEST_BYTES_MAX + grpc_binding.FRAMING_BYTES_MAX
+    limit = REQUEST_BYTES_MAX + binding.FRAMING_BYTES_MAX
     assert (await harness.put("x" * (limit - 100))).header.revision == 7
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await harness.put("x" * limit)
@@ -221,8 +223,8 @@ async def test_messages_beyond_the_limit_are_grpcs_own_error(harness: Harness) -
 
 @pytest.mark.asyncio
 async def test_two_servers_never_share_a_port(harness: Harness) -> None:
-    other = make_grpc_server([], request_bytes_max=1)
-    with pytest.raises(RuntimeError):
+    other = make_server(harness.stack, [], request_bytes_max=1, gate=Gate())
+    with pytest.raises((RuntimeError, OSError)):
         other.add_insecure_port(f"127.0.0.1:{harness.port}")
 
 
@@ -248,7 +250,7 @@ async def test_a_stream_that_fails_delivers_what_came_before(harness: Harness) -
 
 @pytest.mark.asyncio
 async def test_a_caller_that_reads_too_slowly_is_dropped(harness: Harness) -> None:
-    call = harness.stream(limit=grpc_binding.UNREAD_MESSAGES_MAX + 1)
+    call = harness.stream(limit=binding.UNREAD_MESSAGES_MAX + 1)
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         [message async for message in call]
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
