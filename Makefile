@@ -15,7 +15,7 @@ MIRROR_KEYS ?= 10000
 SEED ?=
 ROUNDS ?= 3
 SECONDS ?= 3
-# A commit: `make bench` compares with this project at it instead of with etcd.
+# A commit: `make bench` compares with this project at it instead of with etcd; writes bench/results/against.json.
 AGAINST ?=
 KILLS ?= 10
 WRITES ?= 200000
@@ -31,7 +31,7 @@ NETWORK ?= auto
 NODES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: bench-catchup help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential mirror jepsen jepsen-long jepsen-mutants bench-verify lock bench-locks bench-leases clean
+.PHONY: bench-catchup bench-python help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential mirror jepsen jepsen-long jepsen-mutants bench-verify lock bench-locks bench-leases clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,8 +70,11 @@ fix: $(STAMP) ## the gate that writes: sort, format, regenerate
 	$(BIN)/python tools/genproto.py
 	$(BIN)/python tools/configuration.py
 
-bench: $(STAMP) ## side by side with etcd, or with AGAINST=<commit> of this project; writes bench/results/latest.json (against.json)
-	$(BIN)/python -m bench.compare --rounds $(ROUNDS) --seconds $(SECONDS) $(if $(AGAINST),--against $(AGAINST))
+bench: $(STAMP) ## the server beside etcd under etcd's own load generator (needs Go once); writes bench/results/server.json; SIDES=
+	$(if $(AGAINST),$(BIN)/python -m bench.compare --rounds $(ROUNDS) --seconds $(SECONDS) --against $(AGAINST),$(BIN)/python -m bench.compiled --rounds $(ROUNDS) --seconds $(SECONDS) $(if $(SIDES),--sides $(SIDES)))
+
+bench-python: $(STAMP) ## the same work from a Python client; writes bench/results/latest.json
+	$(BIN)/python -m bench.compare --rounds $(ROUNDS) --seconds $(SECONDS)
 
 profile: $(STAMP) ## where the leader spends its time under load; writes bench/results/profile.txt
 	$(BIN)/python -m bench.profile

@@ -317,13 +317,23 @@ def extract(commit: str, folder: Path, repository: Path = ROOT) -> Path:
     return source
 
 
-def etcd(folder: Path, *, label: str = "etcd", size: int = 3, flags: Sequence[str] = ()) -> Cluster:
-    """A cluster of real etcd. Raises ClusterError if there is none on this machine."""
-    program = find_etcd()
+def etcd(
+    folder: Path,
+    *,
+    label: str = "etcd",
+    size: int = 3,
+    flags: Sequence[str] = (),
+    program: Path | None = None,
+) -> Cluster:
+    """A cluster of real etcd: `program`, or the installed 3.5. Raises ClusterError if there is none."""
+    program = program or find_etcd()
     if program is None:
         raise ClusterError(NO_ETCD)
     quiet = ("--log-level=warn", "--logger=zap")
-    return Cluster(label=label, program=[str(program)], folder=folder, size=size, flags=[*quiet, *flags])
+    command = [str(program)]
+    return Cluster(
+        label=label, program=command, folder=folder, size=size, flags=[*quiet, *flags], source=None
+    )
 
 
 @contextlib.contextmanager
