@@ -33,7 +33,9 @@ KEYS = 10_000
 VALUE_BYTES = 256
 KEY_READ = b"bench-read"
 PROBE_CALLS_PER_CLIENT = 20
-"""Calls of the run that estimates the speed, so that a measurement lasts as long as asked."""
+PROBE_CALLS_MIN = 200
+"""Calls of the run that estimates the speed, so that a measurement lasts as long as asked; with fewer the load
+generator reports no 99th percentile."""
 STEAL_SHARE_MAX = 0.05
 REPEATS_MAX = 2
 LOAD_SECONDS_MAX = 300.0
@@ -109,8 +111,9 @@ def measure(
     """Drive one cluster for about `seconds`, through the leader's endpoint or through all."""
     leader = cluster.leader()
     endpoints = cluster.endpoints if everywhere else [leader.endpoint]
-    speed, _, _ = parse(run(load.command(program, endpoints, PROBE_CALLS_PER_CLIENT * load.clients)))
-    total = max(int(speed * seconds), PROBE_CALLS_PER_CLIENT * load.clients)
+    least = max(PROBE_CALLS_PER_CLIENT * load.clients, PROBE_CALLS_MIN)
+    speed, _, _ = parse(run(load.command(program, endpoints, least)))
+    total = max(int(speed * seconds), least)
     results: list[Result] = []
     while not results or (results[-1].steal > STEAL_SHARE_MAX and len(results) <= REPEATS_MAX):
         before = {member.name: host.cpu_seconds(member.pid) for member in cluster.members}
