@@ -34,8 +34,8 @@ VALUE_BYTES = 256
 KEY_READ = b"bench-read"
 PROBE_CALLS_PER_CLIENT = 20
 PROBE_CALLS_MIN = 200
-"""Calls of the run that estimates the speed, so that a measurement lasts as long as asked; with fewer the load
-generator reports no 99th percentile."""
+"""Calls of the run that estimates the speed, so that a measurement lasts as long as asked. The load generator
+reports no 99th percentile of fewer."""
 STEAL_SHARE_MAX = 0.05
 REPEATS_MAX = 2
 LOAD_SECONDS_MAX = 300.0
