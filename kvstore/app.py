@@ -23,6 +23,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 
 from kvstore.configuration.config_setting import Url
 from kvstore.configuration.member_config import Config
@@ -54,8 +55,9 @@ from raft.node.checkpointer import STATE_COMMIT_BOUNDS_S
 from raft.storage import MemberDirectory, RealFiles, StorageError, ThreadedLogWriter, Watchdog
 from raft.storage.storage_protocol import SYNC_BOUNDS_S, Checkpoint
 from raft.transport import sockets
-from raft.transport.grpc_transport import GrpcTransport, ask_description, stop_server
+from raft.transport.grpc_stack import GrpcStack, stop_server
 from raft.transport.liveness import ROUND_TRIP_BOUNDS_S
+from raft.transport.peer_transport import PeerTransport, ask_description
 
 logger = logging.getLogger("kvstore")
 
@@ -160,7 +162,7 @@ class _Assembly:
 
     _directory: MemberDirectory | None = None
     _writer: ThreadedLogWriter | None = None
-    _transport: GrpcTransport | None = None
+    _transport: PeerTransport | None = None
     _node: Node | None = None
     """Set once started: from then on it closes transport, log and backend."""
     _watchdog: Watchdog | None = None
@@ -174,13 +176,14 @@ class _Assembly:
         self._config = config
         self._loop = asyncio.get_running_loop()
         self._incarnation = secrets.randbits(64)
+        self._stack = GrpcStack()
         self._listeners: list[HttpListener] = []
         self._gate = Gate()
         self._loop_lag = LoopLag(self._loop)
 
     async def start(self) -> NodeHandle:
         config = self._config
-        opened = await open_data_directory(config, RealFiles(), ask_description)
+        opened = await open_data_directory(config, RealFiles(), partial(ask_description, self._stack))
         self._directory, initial_cluster = opened.directory, opened.initial_cluster
         engine = Engine(members=initial_cluster.members)
         node = self._make_node(opened, engine, await opened.directory.state.mark())
@@ -295,8 +298,9 @@ class _Assembly:
             on_space=lambda space: self._on_space(node, space),
             operations=count_operations,
         )
-        transport = self._transport = GrpcTransport(
+        transport = self._transport = PeerTransport(
             tuple(map(str, config.listen_peer)),
+            stack=self._stack,
             rng=rng,
             describe=lambda: encode_description(
                 Description(initial_cluster.cluster_id, initial_cluster.members, engine.members())

@@ -10,8 +10,8 @@ way: evidence, not a timer, distinguishes a dead process from an unreachable one
 A snapshot travels on a connection of its own, in chunks, and can resume (`snapshot_stream`).
 
 `memory_transport` joins members of one loop through a network with faults, on virtual time if wanted.
-`grpc_transport`, which this package does not import, connects processes. One conformance suite runs against
-both.
+`peer_transport`, which this package does not import, connects processes, over an injected gRPC `stack`. One
+conformance suite runs against both.
 """
 
 from raft.transport.memory_transport import LinkConditions, MemoryTransport, Network

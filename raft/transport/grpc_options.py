@@ -1,15 +1,8 @@
-"""Channel and server settings of the peer protocol, and its addresses."""
+"""grpc.aio's channel and server settings for the peer protocol."""
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from raft.transport.liveness import FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, SILENCE_TIMEOUT_S
-
-STREAM_METHOD = "/raft.transport.wire.Peer/Stream"
-PROBE_METHOD = "/raft.transport.wire.Peer/Probe"
-DESCRIBE_METHOD = "/raft.transport.wire.Peer/Describe"
-SNAPSHOT_METHOD = "/raft.transport.wire.Peer/Image"
 
 _PING_MS = int(SILENCE_TIMEOUT_S * 1000 / 2)
 """An idle connection is pinged after half of SILENCE_TIMEOUT_S; the answer has the other half."""
@@ -41,14 +34,6 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
     # Two processes on one port would each get some of the connections: fail instead.
     ("grpc.so_reuseport", 0),
 ]
-
-
-def host_port(url: str) -> tuple[str, int]:
-    """Split a peer URL such as `http://10.0.0.1:2380`; raises ValueError for one without scheme or port."""
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname or parts.port is None:
-        raise ValueError(f"a peer URL must look like http://host:port, not {url!r}")
-    return parts.hostname, parts.port
 
 
 def target_of(host: str, port: int) -> str:

@@ -11,7 +11,7 @@ import pytest
 from kvstore.app import StartError
 from kvstore.wire import rpc_pb2 as pb
 from kvstore.wire import v3lock_pb2
-from raft.transport.grpc_transport import GrpcTransport
+from raft.transport.peer_transport import PeerTransport
 
 OTHER = "another-cluster"
 
@@ -124,14 +124,14 @@ async def test_a_close_that_breaks_off_leaves_no_thread_that_keeps_the_process(
     before = set(threading.enumerate())
     await member.start()
     await member.ready()
-    genuine = GrpcTransport.close
+    genuine = PeerTransport.close
 
     async def close(self) -> None:
         await genuine(self)
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(GrpcTransport, "close", close)
+        patched.setattr(PeerTransport, "close", close)
         with pytest.raises(type(error)):
             await member.stop()
 

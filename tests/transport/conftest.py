@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import pytest_asyncio
 
-from raft.transport.grpc_transport import GrpcTransport
+from raft.transport.grpc_stack import GrpcStack
 from raft.transport.liveness import HANDSHAKE_FORMAT_VERSION
 from raft.transport.memory_transport import Network
+from raft.transport.peer_transport import PeerTransport
 from raft.transport.transport_protocol import (
     Handshake,
     HandshakeReply,
@@ -121,7 +122,7 @@ class Harness:
             self.urls[member_id] = (f"http://127.0.0.1:{member_id}",)
             await transport.start(recorder.handshake, recorder)
         else:
-            listener = GrpcTransport((f"http://127.0.0.1:{port}",), rng=self.rng)
+            listener = PeerTransport((f"http://127.0.0.1:{port}",), stack=GrpcStack(), rng=self.rng)
             transport = listener
             await transport.start(recorder.handshake, recorder)
             self.urls[member_id] = (f"http://127.0.0.1:{listener.listen_ports[0]}",)

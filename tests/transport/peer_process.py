@@ -8,15 +8,16 @@ import signal
 import sys
 
 from raft.core.messages import Message, MessageType
-from raft.transport.grpc_transport import GrpcTransport
+from raft.transport.grpc_stack import GrpcStack
 from raft.transport.liveness import HANDSHAKE_FORMAT_VERSION
+from raft.transport.peer_transport import PeerTransport
 from raft.transport.transport_protocol import Handshake, HandshakeReply, PeerMessage
 
 
 class Echo:
     """Sends a message to every peer that connects, and every message back to its sender."""
 
-    def __init__(self, transport: GrpcTransport, handshake: Handshake) -> None:
+    def __init__(self, transport: PeerTransport, handshake: Handshake) -> None:
         self.transport = transport
         self.handshake = handshake
 
@@ -40,7 +41,7 @@ class Echo:
 
 
 async def main(peer_url: str) -> None:
-    transport = GrpcTransport(("http://127.0.0.1:0",), rng=random.Random(1))
+    transport = PeerTransport(("http://127.0.0.1:0",), stack=GrpcStack(), rng=random.Random(1))
     handshake = Handshake(
         format_version=HANDSHAKE_FORMAT_VERSION, cluster_id=0xC1, member_id=2, disk_id=0x200, incarnation=20
     )

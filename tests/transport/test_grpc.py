@@ -19,11 +19,12 @@ import pytest_asyncio
 
 from raft.core.messages import Message, MessageType
 from raft.core.types import Entry, EntryKind
-from raft.transport import grpc_transport, sockets
-from raft.transport.grpc_link import GrpcLink
-from raft.transport.grpc_options import host_port
-from raft.transport.grpc_transport import GrpcTransport
+from raft.transport import grpc_stack, peer_transport, sockets
+from raft.transport.grpc_stack import GrpcStack
 from raft.transport.liveness import BACKOFF_MAX_S, PROBE_TIMEOUT_S, SILENCE_TIMEOUT_S
+from raft.transport.peer_service import host_port
+from raft.transport.peer_transport import PeerTransport
+from raft.transport.stack import StreamEnd
 from raft.transport.transport_protocol import Liveness
 
 # They measure time and start processes, so they run beside no other such test.
@@ -255,7 +256,7 @@ async def test_broken_peer_urls_are_refused(url: str) -> None:
 
 
 async def test_a_peer_needs_a_url() -> None:
-    transport = GrpcTransport(("http://127.0.0.1:0",), rng=None)  # type: ignore[arg-type]  # never dials
+    transport = PeerTransport(("http://127.0.0.1:0",), stack=GrpcStack(), rng=None)  # type: ignore[arg-type]  # never dials
     with pytest.raises(ValueError, match="no peer URL"):
         transport.set_peer(2, ())
 
@@ -266,20 +267,21 @@ async def test_a_link_ends_though_the_library_swallows_its_cancellation(
     """A call that ends at the moment of its cancellation reports its end instead."""
     dialled = asyncio.Event()
 
-    async def run_stream(link: GrpcLink) -> str:
+    async def read_to_end(stream: Any, call: object) -> StreamEnd:
         dialled.set()
         try:
             await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
-            return "the stream ended"
+            return StreamEnd("the stream ended", is_evidence=False)
         raise AssertionError("the future is never resolved")
 
-    monkeypatch.setattr(GrpcLink, "_run_stream", run_stream)
-    transport, _ = await grpc_harness.member(1, 10)
+    monkeypatch.setattr(grpc_stack._Dialled, "_read_to_end", read_to_end)
+    transport, recorder = await grpc_harness.member(1, 10)
     transport.set_peer(2, ("http://127.0.0.1:1",))
     async with asyncio.timeout(10):
         await dialled.wait()
         await transport.close()
+    assert recorder.disconnected == []
 
 
 async def test_a_handshake_received_while_closing_dials_no_peer(grpc_harness: Harness) -> None:
@@ -293,12 +295,13 @@ async def test_a_server_that_does_not_stop_is_abandoned(
     grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     transport, _ = await grpc_harness.member(1, 10)
-    server, stop = transport._server, transport._server.stop
+    server = transport._listener._server
+    stop = server.stop
 
     async def never(grace: float | None) -> None:
         await asyncio.get_running_loop().create_future()
 
-    monkeypatch.setattr(grpc_transport, "STOP_PATIENCE_S", 0.05)
+    monkeypatch.setattr(grpc_stack, "STOP_PATIENCE_S", 0.05)
     monkeypatch.setattr(server, "stop", never)
     async with asyncio.timeout(10):
         await transport.close()
@@ -310,15 +313,16 @@ async def test_a_reset_member_listens_again_though_its_server_does_not_stop(
     grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, recorder, second, _ = await grpc_harness.pair()
-    server, stop = first._server, first._server.stop
+    listener = first._listener
+    server, stop = listener._server, listener._server.stop
 
     async def never(grace: float | None) -> None:
         await asyncio.get_running_loop().create_future()
 
-    monkeypatch.setattr(grpc_transport, "STOP_PATIENCE_S", 0.05)
+    monkeypatch.setattr(grpc_stack, "STOP_PATIENCE_S", 0.05)
     monkeypatch.setattr(server, "stop", never)
     first.reset_connections()
-    await recorder.until(lambda: first._server not in (None, server), poll=True)
+    await recorder.until(lambda: first._listener not in (None, listener), poll=True)
     assert await second.probe(1) is Liveness.ALIVE
     await stop(None)
 
@@ -327,7 +331,7 @@ async def test_a_reset_member_listens_again_once_its_address_is_free(
     grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, recorder, second, _ = await grpc_harness.pair()
-    genuine, refused = first._open_server, 3
+    genuine, refused = first._open_listener, 3
 
     async def taken() -> None:
         nonlocal refused
@@ -336,10 +340,10 @@ async def test_a_reset_member_listens_again_once_its_address_is_free(
             raise OSError(errno.EADDRINUSE, "injected")
         await genuine()
 
-    monkeypatch.setattr(grpc_transport, "REOPEN_RETRY_S", 0.01)
-    monkeypatch.setattr(first, "_open_server", taken)
+    monkeypatch.setattr(peer_transport, "REOPEN_RETRY_S", 0.01)
+    monkeypatch.setattr(first, "_open_listener", taken)
     first.reset_connections()
-    await recorder.until(lambda: not refused and first._server is not None, poll=True)
+    await recorder.until(lambda: not refused and first._listener is not None, poll=True)
     assert await second.probe(1) is Liveness.ALIVE
 
 
@@ -347,7 +351,7 @@ async def test_a_member_reset_while_it_reopens_listens_in_the_end(
     grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, recorder, second, _ = await grpc_harness.pair()
-    genuine, opened = first._open_server, 0
+    genuine, opened = first._open_listener, 0
 
     async def reset_meanwhile() -> None:
         nonlocal opened
@@ -357,7 +361,7 @@ async def test_a_member_reset_while_it_reopens_listens_in_the_end(
             await asyncio.to_thread(first.reset_connections)
             await asyncio.sleep(0)  # the loop sees the reset before the server is open
 
-    monkeypatch.setattr(first, "_open_server", reset_meanwhile)
+    monkeypatch.setattr(first, "_open_listener", reset_meanwhile)
     first.reset_connections()
     await recorder.until(lambda: opened == 2, poll=True)
     assert await second.probe(1) is Liveness.ALIVE
@@ -374,8 +378,8 @@ async def test_closing_does_not_wait_for_an_address_that_stays_taken(
         attempts += 1
         raise OSError(errno.EADDRINUSE, "injected")
 
-    monkeypatch.setattr(grpc_transport, "REOPEN_RETRY_S", 0.01)
-    monkeypatch.setattr(transport, "_open_server", taken)
+    monkeypatch.setattr(peer_transport, "REOPEN_RETRY_S", 0.01)
+    monkeypatch.setattr(transport, "_open_listener", taken)
     transport.reset_connections()
     await recorder.until(lambda: attempts > 1, poll=True)
     async with asyncio.timeout(10):
