@@ -8,7 +8,9 @@ process. It exits the process in one case only: when a sync of the log has hung 
 stop is possible (STUCK_DISK_EXIT_CODE).
 
 Raises, before it serves anything, ConfigError for a contradictory configuration and StartError when the disk,
-a port or the cluster does not fit it; the text of either is one line for an operator.
+a port or the cluster does not fit it; the text of either is one line for an operator. Every address is taken
+before the data directory is opened: a new member that cannot start leaves nothing behind, which would make
+the corrected command another member's.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import random
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 
 from kvstore.configuration.config_setting import Url
@@ -177,13 +179,15 @@ class _Assembly:
         self._loop = asyncio.get_running_loop()
         self._incarnation = secrets.randbits(64)
         self._stack = GrpcStack()
+        self._metrics_sockets: list[socket.socket] = []
+        """Bound and listening, in the order of `listen_metrics`."""
         self._listeners: list[HttpListener] = []
         self._gate = Gate()
         self._loop_lag = LoopLag(self._loop)
 
     async def start(self) -> NodeHandle:
         config = self._config
-        opened = await open_data_directory(config, RealFiles(), partial(ask_description, self._stack))
+        opened = await self._open_directory()
         self._directory, initial_cluster = opened.directory, opened.initial_cluster
         engine = Engine(members=initial_cluster.members)
         node = self._make_node(opened, engine, await opened.directory.state.mark())
@@ -255,6 +259,8 @@ class _Assembly:
                 steps.callback(self._directory.release)
             if self._writer is not None:
                 steps.push_async_callback(self._writer.close)  # once more, should a step before it fail
+            for sock in self._metrics_sockets:
+                steps.callback(sock.close)
             for listener in self._listeners:
                 steps.push_async_callback(listener.stop)
             steps.push_async_callback(self._close_clients)
@@ -287,6 +293,20 @@ class _Assembly:
                 steps.push_async_callback(self._writer.close)
             if self._transport is not None:
                 steps.push_async_callback(self._transport.close)
+
+    async def _open_directory(self) -> Opened:
+        """Open or make the data directory while this process holds every address.
+
+        The servers bind the same addresses at once afterwards; they cannot be handed a socket.
+        """
+        config = self._config
+        with ExitStack() as held:
+            for url in (*config.listen_client, *config.listen_peer):
+                if url.port:
+                    held.enter_context(_bind(url))
+            for url in config.listen_metrics:
+                self._metrics_sockets.append(_bind(url))
+            return await open_data_directory(config, RealFiles(), partial(ask_description, self._stack))
 
     def _make_node(self, opened: Opened, engine: Engine, checkpoint: Checkpoint) -> Node:
         config, directory, initial_cluster = self._config, opened.directory, opened.initial_cluster
@@ -375,11 +395,10 @@ class _Assembly:
         )
         routes = make_routes(member, make_registry(member, sources))
         urls = []
-        for url in self._config.listen_metrics:
+        for url, sock in zip(self._config.listen_metrics, self._metrics_sockets, strict=True):
             listener = HttpListener(routes)
-            sock = _bind(url)
-            await listener.start(sock)
             self._listeners.append(listener)
+            await listener.start(sock)
             bound = Url(url.scheme, url.host, sock.getsockname()[1])
             logger.info("listening for metrics on %s", bound.address)
             urls.append(str(bound))

@@ -90,6 +90,7 @@ def up(
         asyncio.run(session.run(plan, best_display()))
         return
     with session.directory_lock(directory):
+        plan.check_ports()  # before they are recorded: the next `up` would choose them again
         save(plan, Running())  # so that the supervisor finds the very ports chosen here
     arguments = [f"--directory={directory}", *(["--no-proxy"] if no_proxy else []), "--", *server_arguments]
     asyncio.run(session.start_in_background(plan, arguments))

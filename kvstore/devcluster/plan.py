@@ -101,7 +101,7 @@ class ClusterPlan:
         ]
 
     def check_ports(self) -> None:
-        """Raise ClusterError naming the first port that another process holds."""
+        """Raise ClusterError naming the first port that another process holds, and the way out."""
         for node in (one for one in self.nodes if one.host == HOST):
             uses = (("clients", node.client_port), ("peers", node.peer_port), ("metrics", node.metrics_port))
             for use, port in uses:
@@ -114,8 +114,14 @@ class ClusterPlan:
                         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                             raise
                         raise ClusterError(
-                            f"port {port} ({use} of {node.name}) is taken by another process"
+                            f"port {port} ({use} of {node.name}) is taken by another process;"
+                            f" {self._way_out()}"
                         ) from error
+
+    def _way_out(self) -> str:
+        if any(self.data_directory(node).exists() for node in self.nodes):
+            return "end that process, or start another cluster with --free-ports and another --directory"
+        return "end that process, or start this cluster with --free-ports"
 
 
 def child_environment() -> dict[str, str]:
@@ -179,12 +185,12 @@ def prepare(
 ) -> ClusterPlan:
     """Return the plan of the cluster in `directory`, making it when there is none.
 
-    A cluster keeps its size and token for as long as its directory lives. Raises ClusterError when
-    another size is asked for, or data is there that no plan explains.
+    A cluster with data keeps its size, ports and token for as long as its directory lives. Raises
+    ClusterError when another size is asked for, or data is there that no plan explains.
     """
     recorded = load(directory)
     strays = sorted(directory.glob("node*/data"))
-    if recorded is not None and (strays or nodes in (None, len(recorded[0].nodes))):
+    if recorded is not None and (strays or (not free and nodes in (None, len(recorded[0].nodes)))):
         plan, _ = recorded
         if nodes is not None and nodes != len(plan.nodes):
             raise ClusterError(
@@ -197,7 +203,7 @@ def prepare(
             f"{strays[0]} belongs to a cluster that {directory / STATE_FILE} no longer describes;"
             " use another --directory, or remove this one"
         )
-    count = 3 if nodes is None else nodes
+    count = nodes or (3 if recorded is None else len(recorded[0].nodes))
     return ClusterPlan(
         directory=directory,
         nodes=free_nodes(count) if free else usual_nodes(count),

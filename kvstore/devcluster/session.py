@@ -98,7 +98,6 @@ async def _come_up(supervisor: Supervisor) -> None:
 
 async def start_in_background(plan: ClusterPlan, arguments: list[str]) -> None:
     """Start a supervisor of its own session and return once the cluster is up; ClusterError if it is not."""
-    plan.check_ports()
     plan.directory.mkdir(parents=True, exist_ok=True)
     log = plan.directory / SUPERVISOR_LOG
     with log.open("wb") as file:

@@ -112,8 +112,9 @@ async def create_member_with_state(
 ) -> None:
     """Create a member at `path` whose state is `rows`. Blocks on the disk.
 
-    Raises DirectoryUnrecognized when the directory is not empty, DirectoryLocked, BackendFull,
-    BackendFailed or OSError.
+    When it fails, the directory is as empty as before, so that it can be called again. Raises
+    DirectoryUnrecognized when the directory is not empty, DirectoryLocked, BackendFull, BackendFailed or
+    OSError.
     """
     files.make_directory(path)
     if [name for name in files.list(path) if name not in (LOCK_NAME, "lost+found")]:
@@ -124,6 +125,10 @@ async def create_member_with_state(
         await _write_state(files, path, identity, base, rows)
         _write_log(files, path, LOG_NAME, identity, bootstrap, base, segment_bytes)
         files.sync_directory(os.path.dirname(path) or ".")
+    except BaseException:
+        _discard(files, f"{path}/{LOG_NAME}")  # first: with the log the member is gone
+        _discard_state(files, path, base)
+        raise
     finally:
         lock.release()
 
@@ -182,13 +187,18 @@ def _discard(files: FileSystem, directory: str) -> None:
         os.rmdir(directory)
 
 
-async def _write_state(
-    files: FileSystem, path: str, identity: Identity, base: SnapshotMeta, rows: Mapping[bytes, bytes]
-) -> None:
+def _discard_state(files: FileSystem, path: str, base: SnapshotMeta) -> None:
     name = f"{path}/{state_name(base.index)}"
     for stale in (name, f"{name}-wal", f"{name}-shm"):
         if files.exists(stale):
             files.unlink(stale)
+
+
+async def _write_state(
+    files: FileSystem, path: str, identity: Identity, base: SnapshotMeta, rows: Mapping[bytes, bytes]
+) -> None:
+    _discard_state(files, path, base)
+    name = f"{path}/{state_name(base.index)}"
     state = await open_sqlite_backend(name, identity)
     try:
         await state.commit(Checkpoint(base.index, base.term, base.conf), list(rows.items()))

@@ -253,6 +253,23 @@ def test_a_cluster_keeps_its_size_and_ports(directory: Path) -> None:
     assert "holds a cluster of 3 nodes, not 5" in refused.output
 
 
+def test_a_port_that_is_taken_is_not_recorded(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server((plan.HOST, 0)) as other:
+        monkeypatch.setattr(plan, "CLIENT_PORT", other.getsockname()[1])
+        for _ in range(2):
+            refused = call(directory, "up", "--nodes", "1")
+            assert refused.exit_code == 1
+            assert refused.output.startswith(f"Error: port {plan.CLIENT_PORT} (clients of node1) is taken by")
+            assert refused.output.endswith("or start this cluster with --free-ports\n")
+            assert plan.load(directory) is None
+    recorded = plan.prepare(directory, nodes=3, free=False)
+    plan.save(recorded, plan.Running())
+    assert plan.prepare(directory, nodes=None, free=False) == recorded
+    moved = plan.prepare(directory, nodes=None, free=True)
+    assert moved.nodes != recorded.nodes, "no data names its ports"
+    assert len(moved.nodes) == 3
+
+
 def test_the_backend_is_private_and_a_broken_one_is_refused(directory: Path) -> None:
     plan.save(plan.prepare(directory, nodes=1, free=True), plan.Running())
     file = directory / plan.STATE_FILE

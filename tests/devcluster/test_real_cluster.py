@@ -114,17 +114,22 @@ def test_the_first_five_minutes(commands: Commands) -> None:
     assert commands.key_value("get", "greeting").stdout == "greeting\nagain\n"
 
 
-def test_data_of_another_cluster_is_refused_in_one_line(commands: Commands) -> None:
+def test_data_that_cannot_be_used_is_refused_in_one_line(commands: Commands) -> None:
     commands.succeed("up", "--free-ports", "--nodes", "1")
     commands.succeed("down")
+    data = commands.home / ".cluster" / "node1" / "data"
+    (data / "wal").rename(commands.home / "wal")
+    before = sorted(path.name for path in data.iterdir())
+    complaint = commands.fail("up")
+    assert "the log is missing" in complaint.split("exited", 1)[1]
+    assert sorted(path.name for path in data.iterdir()) == before
+    (commands.home / "wal").rename(data / "wal")
     state = commands.home / ".cluster" / "cluster.json"
     plan = json.loads(state.read_text())
     plan["token"] = "another"  # noqa: S105  a cluster token is no secret
     state.write_text(json.dumps(plan))
-    before = sorted(path.name for path in (commands.home / ".cluster" / "node1" / "data").iterdir())
-    complaint = commands.fail("up")
-    assert re.search("cluster", complaint.split("exited", 1)[1]), complaint
-    assert sorted(path.name for path in (commands.home / ".cluster" / "node1" / "data").iterdir()) == before
+    commands.succeed("up")
+    assert [cells[0] for cells in commands.rows().values()] == ["running"], "data with its own token is used"
 
 
 def test_a_taken_port_is_named(commands: Commands, tmp_path: Path) -> None:
@@ -133,6 +138,12 @@ def test_a_taken_port_is_named(commands: Commands, tmp_path: Path) -> None:
     (tmp_path / "other" / ".cluster").mkdir(parents=True)
     shutil.copy(commands.home / ".cluster" / "cluster.json", tmp_path / "other" / ".cluster")
     complaint = other.fail("up")
-    assert re.fullmatch(r"Error: port \d+ \(clients of node1\) is taken by another process\n", complaint), (
-        complaint
+    assert re.fullmatch(
+        r"Error: port \d+ \(clients of node1\) is taken by another process;"
+        r" end that process, or start this cluster with --free-ports\n",
+        complaint,
     )
+    assert "cluster of 1 nodes is up" in other.succeed("up", "--free-ports")
+    other.succeed("down")
+    shutil.copy(commands.home / ".cluster" / "cluster.json", tmp_path / "other" / ".cluster")
+    assert "or start another cluster with --free-ports and another --directory\n" in other.fail("up")

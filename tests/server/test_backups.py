@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kvstore.engine.backend_rewrite import REVISION_BUMP
 from kvstore.server.disaster_recovery import restore
 from kvstore.wire import rpc_pb2 as pb
 from raft.storage import Damaged, DirectoryLocked, DirectoryUnrecognized, RealFiles
+from raft.storage import backup as backup_module
 from raft.storage.backup import finish_replacement, read_backup
 
 QUICK = {"heartbeat_interval": 20, "election_timeout": 200, "listen_client_urls": "http://127.0.0.1:0"}
@@ -248,3 +250,29 @@ async def test_a_replacement_under_way_is_left_alone(members) -> None:
     with pytest.raises(DirectoryLocked):
         finish_replacement(RealFiles(), str(member.config.directory))
     assert prepared.exists()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("step", ["create_log", "open_sqlite_backend"])
+async def test_a_restore_that_fails_can_be_repeated(members, tmp_path, monkeypatch, step) -> None:
+    (member,) = await members.start(1)
+    await member.put(b"k", b"1")
+    await save(member, tmp_path / "backup")
+    works = getattr(backup_module, step)
+
+    def make_and_fail(*args, **options):
+        works(*args, **options)  # everything is on the disk when it fails
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def open_and_fail(path, *args):
+        await (await works(path, *args)).close()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    directory = members.directory / "restored"
+    arguments = {"name": "x", "initial": {"x": peers(1)}, "token": NAME}
+    with monkeypatch.context() as patched:
+        patched.setattr(backup_module, step, make_and_fail if step == "create_log" else open_and_fail)
+        with pytest.raises(OSError, match="No space"):
+            await restore(tmp_path / "backup", directory, **arguments)
+    assert [path.name for path in directory.iterdir()] == ["lock"]
+    await restore(tmp_path / "backup", directory, **arguments)

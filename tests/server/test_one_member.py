@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -15,6 +16,8 @@ import pytest
 import kvstore
 from kvstore import Config
 from kvstore.app import StartError
+from kvstore.devcluster.plan import free_ports
+from kvstore.server.initial_cluster import bootstrap_cluster
 from kvstore.wire import rpc_pb2 as pb
 from raft.storage import BackendFailed
 from raft.storage.backend import SqliteBackend
@@ -38,6 +41,8 @@ ETCD_DASHBOARD_SERIES = (
 """What the official Grafana dashboard asks of a member without peers."""
 
 OTHER = "another-cluster"
+
+KINDS = ("listen_client_urls", "listen_peer_urls", "listen_metrics_urls")
 
 
 async def fetch(url: str) -> tuple[int, bytes]:
@@ -183,17 +188,18 @@ async def test_a_member_that_cannot_start_says_why_in_one_line(members, until) -
         assert "\n" not in line
         await until(lambda: threading.active_count() == threads)
         if refused.data_dir != config.data_dir:
-            assert not (refused.directory / "state.db-wal").exists(), "nor an open backend"
+            assert not refused.directory.is_dir(), "nor anything that a corrected start would meet"
         return line
 
-    assert "in use by another process" in await refusal()
+    free = "http://127.0.0.1:0"
+    assert "in use by another process" in await refusal(listen_peer_urls=free)
+    assert "address already in use" in await refusal()
     other = str(members.directory / "other")
     assert "address already in use" in await refusal(data_dir=other, listen_client_urls=taken)
     peer = config.listen_peer_urls
     options = {"initial_cluster": f"a={peer}", "listen_peer_urls": peer}
     assert "address already in use" in await refusal(data_dir=other, **options)
     taken = member.handle.metrics_urls[0]
-    free = "http://127.0.0.1:0"
     options = {"initial_cluster": f"a={free}", "listen_peer_urls": free, "listen_metrics_urls": taken}
     assert "address already in use" in await refusal(data_dir=str(members.directory / "third"), **options)
     await member.stop()
@@ -204,6 +210,23 @@ async def test_a_member_that_cannot_start_says_why_in_one_line(members, until) -
     assert str(blocked) in await refusal(data_dir=str(blocked))
     await member.start()
     await member.ready()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_start_without_its_port_leaves_nothing_behind(members, kind) -> None:
+    urls = {one: f"http://127.0.0.1:{port}" for one, port in zip(KINDS, free_ports(3), strict=True)}
+    urls["initial_cluster"] = f"a={urls['listen_peer_urls']}"
+    (wrong,) = members.plan(1, **urls, initial_cluster_token=OTHER)
+    refusal = pytest.raises(StartError, match=f"listen tcp {urls[kind][7:]}: bind: address already in use")
+    with socket.create_server(("127.0.0.1", int(urls[kind].rpartition(":")[2]))), refusal:
+        await wrong.start()
+    assert not wrong.config.directory.exists()
+    right = members.add(**{**vars(wrong.config), "initial_cluster_token": "etcd-cluster"})
+    await right.start()
+    await right.ready()
+    identity = bootstrap_cluster({"a": [urls["listen_peer_urls"]]}, "a", "etcd-cluster")
+    assert (right.handle.cluster_id, right.handle.member_id) == identity[:2]
 
 
 @pytest.mark.asyncio
