@@ -205,16 +205,21 @@ class Connection(asyncio.Protocol):
                     break
         except EngineError as error:
             self._end_with(error)
-        else:
-            if not self.is_lost:
-                self._on_flushed()
+            return
+        if not self.is_lost:
+            self._on_flushed()
+            if not (engine.want_read or engine.want_write):
+                self._close("the connection is over")
 
     def _end_with(self, error: EngineError) -> None:
         """The peer broke the protocol, or a bound of the engine: say goodbye and close."""
-        logger.info("closing %s: %s", self.peer, error)
         with contextlib.suppress(EngineError):  # it has nothing to say
             self.transport.write(self.engine.data_to_send())
-        self.transport.close()
+        self._close(str(error))
+
+    def _close(self, why: str) -> None:
+        logger.info("closing %s: %s", self.peer, why)
+        self.transport.close()  # once everything written has left
         self.connection_lost(None)
 
 

@@ -17,7 +17,8 @@ What callers must know of it:
   (`NO_ERROR`) after that.
 * The data of one stream goes out whole before the next stream's: pass long replies on in pieces.
 * Requests beyond the peer's limit of streams wait inside. After a GOAWAY the peer opens no stream.
-* A method that no longer finds its stream raises `EngineError`; so does everything after a fatal error.
+* A method that no longer finds its stream raises `EngineError`; so does everything after a fatal error, and
+  (acknowledging too) once the connection is over: after a GOAWAY, when its last stream has closed.
 """
 
 from __future__ import annotations
@@ -134,7 +135,12 @@ class Engine(Protocol):
         """Bytes of data not yet taken by `data_to_send`, of a stream or of all."""
 
     @property
-    def want_write(self) -> bool: ...
+    def want_read(self) -> bool:
+        """False once the connection is over: after an error, or after a GOAWAY and the last stream."""
+
+    @property
+    def want_write(self) -> bool:
+        """Whether something may leave now."""
 
     @property
     def local_window_size(self) -> int:
@@ -147,10 +153,11 @@ class EngineBounds:
 
     streams: int = 16_384
     """Open at once. High, because calls that wait for a lock occupy one each, and an `Unlock` behind them
-    must not wait for them; low enough that their windows fit into the connection's (see `stream_window`)."""
+    must not wait for them; low enough that their windows fit into the connection's."""
     stream_window: int = PROTOCOL_WINDOW_BYTES
-    """Bytes of a stream that were received and not credited. The connection's window is set to `streams`
-    times this, so that held streams never stop their siblings. Invariant: the product is below 2**31."""
+    """Bytes of a stream that may be received and not credited. A connection's window is twice what all its
+    streams may hold: the engine announces credit in halves of a window, so with less than half of it free
+    held streams would stop their siblings. Invariant: 2 * streams * stream_window < 2**31."""
     header_list_bytes: int = 64 * 1024
     """Of one request, uncompressed, with 32 bytes for each field: tokens of a few kilobytes exist."""
     header_fields: int = 256
@@ -167,12 +174,12 @@ class EngineBounds:
     """Of pings and SETTINGS that wait to leave: a peer that pings and never reads is ended."""
 
     def __post_init__(self) -> None:
-        assert self.streams * self.stream_window <= WINDOW_BYTES_MAX
         assert self.stream_window > 0
+        assert self.connection_window <= WINDOW_BYTES_MAX
 
     @property
     def connection_window(self) -> int:
-        return max(self.streams * self.stream_window, PROTOCOL_WINDOW_BYTES)
+        return max(2 * self.streams * self.stream_window, PROTOCOL_WINDOW_BYTES)
 
 
 def server_engine(bounds: EngineBounds) -> Engine:

@@ -18,6 +18,7 @@ ACCEPTED = b"identity,gzip"
 
 _GZIP_BITS = 31  # zlib's spelling of "with gzip's header and trailer"
 _GZIP_HEADER_BYTES = 10
+_GZIP_MAGIC = b"\x1f\x8b\x08"
 
 
 def check_encoding(encoding: bytes) -> None:
@@ -100,8 +101,12 @@ def gunzip(data: bytes, limit: int) -> bytes:
     """Decompress a message, of one or more members. Raises StatusError."""
     if not data:
         raise _not_decompressed("EOF")
-    claimed = int.from_bytes(data[-4:], "little")
-    if len(data) > _GZIP_HEADER_BYTES and claimed > limit:
+    if len(data) < _GZIP_HEADER_BYTES:
+        raise _not_decompressed("unexpected EOF")
+    if not data.startswith(_GZIP_MAGIC):
+        raise _not_decompressed("gzip: invalid header")
+    claimed = int.from_bytes(data[-4:], "little")  # of the last member
+    if claimed > limit:
         raise too_large(claimed, limit)
     found: list[bytes] = []
     nbytes = 0
@@ -110,7 +115,8 @@ def gunzip(data: bytes, limit: int) -> bytes:
         try:
             part = member.decompress(data, limit + 1 - nbytes)
         except zlib.error as error:
-            raise _not_decompressed(_why(data, str(error))) from None
+            why = "gzip: invalid checksum" if "check" in str(error) else "flate: corrupt input"
+            raise _not_decompressed(why) from None
         nbytes += len(part)
         if nbytes > limit:
             raise too_large(nbytes, limit)
@@ -119,14 +125,6 @@ def gunzip(data: bytes, limit: int) -> bytes:
         found.append(part)
         data = member.unused_data
     return b"".join(found)
-
-
-def _why(data: bytes, said: str) -> str:
-    if len(data) < _GZIP_HEADER_BYTES:
-        return "unexpected EOF"
-    if not data.startswith(b"\x1f\x8b\x08"):
-        return "gzip: invalid header"
-    return "gzip: invalid checksum" if "check" in said else "flate: corrupt input"
 
 
 def _not_decompressed(why: str) -> StatusError:

@@ -91,11 +91,6 @@ class Sender:
         self.nbytes = 0
         """Of all outboxes."""
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether anything waits to be sent."""
-        return bool(self._outboxes or self._to_reset)
-
     def open(self, stream_id: int, listener: Listener | None) -> Outbox:
         outbox = self._outboxes[stream_id] = Outbox(stream_id, listener)
         self._ready[outbox] = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kvstore.http2.connection import Connection, Keepalive, Runtime
 from kvstore.http2.engine import (
     DataReceived,
+    EngineError,
     Event,
     PingAcknowledged,
     RequestReceived,
@@ -64,15 +65,12 @@ class ServerConnection(Connection):
         self._keepalive = Keepalive(self, limits.keepalive_interval_s, limits.keepalive_timeout_s)
         self.unfinished_bytes = 0
         """Received for handlers and not taken by them; see `ServerLimits`."""
-        self._unread_bytes = 0
-        """Of replies that have not left, as of the last flush."""
         self.is_congested = False
         """More replies are unread than a connection may have; as of the last flush."""
         self._deferred: deque[ServerStream] = deque()
         """Streams whose requests wait until the connection is congested no more."""
         self._is_draining = False
-        self._said_goodbye = False
-        """The final GOAWAY was sent; the connection closes after its last call."""
+        """The first GOAWAY was sent, the final one was not."""
 
     # -- transport -------------------------------------------------------------------------------
 
@@ -180,12 +178,10 @@ class ServerConnection(Connection):
         while self._deferred and not self.is_congested:
             self._deferred.popleft().resume()
             self._measure_replies()
-        if self._said_goodbye and not (self._streams or self._unread_bytes or self.sender.is_busy):
-            self.transport.close()
 
     def _measure_replies(self) -> None:
-        self._unread_bytes = self.sender.nbytes + self.engine.queued_body_size()
-        self.is_congested = self._unread_bytes > self.limits.replies_bytes
+        unread = self.sender.nbytes + self.engine.queued_body_size()
+        self.is_congested = unread > self.limits.replies_bytes
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -201,11 +197,13 @@ class ServerConnection(Connection):
         if not self.is_established:
             self.abort()
             return
-        self.engine.send_shutdown_notice()
-        self.ping()
+        try:
+            self.engine.send_shutdown_notice()
+            self.ping()
+        except EngineError:  # it is ending already
+            self.abort()
 
     def _say_goodbye(self) -> None:
-        if not self._said_goodbye:
-            self._said_goodbye = True
-            self.engine.send_goaway()
-            self.schedule_flush()
+        self._is_draining = False
+        self.engine.send_goaway()
+        self.schedule_flush()

@@ -223,7 +223,7 @@ class ServerStream:
             self._close(_trailers(code, text, metadata))
 
     def hold(self) -> None:
-        """Deliver no more requests; the caller can send as much as its window allows."""
+        """Deliver no more requests, nor their end; the caller can send as much as its window allows."""
         self._held = True
 
     def resume(self) -> None:
@@ -365,7 +365,7 @@ class ServerStream:
             self._connection.schedule_flush()
 
     def _pass_half_close(self) -> None:
-        if not self.is_half_closed or self._waiting or self.done or self.receiver is None:
+        if not self.is_half_closed or self._held or self.done or self.receiver is None:
             return
         is_truncated = self._reader is not None and self._reader.nbytes > 0
         if self._is_single:

@@ -10,15 +10,21 @@ import pytest
 from bench import clusters
 
 
-@pytest.fixture(scope="session", params=["ours", "etcd"])
+@pytest.fixture(scope="session", params=["ours", "ours-grpcio", "etcd"])
 def cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[clusters.Cluster]:
-    """Three members; with `etcd` the calls themselves are judged, so that a failure has one cause."""
+    """Three members, on each gRPC stack; with `etcd` the calls themselves are judged, so that a failure has
+    one cause."""
     if request.param == "etcd" and clusters.find_etcd() is None:
         pytest.skip(clusters.NO_ETCD)
-    make = clusters.ours if request.param == "ours" else clusters.etcd
-    with make(tmp_path_factory.mktemp(f"conformance-{request.param}")) as running:
+    folder = tmp_path_factory.mktemp(f"conformance-{request.param}")
+    if request.param == "etcd":
+        made = clusters.etcd(folder)
+    else:
+        stack = "grpcio" if request.param == "ours-grpcio" else "ngh2"
+        made = clusters.ours(folder, flags=[f"--grpc-stack={stack}"])
+    with made as running:
         yield running
 
 

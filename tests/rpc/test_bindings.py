@@ -1,4 +1,4 @@
-"""The handlers over real gRPC: status on purpose, late replies, leaving callers, bounds."""
+"""The handlers over real gRPC on each binding: status on purpose, late replies, leaving callers, bounds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest_asyncio
 from kvstore.errors import EmptyKey, OutcomeUnknown, Unavailable
 from kvstore.rpc import Gate, Method, binding, grpc_binding, make_server
 from kvstore.rpc.server_stack import GRPCIO, NGH2
+from kvstore.wire import kv_pb2
 from kvstore.wire import rpc_pb2 as pb
 
 REQUEST_BYTES_MAX = 10_000
@@ -41,6 +42,8 @@ class Service:
             call.on_gone(self.gone.set)
             self.waiting.append(call)
             return None
+        if order == "large":
+            return pb.PutResponse(prev_kv=kv_pb2.KeyValue(value=bytes(3_000_000)))
         if order == "later":
             asyncio.get_running_loop().call_soon(call.reply, pb.PutResponse())
             return None
@@ -150,7 +153,8 @@ class Harness:
 async def harness(request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
     made = Harness(request.param)
     await made.server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{made.port}") as channel:
+    options = [("grpc.max_receive_message_length", -1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{made.port}", options=options) as channel:
         made.channel = channel
         yield made
     await made.server.stop(0)
@@ -219,6 +223,50 @@ async def test_messages_beyond_the_limit_are_grpcs_own_error(harness: Harness) -
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await harness.put("x" * limit)
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.asyncio
+async def test_a_stream_of_requests_may_have_one_reply(harness: Harness) -> None:
+    call = harness.channel.stream_unary(
+        "/etcdserverpb.Watch/Echo",
+        request_serializer=pb.RangeRequest.SerializeToString,
+        response_deserializer=pb.RangeStreamResponse.FromString,
+    )
+    assert (await call(iter(()))).range_response.count == 99
+
+
+@pytest.mark.asyncio
+async def test_metadata_deadline_and_address_reach_the_handler(harness: Harness) -> None:
+    metadata = (("hasleader", "true"), ("hasleader", "no"), ("x-bin", b"\x00"))
+    pending = asyncio.ensure_future(harness.put("wait", timeout=60, metadata=metadata))
+    while not harness.service.waiting:  # noqa: ASYNC110  it has no event
+        await asyncio.sleep(0.01)
+    (call,) = harness.service.waiting
+    assert call.metadata("hasleader") == "true"
+    assert call.metadata("absent") is None
+    assert 50 < call.time_remaining() <= 60
+    assert "127.0.0.1" in call.peer
+    call.reply(pb.PutResponse())
+    call.reply(pb.PutResponse(header=pb.ResponseHeader(revision=8)))  # too late, and harmless
+    assert await pending == pb.PutResponse()
+    assert harness.put_row.statistics.handled == {0: 1}
+
+
+@pytest.mark.asyncio
+async def test_large_replies_arrive_whole(harness: Harness) -> None:
+    call = harness.channel.unary_unary("/etcdserverpb.KV/Put")
+    reply = await call(pb.PutRequest(key=b"large").SerializeToString())
+    assert len(pb.PutResponse.FromString(reply).prev_kv.value) == 3_000_000
+
+
+@pytest.mark.asyncio
+async def test_requests_of_a_held_stream_wait_and_arrive_in_order(harness: Harness) -> None:
+    call = harness.echo()
+    for number in range(50):
+        await call.write(pb.RangeRequest(key=b"hold" if number % 10 == 0 else b"fine", limit=number))
+    await call.done_writing()
+    found = [message.range_response.count async for message in call]
+    assert found == [*range(50), 99]
 
 
 @pytest.mark.asyncio
