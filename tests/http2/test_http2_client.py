@@ -314,7 +314,7 @@ def replies(headers: list[tuple[bytes, bytes]], data: bytes = b"") -> bytes:
     ("headers", "data", "code", "words"),
     [
         ([(b":status", b"503")], b"", UNKNOWN, "HTTP status 503"),
-        ([(b":status", b"200"), (b"content-type", b"text/html")], b"hello", UNKNOWN, "not gRPC"),
+        ([(b":status", b"200"), (b"content-type", b"text/html")], b"<html>", UNKNOWN, "not gRPC"),
         ([(b":status", b"200"), (b"content-type", b"application/grpc")], b"", INTERNAL, "without"),
         (
             [(b":status", b"200"), (b"content-type", b"application/grpc")],

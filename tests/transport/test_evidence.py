@@ -1,4 +1,4 @@
-"""What the end of a probe proves on the stack of kvstore.http2: the rules of fast failover, case by case.
+"""What the end of a probe says on the stack of kvstore.http2: the rules of fast failover, case by case.
 
 Dead means that a kernel said so. What a process says in HTTP/2 shows that it lives, unless it then leaves.
 """
