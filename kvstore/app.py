@@ -32,6 +32,7 @@ from kvstore.configuration.member_config import Config
 from kvstore.engine import BackendError, Engine
 from kvstore.http import HttpListener, make_routes
 from kvstore.lease.lessor import Lessor
+from kvstore.peering import make_peer_stack
 from kvstore.replica.replica import Limits
 from kvstore.rpc import Gate, Method, RpcServer, all_methods, make_server
 from kvstore.server.auto_compaction import AutoCompaction
@@ -57,7 +58,7 @@ from raft.node.checkpointer import STATE_COMMIT_BOUNDS_S
 from raft.storage import MemberDirectory, RealFiles, StorageError, ThreadedLogWriter, Watchdog
 from raft.storage.storage_protocol import SYNC_BOUNDS_S, Checkpoint
 from raft.transport import sockets
-from raft.transport.grpc_stack import GrpcStack, stop_server
+from raft.transport.grpc_stack import stop_server
 from raft.transport.liveness import ROUND_TRIP_BOUNDS_S
 from raft.transport.peer_transport import PeerTransport, ask_description
 
@@ -178,7 +179,7 @@ class _Assembly:
         self._config = config
         self._loop = asyncio.get_running_loop()
         self._incarnation = secrets.randbits(64)
-        self._stack = GrpcStack()
+        self._stack = make_peer_stack(config.grpc_stack)
         self._metrics_sockets: list[socket.socket] = []
         """Bound and listening, in the order of `listen_metrics`."""
         self._listeners: list[HttpListener] = []

@@ -40,7 +40,7 @@ ENGINE = ("kvstore.engine", "kvstore.errors")
 REPLICA = (*RAFT, *ENGINE, "kvstore.replica")
 SERVER = (*REPLICA, "kvstore.configuration", "kvstore.watch", "kvstore.lease", "kvstore.version")
 BELOW_RPC = (*SERVER, "kvstore.server")
-COMPOSED = (*BELOW_RPC, "kvstore.wire", "kvstore.http2", "kvstore.rpc", "kvstore.http")
+COMPOSED = (*BELOW_RPC, "kvstore.wire", "kvstore.http2", "kvstore.rpc", "kvstore.http", "kvstore.peering")
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "raft": (),  # the entry point: loads nothing
@@ -68,6 +68,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "kvstore.server": SERVER,
     "kvstore.rpc": (*BELOW_RPC, "kvstore.wire", "kvstore.http2"),
     "kvstore.http": BELOW_RPC,
+    "kvstore.peering": ("raft.transport", "kvstore.http2"),
     "kvstore.client": ("kvstore.wire", "kvstore.errors", "kvstore.version", "kvstore.http2"),  # its own tower
     "kvstore.app": COMPOSED,
     "kvstore.verify": ("kvstore.errors", "kvstore.client", "kvstore.wire", "kvstore.devcluster"),

@@ -96,14 +96,19 @@ EXEMPTIONS: tuple[Exemption, ...] = (
         Exemption(
             word,
             r"kvstore/http2/.*|kvstore/rpc/http2_binding\.py|tests/http2/.*|docs/grpc-server\.md"
-            r"|docs/decisions/0007-.*|tests/vocabulary\.py",
+            r"|docs/decisions/0007-.*|tests/vocabulary\.py|kvstore/peering/http2_stack\.py",
             r".*",
             "HTTP/2's flow-control window",
         )
         for word in ("window", "windows")
     ),
     Exemption("notice", "kvstore/http2/.*", "send_shutdown_notice", "a method of ngh2"),
-    Exemption("calm", "kvstore/http2/.*", "ENHANCE_YOUR_CALM", "HTTP/2's name of an error code"),
+    Exemption(
+        "calm",
+        r"kvstore/http2/.*|kvstore/peering/http2_stack\.py|tests/http2/.*|tests/transport/test_evidence\.py",
+        "ENHANCE_YOUR_CALM",
+        "HTTP/2's name of an error code",
+    ),
     Exemption("strikes", r".*", r"max_ping_strikes", "gRPC's name of a channel option"),
     Exemption("images", "kvstore/testing/features.py", 'return "images" if', "key of random streams"),
     Exemption("floor", r".*/timeline_page\.html", r"Math\.floor", "JavaScript's function"),

@@ -144,7 +144,8 @@ class Config:
         Kind.TEXT,
         "ngh2",
         Group.MEMBER,
-        "What serves clients: ngh2, or grpcio, which is taken by itself where ngh2 cannot be imported."
+        "What speaks gRPC with clients and peers: ngh2, or grpcio, which is taken by itself where ngh2 cannot"
+        " be imported; members of both form one cluster."
         " Not a setting of etcd.",
         choices=("ngh2", "grpcio"),
     )

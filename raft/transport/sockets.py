@@ -8,6 +8,7 @@ and its descriptors stay valid.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
@@ -72,7 +73,36 @@ def connected_to(ports: frozenset[int]) -> Chosen:
     return chosen
 
 
+Addresses = tuple[tuple[str, int], tuple[str, int]]
+"""Host and port of the local end of a connection, then of the remote one."""
+
+
+def between(connections: frozenset[Addresses]) -> Chosen:
+    """Choose exactly these connections."""
+
+    def chosen(candidate: socket.socket) -> bool:
+        try:
+            return (_address(candidate.getsockname()), _address(candidate.getpeername())) in connections
+        except OSError:
+            return False  # listening, or already reset
+
+    return chosen
+
+
+def addresses_of(transport: asyncio.BaseTransport) -> Addresses | None:
+    """The addresses of a transport's connection; None once it has ended."""
+    local, remote = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+    if not local or not remote:
+        return None
+    return _address(local), _address(remote)
+
+
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+
+def _address(address: object) -> tuple[str, int]:
+    assert isinstance(address, tuple)
+    return str(address[0]), int(address[1])
 
 
 def _port(address: object) -> int:

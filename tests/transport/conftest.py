@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import pytest_asyncio
 
-from raft.transport.grpc_stack import GrpcStack
+from kvstore.peering import make_peer_stack
 from raft.transport.liveness import HANDSHAKE_FORMAT_VERSION
 from raft.transport.memory_transport import Network
 from raft.transport.peer_transport import PeerTransport
@@ -102,6 +102,10 @@ class Harness:
         self.urls: dict[int, tuple[str, ...]] = {}
         self.transports: list[Transport] = []
 
+    def stack_of(self, member_id: int) -> str:
+        """The gRPC stack of a member; `mixed` gives neighbours different ones."""
+        return ("grpcio", "ngh2")[member_id % 2] if self.kind == "mixed" else self.kind
+
     async def member(
         self, member_id: int, incarnation: int, *, port: int = 0, cluster_id: int = CLUSTER_ID
     ) -> tuple[Transport, Recorder]:
@@ -122,7 +126,9 @@ class Harness:
             self.urls[member_id] = (f"http://127.0.0.1:{member_id}",)
             await transport.start(recorder.handshake, recorder)
         else:
-            listener = PeerTransport((f"http://127.0.0.1:{port}",), stack=GrpcStack(), rng=self.rng)
+            listener = PeerTransport(
+                (f"http://127.0.0.1:{port}",), stack=make_peer_stack(self.stack_of(member_id)), rng=self.rng
+            )
             transport = listener
             await transport.start(recorder.handshake, recorder)
             self.urls[member_id] = (f"http://127.0.0.1:{listener.listen_ports[0]}",)
@@ -144,7 +150,7 @@ class Harness:
         return first, first_recorder, second, second_recorder
 
 
-@pytest_asyncio.fixture(params=["memory", "grpc"])
+@pytest_asyncio.fixture(params=["memory", "grpcio", "ngh2", "mixed"])
 async def harness(request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
     made = Harness(request.param)
     yield made
@@ -152,9 +158,28 @@ async def harness(request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
         await transport.close()
 
 
+@pytest_asyncio.fixture(params=["grpcio", "ngh2"])
+async def grpc_harness(request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
+    """Processes and sockets are real."""
+    made = Harness(request.param)
+    yield made
+    for transport in made.transports:
+        await transport.close()
+
+
 @pytest_asyncio.fixture
-async def grpc_harness() -> AsyncIterator[Harness]:
-    made = Harness("grpc")
+async def grpcio_harness() -> AsyncIterator[Harness]:
+    """For what only grpc.aio does."""
+    made = Harness("grpcio")
+    yield made
+    for transport in made.transports:
+        await transport.close()
+
+
+@pytest_asyncio.fixture
+async def http2_harness() -> AsyncIterator[Harness]:
+    """For what grpc.aio cannot distinguish."""
+    made = Harness("ngh2")
     yield made
     for transport in made.transports:
         await transport.close()

@@ -7,8 +7,8 @@ import random
 import signal
 import sys
 
+from kvstore.peering import make_peer_stack
 from raft.core.messages import Message, MessageType
-from raft.transport.grpc_stack import GrpcStack
 from raft.transport.liveness import HANDSHAKE_FORMAT_VERSION
 from raft.transport.peer_transport import PeerTransport
 from raft.transport.transport_protocol import Handshake, HandshakeReply, PeerMessage
@@ -40,8 +40,8 @@ class Echo:
         pass
 
 
-async def main(peer_url: str) -> None:
-    transport = PeerTransport(("http://127.0.0.1:0",), stack=GrpcStack(), rng=random.Random(1))
+async def main(peer_url: str, stack: str) -> None:
+    transport = PeerTransport(("http://127.0.0.1:0",), stack=make_peer_stack(stack), rng=random.Random(1))
     handshake = Handshake(
         format_version=HANDSHAKE_FORMAT_VERSION, cluster_id=0xC1, member_id=2, disk_id=0x200, incarnation=20
     )
@@ -56,4 +56,4 @@ async def main(peer_url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(*sys.argv[1:]))

@@ -44,6 +44,7 @@ async def remote(grpc_harness: Harness) -> AsyncIterator[tuple[Any, Any, asyncio
         sys.executable,
         str(PEER_PROCESS),
         grpc_harness.urls[1][0],
+        grpc_harness.kind,
         stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
@@ -262,7 +263,7 @@ async def test_a_peer_needs_a_url() -> None:
 
 
 async def test_a_link_ends_though_the_library_swallows_its_cancellation(
-    grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
+    grpcio_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that ends at the moment of its cancellation reports its end instead."""
     dialled = asyncio.Event()
@@ -276,7 +277,7 @@ async def test_a_link_ends_though_the_library_swallows_its_cancellation(
         raise AssertionError("the future is never resolved")
 
     monkeypatch.setattr(grpc_stack._Dialled, "_read_to_end", read_to_end)
-    transport, recorder = await grpc_harness.member(1, 10)
+    transport, recorder = await grpcio_harness.member(1, 10)
     transport.set_peer(2, ("http://127.0.0.1:1",))
     async with asyncio.timeout(10):
         await dialled.wait()
@@ -292,9 +293,9 @@ async def test_a_handshake_received_while_closing_dials_no_peer(grpc_harness: Ha
 
 
 async def test_a_server_that_does_not_stop_is_abandoned(
-    grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    grpcio_harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    transport, _ = await grpc_harness.member(1, 10)
+    transport, _ = await grpcio_harness.member(1, 10)
     server = transport._listener._server
     stop = server.stop
 
@@ -310,9 +311,9 @@ async def test_a_server_that_does_not_stop_is_abandoned(
 
 
 async def test_a_reset_member_listens_again_though_its_server_does_not_stop(
-    grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
+    grpcio_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, recorder, second, _ = await grpc_harness.pair()
+    first, recorder, second, _ = await grpcio_harness.pair()
     listener = first._listener
     server, stop = listener._server, listener._server.stop
 
