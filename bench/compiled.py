@@ -1,6 +1,6 @@
 """`make bench`: this store's bindings beside etcd, under etcd's own compiled load generator.
 
-All clusters run at once on one disk, and each measurement visits them in turn: on a shared machine whole
+All clusters run at once on one disk, and each measurement visits them one after another: on a shared machine whole
 minutes drift. A ratio is formed within each round, and the median of the ratios is reported. A measurement
 during which more than 5 % of the CPU was stolen by the host is repeated, at most twice.
 """
