@@ -1,8 +1,8 @@
 """`make bench`: this store's bindings beside etcd, under etcd's own compiled load generator.
 
-All clusters run at once on one disk, and each measurement visits them one after another: on a shared machine whole
-minutes drift. A ratio is formed within each round, and the median of the ratios is reported. A measurement
-during which more than 5 % of the CPU was stolen by the host is repeated, at most twice.
+All clusters run at once on one disk, and each measurement visits them one after another: on a shared machine
+whole minutes drift. A ratio is formed within each round, and the median of the ratios is reported. One during
+which more than 5 % of the CPU was stolen by the host is repeated, at most twice.
 """
 
 from __future__ import annotations

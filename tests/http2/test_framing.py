@@ -64,7 +64,9 @@ def test_decompression_is_bounded(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "packed", [gzip.compress(b"x") + b"rubbish-of-any-kind\0\0\0\0", zlib.compress(b"x" * 99)]
+    "packed",
+    [gzip.compress(b"x") + b"rubbish-of-any-kind\0\0\0\0", zlib.compress(b"x" * 99)],
+    ids=["trailing rubbish", "zlib"],
 )
 def test_what_is_no_gzip_is_refused(packed: bytes) -> None:
     with pytest.raises(StatusError, match="failed to decompress the received message"):
