@@ -14,8 +14,7 @@ Names are loaded on first use, so that importing a pure package (`kvstore.engine
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # `typing` would take a moment in which an interrupt of the command is not in hand
 if TYPE_CHECKING:
     from kvstore.app import NodeHandle, serve
     from kvstore.configuration.member_config import Config

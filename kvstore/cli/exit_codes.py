@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import IO, Any
 
 import click
 
 
 class ExitCode(IntEnum):
-    """Of the client verbs: etcdctl's (`pkg/cobrautl`)."""
+    """Of the client verbs: etcdctl's (`pkg/cobrautl`).
+
+    INTERRUPTED is that of a watch which the server cancels; a command that a signal interrupts dies of it.
+    """
 
     OK = 0
     ERROR = 1
@@ -22,14 +24,11 @@ class ExitCode(IntEnum):
 
 
 class CommandError(click.ClickException):
-    """Ends a command with `Error: <text>` and an exit code."""
+    """Ends a command with `Error: <text>`, or without a word if the text is empty, and an exit code."""
 
-    def __init__(self, code: ExitCode, text: str) -> None:
+    def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.code = code
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"Error: {self.message}", file=file, err=file is None)
 
 
 def bad_arguments(text: str) -> CommandError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 
 _DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
@@ -90,6 +91,15 @@ def format_duration(nanoseconds: int) -> str:
     if minutes:
         text = f"{minutes % 60}m{text}"
     return f"{minutes // 60}h{text}" if minutes >= 60 else text
+
+
+def path_error(operation: str, error: OSError) -> str:
+    """`fs.PathError`: `open a/b: no such file or directory`. An empty operation is left out."""
+    text = error.strerror or str(error)
+    name = os.fsdecode(error.filename) if error.filename is not None else ""
+    what = " ".join(filter(None, (operation, name)))
+    text = text[:1].lower() + text[1:]
+    return f"{what}: {text}" if what else text
 
 
 def _decimal(value: int, size: int) -> str:

@@ -16,6 +16,7 @@ import grpc.aio
 
 from kvstore.cli.exit_codes import CommandError, ExitCode, bad_arguments
 from kvstore.cli.gotext import quote
+from kvstore.cli.interrupts import caught
 from kvstore.cli.kv_command import printer_for, run
 from kvstore.cli.options import INT, Command, global_options, settings
 from kvstore.cli.printers import Printer
@@ -31,7 +32,8 @@ ELECTION_TTL_SECONDS = 60
 
 OBSERVE_PATH = "/v3electionpb.Election/Observe"
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+KILLED = 255
+"""The exit code when a signal killed the command under the lock: Go's -1."""
 
 
 class _ChildFailed(CommandError):
@@ -39,22 +41,18 @@ class _ChildFailed(CommandError):
 
     def __init__(self, code: int) -> None:
         text = f"exit status {code}" if code > 0 else f"signal: {signal.strsignal(-code) or -code}".lower()
-        super().__init__(ExitCode.ERROR, text)
-        self.process_code = code if code > 0 else 255
+        super().__init__(code if code > 0 else KILLED, text)
 
 
 @contextlib.contextmanager
 def _told_to_stop() -> Iterator[asyncio.Event]:
-    """An event that SIGINT and SIGTERM set."""
-    loop = asyncio.get_running_loop()
+    """An event that SIGINT and SIGTERM set, also where they were ignored so far: so does etcdctl.
+
+    To be entered once there is something to give back; before that they end the process.
+    """
     stop = asyncio.Event()
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, stop.set)
-    try:
+    with caught(lambda _: stop.set(), ignored_too=True):
         yield stop
-    finally:
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
 
 
 async def _first_of(*events: asyncio.Event) -> asyncio.Event:
@@ -102,8 +100,9 @@ async def _execute(command: Sequence[str], held: v3lock_pb2.LockResponse) -> Non
 async def _hold(
     connection: Connection, name: str, command: Sequence[str], ttl_seconds: int, chosen: Printer
 ) -> None:
-    with _told_to_stop() as stop:
+    with contextlib.ExitStack() as until_released:
         async with Session(connection, ttl_seconds) as session:
+            stop = until_released.enter_context(_told_to_stop())
             request = v3lock_pb2.LockRequest(name=to_bytes(name), lease=session.lease)
             held = await _unless_stopped(wait_for(connection, LOCK, request), stop)
             if command:
@@ -126,7 +125,7 @@ async def _hold(
 @click.argument("args", nargs=-1, metavar="")
 @click.option("--ttl", type=INT, default=LOCK_TTL_SECONDS, help="Seconds the lock outlives a dead holder.")
 @global_options
-def lock(args: tuple[str, ...], ttl: int) -> int:
+def lock(args: tuple[str, ...], ttl: int) -> None:
     """Hold a lock: print its key and wait for Ctrl-C, or run a command while it is held.
 
     The command finds the key and the revision of the lock in ETCD_LOCK_KEY and ETCD_LOCK_REV, and its
@@ -136,17 +135,13 @@ def lock(args: tuple[str, ...], ttl: int) -> int:
         raise bad_arguments("lock takes a lock name argument and an optional command to execute")
     found = settings()
     chosen = printer_for(found, "get")
-    try:
-        run(found, lambda connection: _hold(connection, args[0], args[1:], ttl, chosen))
-    except _ChildFailed as failed:
-        failed.show()
-        return failed.process_code
-    return ExitCode.OK
+    run(found, lambda connection: _hold(connection, args[0], args[1:], ttl, chosen))
 
 
 async def _lead(connection: Connection, name: str, proposal: str, chosen: Printer) -> None:
-    with _told_to_stop() as stop:
+    with contextlib.ExitStack() as until_released:
         async with Session(connection, ELECTION_TTL_SECONDS) as session:
+            stop = until_released.enter_context(_told_to_stop())
             request = v3election_pb2.CampaignRequest(
                 name=to_bytes(name), lease=session.lease, value=to_bytes(proposal)
             )
@@ -183,6 +178,7 @@ async def _listen(connection: Connection, name: str, chosen: Printer) -> None:
                 sys.stdout.flush()
         raise CommandError(ExitCode.ERROR, "elect: observer lost")
 
+    await connection.channel(math.inf)  # until then a signal ends the process, as it ends etcdctl
     with _told_to_stop() as stop:
         try:
             await _unless_stopped(listen(), stop)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,13 +11,17 @@ from importlib import import_module
 from typing import NoReturn
 
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import get_completion_class, shell_complete
 
+from kvstore.cli import interrupts, standard_streams
 from kvstore.cli.exit_codes import CommandError, ExitCode, bad_arguments
+from kvstore.cli.gotext import path_error
 from kvstore.cli.options import Command, Globals, Group, global_options
 from kvstore.version import __version__
 
 PROGRAM = "kvstore"
+_COMPLETION = f"_{PROGRAM.upper()}_COMPLETE"
+"""The variable by which a shell asks for completions."""
 
 # Loaded when used: a put should not wait for the server's modules, nor a server for the client's.
 _HOMES = {
@@ -44,6 +48,10 @@ _HOMES = {
 }
 
 
+_UNDOING = frozenset({"cluster", "snapshot", "verify"})
+"""Commands that stop processes or delete files when they are interrupted."""
+
+
 class _Root(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *_HOMES})
@@ -55,6 +63,14 @@ class _Root(Group):
         module, _, name = home.partition(":")
         command: click.Command = getattr(import_module(module), name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        resolved = super().resolve_command(ctx, args)
+        if resolved[0] in _UNDOING:
+            ctx.with_resource(interrupts.undoing())
+        return resolved
 
 
 @click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
@@ -79,29 +95,33 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     if kind is None:
         raise bad_arguments(f"no completion for {shell}")
-    click.echo(kind(root, {}, PROGRAM, f"_{PROGRAM.upper()}_COMPLETE").source())
+    click.echo(kind(root, {}, PROGRAM, _COMPLETION).source())
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command and end the process with its exit code; a person sees lines, never a traceback."""
+    """Run the command and end the process with its exit code, or by the signal that interrupted it.
+
+    A person sees lines, never a traceback. An output whose reader has gone ends it by SIGPIPE, as etcdctl.
+    """
     arguments = list(sys.argv[1:] if args is None else args)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core writes its own lines otherwise
+    standard_streams.prepare()
     try:
         code = run(arguments)
-    except BrokenPipeError:  # the reader of the output has seen enough
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = ExitCode.IO
+    except KeyboardInterrupt as interrupt:
+        interrupts.die_of(interrupts.number_of(interrupt))
+    except BrokenPipeError:
+        interrupts.die_of(signal.SIGPIPE)
     sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run the command; its exit code. Raises KeyboardInterrupt, and BrokenPipeError of an output."""
     try:
-        result = root.main(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
+        result = _invoke(arguments)
         sys.stdout.flush()
     except CommandError as error:
-        error.show()
-        return error.code
+        return _fail(error.code, *filter(None, [error.message]))
     except click.NoSuchOption as error:
         return _usage(error, f"unknown flag: {error.option_name}")
     except click.BadOptionUsage as error:
@@ -109,25 +129,51 @@ def run(arguments: Sequence[str]) -> int:
     except click.UsageError as error:
         return _usage(error, error.format_message())
     except click.ClickException as error:
-        error.show()
-        return ExitCode.ERROR
-    except click.Abort:
-        return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        raise
+        return _fail(ExitCode.ERROR, error.format_message())
     except OSError as error:
-        click.echo(f"Error: {error}", err=True)
-        return ExitCode.IO
+        return _io_error(error)
     except Exception as error:  # noqa: BLE001  the last line of defence: a person gets one line
         if "--debug" in arguments:
             traceback.print_exc()
-        click.echo(f"Error: internal error: {type(error).__name__}: {error}", err=True)
-        return ExitCode.ERROR
+        return _fail(ExitCode.ERROR, f"internal error: {type(error).__name__}: {error}")
     return result if isinstance(result, int) else ExitCode.OK
 
 
+def _invoke(arguments: Sequence[str]) -> object:
+    """What click's own `main` does, which makes an exit code of an interrupt and of a closed pipe."""
+    asked = os.environ.get(_COMPLETION)
+    if asked:
+        return shell_complete(root, {}, PROGRAM, _COMPLETION, asked)
+    try:
+        with root.make_context(PROGRAM, list(arguments)) as context:
+            return root.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+
+
+def _io_error(error: OSError) -> int:
+    if not standard_streams.is_output(error):
+        return _fail(ExitCode.IO, str(error) if error.errno is None else path_error("", error))
+    standard_streams.discard_output(standard_streams.NAMES.index(error.filename))
+    if isinstance(error, BrokenPipeError):
+        raise error
+    return _fail(ExitCode.IO, path_error("write", error))
+
+
+def _fail(code: int, *lines: str) -> int:
+    """Say why; the exit code. It stays the same when nothing can be written."""
+    try:
+        for number, line in enumerate(lines):
+            click.echo(line if number else f"Error: {line}", err=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        standard_streams.discard_output(2)
+    return code
+
+
 def _usage(error: click.UsageError, text: str) -> int:
-    click.echo(f"Error: {text}", err=True)
+    lines = [text]
     if error.ctx is not None:
-        click.echo(f"Run '{error.ctx.command_path} --help' for usage.", err=True)
-    return ExitCode.ERROR
+        lines.append(f"Run '{error.ctx.command_path} --help' for usage.")
+    return _fail(ExitCode.ERROR, *lines)

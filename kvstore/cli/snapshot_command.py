@@ -16,6 +16,7 @@ from crc32c import crc32c
 
 from kvstore.cli.exit_codes import CommandError, ExitCode, bad_arguments
 from kvstore.cli.gotext import format_bytes
+from kvstore.cli.interrupts import run_undoing
 from kvstore.cli.kv_command import connect
 from kvstore.cli.options import INT, Command, Group, global_options, settings
 from kvstore.cli.printers import TablePrinter
@@ -63,7 +64,7 @@ def save(args: tuple[str, ...]) -> None:
             await _fetch(connection, part, found.command_timeout_s)
 
     try:
-        asyncio.run(fetch())
+        run_undoing(fetch())
         os.replace(part, path)
         _sync(os.path.dirname(path) or ".")
     except KVError as error:

@@ -144,9 +144,6 @@ class _CommandFailed(CommandError):
     def __init__(self) -> None:
         super().__init__(ExitCode.ERROR, "")
 
-    def show(self, file: Any = None) -> None:
-        """Nothing more."""
-
 
 async def _watch(found: Settings, wanted: Wanted, chosen: Printer) -> None:
     async with connect(found) as connection:
