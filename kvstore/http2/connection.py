@@ -139,8 +139,9 @@ class Connection(asyncio.Protocol):
         self.received_at = self.runtime.loop.time()
         try:
             self.engine.receive_data(data)
+            on_event = self._on_event
             for event in self.engine.events():
-                self._on_event(event)
+                on_event(event)
         except EngineError as error:
             self._end_with(error)
         else:

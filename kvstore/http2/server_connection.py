@@ -127,20 +127,23 @@ class ServerConnection(Connection):
         self.sender.discard(stream_id)
 
     def _on_request(self, event: RequestReceived) -> None:
-        fields = dict(event.headers)
+        headers = event.headers  # made anew at each access
+        fields = dict(headers)
         path = fields.get(b":path", b"")  # CONNECT has none
         route = self._routes.by_path.get(path)
-        stream = ServerStream(self, event.stream_id, event.headers, route)
+        stream_id = event.stream_id
+        stream = ServerStream(self, stream_id, headers, route)
         stream.is_half_closed = event.end_stream
-        self._streams[event.stream_id] = stream
+        self._streams[stream_id] = stream
         try:
             if fields[b":method"] != b"POST":
                 raise wrong_method(fields[b":method"])
             content_type = fields.get(b"content-type", b"")
             if content_type != b"application/grpc" and not is_grpc(content_type):
                 raise wrong_content_type(content_type)
-            if b"grpc-timeout" in fields:
-                self._set_deadline(stream, parse_timeout(fields[b"grpc-timeout"]))
+            timeout = fields.get(b"grpc-timeout")
+            if timeout is not None:
+                self._set_deadline(stream, parse_timeout(timeout))
             if route is None:
                 raise unknown_path(path, self._routes.services)
             if b"grpc-encoding" in fields:
