@@ -19,7 +19,7 @@ import pytest_asyncio
 
 from raft.core.messages import Message, MessageType
 from raft.core.types import Entry, EntryKind
-from raft.transport import grpc_stack, peer_transport, sockets
+from raft.transport import grpc_stack, peer_link, peer_transport, sockets
 from raft.transport.grpc_stack import GrpcStack
 from raft.transport.liveness import BACKOFF_MAX_S, PROBE_TIMEOUT_S, SILENCE_TIMEOUT_S
 from raft.transport.peer_service import host_port
@@ -181,6 +181,29 @@ async def test_probe_of_a_listener_that_resets_is_dead(grpc_harness: Harness) ->
         began = time.monotonic()
         assert await transport.probe(2) is Liveness.DEAD
         assert time.monotonic() - began < PROBE_TIMEOUT_S
+
+
+async def test_a_probe_that_our_own_reset_ends_says_nothing(
+    grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog of a stuck member resets its connections, a probe of a living leader among them."""
+    monkeypatch.setattr(peer_link, "PROBE_TIMEOUT_S", 20.0)
+    heard = asyncio.Semaphore(0)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.read(1):
+            heard.release()
+        await reader.read()
+        writer.close()
+
+    transport, _ = await grpc_harness.member(1, 10)
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        transport.set_peer(2, (f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",))
+        await asyncio.wait_for(heard.acquire(), 10)  # the stream
+        probe = asyncio.create_task(transport.probe(2))
+        await asyncio.wait_for(heard.acquire(), 10)
+        transport.reset_connections()
+        assert await asyncio.wait_for(probe, 10) is Liveness.UNREACHABLE
 
 
 async def test_a_peer_moved_to_another_address_is_found_there(grpc_harness: Harness) -> None:
