@@ -149,8 +149,11 @@ class Http2Stack:
     async def _connect(
         self, host: str, port: int, on_end: Callable[[ConnectionEnd], None] = lambda end: None
     ) -> ClientConnection:
+        connection: ClientConnection | None = None
+
         def ended(end: ConnectionEnd) -> None:
-            self._connections.pop(connection, None)
+            if connection is not None:  # it may end while `connect` still waits
+                self._connections.pop(connection, None)
             on_end(end)
 
         connection = await client.connect(self._runtime, host, port, _CLIENT_LIMITS, ended)
