@@ -67,6 +67,8 @@ class Http2Stack:
         self._connecting: set[asyncio.Task[None]] = set()
         self._listener: Http2Listener | None = None
         """The newest, also after its end."""
+        self._resets = 0
+        """Of all connections by ourselves: what ended meanwhile says nothing of the peer."""
 
     def dial(self, host: str, port: int, method: str, handler: StreamHandler) -> Stream:
         stream = _Dialled(self._loop, handler)
@@ -78,9 +80,10 @@ class Http2Stack:
         return stream
 
     async def call(self, host: str, port: int, method: str, data: bytes) -> bytes:
-        ended: asyncio.Future[ConnectionEnd] = self._loop.create_future()
+        ended = asyncio.Event()
+        resets = self._resets
         try:
-            connection = await self._connect(host, port, ended.set_result)
+            connection = await self._connect(host, port, lambda end: ended.set())
         except OSError as error:
             raise CallFailed(str(error), is_evidence=_is_refusal(error)) from error
         try:
@@ -90,11 +93,10 @@ class Http2Stack:
             is_stopping = end.code in (CANCELLED, UNAVAILABLE) and end.reset_code not in _REFUSALS
             if not (end.is_connection_lost or is_stopping):
                 raise CallFailed(end.text, is_evidence=False) from error
-            lost = await ended
-            raise CallFailed(end.text, is_evidence=lost.is_by_peer) from error
+            await ended.wait()
+            raise self._lost(connection, resets) from error
         except EngineError as error:
-            lost = connection.end or ConnectionEnd(str(error), is_by_peer=False)
-            raise CallFailed(lost.reason, is_evidence=lost.is_by_peer) from error
+            raise self._lost(connection, resets) from error
         finally:
             self._close(connection)
 
@@ -118,6 +120,7 @@ class Http2Stack:
         return listener
 
     def reset_connections(self) -> None:
+        self._resets += 1
         dialled = frozenset(tuple(self._connections.values()))  # copied at once: this may be another thread
         listener = self._listener
         if listener is not None:
@@ -146,8 +149,11 @@ class Http2Stack:
     async def _connect(
         self, host: str, port: int, on_end: Callable[[ConnectionEnd], None] = lambda end: None
     ) -> ClientConnection:
+        connection: ClientConnection | None = None
+
         def ended(end: ConnectionEnd) -> None:
-            self._connections.pop(connection, None)
+            if connection is not None:  # it may end while `connect` still waits
+                self._connections.pop(connection, None)
             on_end(end)
 
         connection = await client.connect(self._runtime, host, port, _CLIENT_LIMITS, ended)
@@ -155,6 +161,11 @@ class Http2Stack:
         if addresses is not None and not connection.is_lost:
             self._connections[connection] = addresses
         return connection
+
+    def _lost(self, connection: ClientConnection, resets: int) -> CallFailed:
+        """A call failed because its connection ended; `resets` is as of its beginning."""
+        end = connection.end or ConnectionEnd("the connection takes no call", is_by_peer=False)
+        return CallFailed(end.reason, is_evidence=end.is_by_peer and self._resets == resets)
 
     def _close(self, connection: ClientConnection) -> None:
         self._connections.pop(connection, None)

@@ -40,6 +40,8 @@ class GrpcStack:
         """The tasks of the streams dialled and not yet closed, with the remote port of each."""
         self._listen_ports: frozenset[int] = frozenset()
         """Those of the newest listener, also after its end."""
+        self._resets = 0
+        """Of all connections by ourselves: what ended meanwhile says nothing of the peer."""
 
     def dial(self, host: str, port: int, method: str, handler: StreamHandler) -> Stream:
         stream = _Dialled(target_of(host, port), method, handler)
@@ -49,6 +51,7 @@ class GrpcStack:
 
     async def call(self, host: str, port: int, method: str, data: bytes) -> bytes:
         """gRPC hides why it cannot connect, so a bare connection is tried first."""
+        resets = self._resets
         try:
             _, writer = await asyncio.open_connection(host, port)
         except (ConnectionRefusedError, ConnectionResetError) as error:
@@ -61,11 +64,13 @@ class GrpcStack:
             try:
                 return await exchange(data)
             except grpc.aio.AioRpcError as error:
-                raise CallFailed(_reason(error), is_evidence=_is_unavailable(error)) from error
+                is_evidence = _is_unavailable(error) and self._resets == resets
+                raise CallFailed(_reason(error), is_evidence=is_evidence) from error
             except asyncio.CancelledError:
                 if _being_cancelled():
                     raise
-                raise CallFailed("the peer's server is stopping", is_evidence=True) from None
+                is_evidence = self._resets == resets
+                raise CallFailed("the peer's server is stopping", is_evidence=is_evidence) from None
 
     async def listen(self, addresses: Sequence[tuple[str, int]], handlers: Handlers) -> GrpcListener:
         server = grpc.aio.server(options=SERVER_OPTIONS)
@@ -82,6 +87,7 @@ class GrpcStack:
         return GrpcListener(server, tuple(ports))
 
     def reset_connections(self) -> None:
+        self._resets += 1
         remote_ports = frozenset(tuple(self._dialled.values()))  # copied at once: this may be another thread
         sockets.shut_down(sockets.listening_on(self._listen_ports))
         sockets.shut_down(sockets.accepted_on(self._listen_ports))

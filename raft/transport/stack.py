@@ -34,8 +34,8 @@ class CallFailed(Exception):
         super().__init__(reason)
         self.is_evidence = is_evidence
         """The peer's kernel closed, reset or refused the connection before a reply: no process serves there.
-        Never so for a timeout, an unknown name or a missing route, a failure of TLS, a refusal by a limit, or
-        a reply that is an error: those say nothing, or that the process is alive."""
+        Never so for our own `reset_connections`, a timeout, an unknown name or a missing route, a failure of
+        TLS, a refusal by a limit, or a reply that is an error: those say nothing, or that it lives."""
 
 
 class Refused(Exception):

@@ -19,10 +19,10 @@ import pytest_asyncio
 
 from raft.core.messages import Message, MessageType
 from raft.core.types import Entry, EntryKind
-from raft.transport import grpc_stack, peer_transport, sockets
+from raft.transport import grpc_stack, peer_link, peer_transport, sockets
 from raft.transport.grpc_stack import GrpcStack
 from raft.transport.liveness import BACKOFF_MAX_S, PROBE_TIMEOUT_S, SILENCE_TIMEOUT_S
-from raft.transport.peer_service import host_port
+from raft.transport.peer_service import STREAM_METHOD, host_port
 from raft.transport.peer_transport import PeerTransport
 from raft.transport.stack import StreamEnd
 from raft.transport.transport_protocol import Liveness
@@ -183,6 +183,29 @@ async def test_probe_of_a_listener_that_resets_is_dead(grpc_harness: Harness) ->
         assert time.monotonic() - began < PROBE_TIMEOUT_S
 
 
+async def test_a_probe_that_our_own_reset_ends_says_nothing(
+    grpc_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog of a stuck member resets its connections, a probe of a living leader among them."""
+    monkeypatch.setattr(peer_link, "PROBE_TIMEOUT_S", 20.0)
+    heard = asyncio.Semaphore(0)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.read(1):
+            heard.release()
+        await reader.read()
+        writer.close()
+
+    transport, _ = await grpc_harness.member(1, 10)
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        transport.set_peer(2, (f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",))
+        await asyncio.wait_for(heard.acquire(), 10)  # the stream
+        probe = asyncio.create_task(transport.probe(2))
+        await asyncio.wait_for(heard.acquire(), 10)
+        transport.reset_connections()
+        assert await asyncio.wait_for(probe, 10) is Liveness.UNREACHABLE
+
+
 async def test_a_peer_moved_to_another_address_is_found_there(grpc_harness: Harness) -> None:
     transport, recorder = await grpc_harness.member(1, 10)
     with socket.create_server(("127.0.0.1", 0)) as vacant:
@@ -200,6 +223,25 @@ async def test_the_wrong_member_behind_an_address_is_refused(grpc_harness: Harne
     await recorder.until(lambda: bool(recorder.answers))
     assert recorder.answers[0][1].refusal == "is member 3, not 2"
     assert recorder.connected == []
+
+
+async def test_a_dial_may_be_given_up_at_any_moment(grpc_harness: Harness) -> None:
+    class Handler:
+        def message(self, data: bytes) -> None: ...
+        def drained(self) -> None: ...
+        def ended(self, end: StreamEnd) -> None: ...
+
+    faults: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+    transport, _ = await grpc_harness.member(1, 10)
+    for iterations in range(40):
+        stream = transport._stack.dial("127.0.0.1", transport.listen_ports[0], STREAM_METHOD, Handler())
+        stream.write(b"")
+        for _ in range(iterations):
+            await asyncio.sleep(0)
+        stream.close()
+    await transport.close()
+    assert faults == []
 
 
 async def test_a_taken_port_is_an_error_of_the_system(grpc_harness: Harness) -> None:
