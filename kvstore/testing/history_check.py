@@ -19,7 +19,7 @@ from kvstore.verify import (
 )
 
 SEARCH_BUDGET_S = 1.0
-"""Real time for the cross-check by search; an undecided search counts for nothing."""
+"""CPU seconds for the cross-check of one key by search; an undecided search counts for nothing."""
 
 SEARCH_OPERATIONS_MAX = 400
 """Longer histories of one key are checked by revisions only."""

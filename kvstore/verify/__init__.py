@@ -10,16 +10,18 @@ lines or from Porcupine's logs (`history_readers`). Every operation ends in one 
 Three families of checkers:
 
 * `linearizability`: a search for one legal order of register, map and mutex operations, depth
-  first and breadth first in competition, split by key where keys are independent;
+  first and breadth first in competition, split by key where keys are independent, all keys concurrently;
 * `revision_witness`: for stores that number their writes, the order of the revisions, replayed and compared;
 * `list_append`: transactional anomalies as cycles between transactions, in the manner of Elle.
 
-A verdict is valid, invalid (with the operation that cannot be placed, or the cycle) or unknown
-when the budget ran out. These modules know nothing of this store; they check any system's history.
+A verdict is valid, invalid (with the operation that cannot be placed, or the cycle) or unknown: a bound of
+CPU or memory was met (`budget`), or the history is empty. These modules know nothing of this store; they
+check any system's history.
 """
 
 from __future__ import annotations
 
+from kvstore.verify.budget import Budget
 from kvstore.verify.history_readers import read_history
 from kvstore.verify.linearizability import check_linearizability
 from kvstore.verify.list_append import check_list_append
@@ -37,6 +39,7 @@ from kvstore.verify.revision_witness import check_revisions
 
 __all__ = [
     "MODELS",
+    "Budget",
     "Event",
     "HistoryError",
     "Model",

@@ -9,9 +9,12 @@ Own code and not a package: see docs/decisions/0003-edn-reader.md for the figure
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
+
+from kvstore.verify.budget import Budget
 
 _TOKEN = re.compile(
     r"""
@@ -46,27 +49,38 @@ class EdnError(ValueError):
         self.position = position
 
 
-def parse_all(text: str) -> list[tuple[Any, int]]:
-    """Every top-level form of `text` with the offset it begins at. Raises EdnError."""
-    parser = _Parser(text)
-    forms: list[tuple[Any, int]] = []
-    while True:
-        form = parser.next_form()
-        if form is None:
-            return forms
-        forms.append(form)
+def parse_all(text: str, budget: Budget | None = None) -> list[tuple[Any, int]]:
+    """Every top-level form of `text` with the offset it begins at. Raises EdnError, and BoundMetError."""
+    return _Parser(text, budget or Budget(math.inf)).forms()
+
+
+def parse_items(text: str, budget: Budget | None = None) -> list[tuple[Any, int]]:
+    """As `parse_all`, but of a text that is one vector or list its items, each with its own offset."""
+    parser = _Parser(text, budget or Budget(math.inf))
+    forms = parser.forms()
+    if len(forms) != 1 or not isinstance(forms[0][0], list):
+        return forms
+    items, begin = forms[0]
+    offsets = parser.offsets if items is parser.outermost else [begin] * len(items)
+    return list(zip(items, offsets, strict=True))
 
 
 class _Parser:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, budget: Budget) -> None:
         self._text = text
+        self._budget = budget
         self._tokens: Iterator[tuple[str, str, int]] = self._scan()
+        self.outermost: list[Any] = []
+        """The latest vector or list that stands inside no other form, and without a tag."""
+        self.offsets: list[int] = []
+        """Where each of its items begins."""
 
     def _scan(self) -> Iterator[tuple[str, str, int]]:
         text, position, end = self._text, 0, len(self._text)
-        match = _TOKEN.match
+        match, step = _TOKEN.match, self._budget.step
         while position < end:
             found = match(text, position)
+            step()
             if found is None:
                 raise EdnError(f"cannot read {text[position : position + 12]!r}", position)
             kind = found.lastgroup
@@ -74,13 +88,14 @@ class _Parser:
                 yield kind, found.group(), position
             position = found.end()
 
-    def next_form(self) -> tuple[Any, int] | None:
+    def forms(self) -> list[tuple[Any, int]]:
+        found = []
         for kind, token, position in self._tokens:
             if kind == "discard":
                 self._value(0)
-                continue
-            return self._build(kind, token, position, 0), position
-        return None
+            else:
+                found.append((self._build(kind, token, position, 0), position))
+        return found
 
     def _value(self, depth: int) -> Any:
         for kind, token, position in self._tokens:
@@ -111,6 +126,9 @@ class _Parser:
     def _collection(self, opener: str, begin: int, depth: int) -> Any:
         closer = _CLOSERS[opener]
         items: list[Any] = []
+        offsets: list[int] = []
+        if depth == 1 and opener in ("[", "("):
+            self.outermost, self.offsets = items, offsets
         for kind, token, position in self._tokens:
             if kind == "close":
                 if token != closer:
@@ -119,6 +137,7 @@ class _Parser:
             if kind == "discard":
                 self._value(depth)
             else:
+                offsets.append(position)
                 items.append(self._build(kind, token, position, depth))
         raise EdnError(f"{opener!r} is never closed", begin)
 

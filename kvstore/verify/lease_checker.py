@@ -31,7 +31,7 @@ def check_leases(operations: Sequence[Operation], left: Collection[str] = ()) ->
 
     Raises ValueError for a history without times.
     """
-    return conclude(len(operations), _findings(operations, left))
+    return conclude(operations, _findings(operations, left))
 
 
 def _findings(operations: Sequence[Operation], left: Collection[str]) -> Iterator[str]:

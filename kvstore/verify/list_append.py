@@ -20,16 +20,27 @@ from __future__ import annotations
 
 import gc
 import itertools
-import time
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from kvstore.verify.budget import BUDGET_S_DEFAULT, BoundMetError, Budget, undecided
 from kvstore.verify.models import freeze
-from kvstore.verify.operation_history import Operation, Outcome, Verdict, VerdictKind
+from kvstore.verify.operation_history import (
+    NOTHING_JUDGED,
+    Operation,
+    Outcome,
+    Verdict,
+    VerdictKind,
+    shows_nothing,
+)
 
 ANOMALIES_SHOWN_MAX = 8
 """Anomalies spelled out in a verdict; one is enough to refute, a few help to see the pattern."""
+
+EDGE_BYTES = 40
+"""What a dependency takes in a large dict. There are about six of them a transaction; where no read shows the
+appends to a key, there are as many as reads times appends."""
 
 
 class Transaction(NamedTuple):
@@ -51,51 +62,79 @@ Graph = list[dict[int, int]]
 """Adjacency by number: target -> mask of kinds. Numbers past the transactions are instants of time."""
 
 
-def check_list_append(operations: Sequence[Operation], *, budget_s: float = 60.0) -> Verdict:
+def check_list_append(
+    operations: Sequence[Operation], *, budget_s: float = BUDGET_S_DEFAULT, budget: Budget | None = None
+) -> Verdict:
     """Judge a history of `txn` operations whose values are lists of [append k v] and [r k vs].
 
-    Raises ValueError when an operation does not fit that vocabulary.
+    Takes `budget_s` CPU seconds at most, or what is left of a `budget` begun. Raises ValueError when an
+    operation does not fit that vocabulary.
     """
     collecting = gc.isenabled()
     gc.disable()  # millions of tuples and no circle among them: looking for circles took half of the time
     try:
-        return _check(operations, time.monotonic() + budget_s, budget_s)
+        return _check(operations, budget or Budget(budget_s))
     finally:
         if collecting:
             gc.enable()
 
 
-def _check(operations: Sequence[Operation], deadline: float, budget_s: float) -> Verdict:
-    transactions = [_transaction(operation) for operation in operations]
-    analysis = _Analysis(transactions)
-    anomalies = list(analysis.direct())
-    count = len(transactions)
-    if not anomalies:
-        anomalies = list(_cycles(analysis.graph(), transactions, deadline))
+def _check(operations: Sequence[Operation], budget: Budget) -> Verdict:
+    anomalies: list[str] = []
+    count = len(operations)
+    try:
+        # Keeps what came before an exception: a bound that is met later makes it no less of a refutation.
+        anomalies.extend(itertools.islice(_anomalies(operations, budget), ANOMALIES_SHOWN_MAX))
+    except BoundMetError as bound:
+        if not anomalies:
+            return undecided(count, f"undecided: {bound}")
     if anomalies:
-        return Verdict(VerdictKind.INVALID, count, anomalies[:ANOMALIES_SHOWN_MAX])
-    if time.monotonic() > deadline:
-        return Verdict(VerdictKind.UNKNOWN, count, (f"undecided after {budget_s:g} s",))
+        return Verdict(VerdictKind.INVALID, count, anomalies)
+    if shows_nothing(operations):
+        return undecided(count, NOTHING_JUDGED)
     return Verdict(VerdictKind.VALID, count)
 
 
-def _transaction(operation: Operation) -> Transaction:
+def _anomalies(operations: Sequence[Operation], budget: Budget) -> Iterator[str]:
+    """Those that show without a cycle; only where there are none, the worst cycles."""
+    transactions = [_transaction(operation, budget) for operation in operations]
+    analysis = _Analysis(transactions, budget)
+    direct = False
+    for anomaly in analysis.direct():
+        direct = True
+        yield anomaly
+    if not direct:
+        yield from _cycles(analysis.graph(), transactions, budget)
+
+
+def _transaction(operation: Operation, budget: Budget) -> Transaction:
     value = operation.invoked
     if operation.outcome is Outcome.OK and operation.completed is not None:
         value = operation.completed
     mops: list[tuple[str, Hashable, Any]] = []
+    known = operation.outcome is Outcome.OK
+    budget.step()
     try:
         for f, key, seen in value:
             if f == "append":
                 mops.append(("append", freeze(key), freeze(seen)))
             elif f == "r":
-                known = operation.outcome is Outcome.OK
                 mops.append(("r", freeze(key), _frozen_list(seen) if known else None))
+                budget.step(_weight(mops[-1][2]))
             else:
                 raise ValueError(f"a list-append transaction knows no {f!r} (line {operation.line})")
     except TypeError:
         raise ValueError(f"a transaction is a list of [f k v] (line {operation.line})") from None
     return Transaction(operation, mops)
+
+
+ELEMENTS_PER_STEP = 16
+"""Elements of a list that are hashed or compared in the time of one step of a budget."""
+
+
+def _weight(value: Any) -> int:
+    """Steps that a pass over a list counts for."""
+    return 1 + len(value or ()) // ELEMENTS_PER_STEP
 
 
 def _frozen_list(seen: Any) -> tuple[Any, ...]:
@@ -111,8 +150,9 @@ def _frozen_list(seen: Any) -> tuple[Any, ...]:
 class _Analysis:
     """Who wrote what, who read what, and in which order each list grew."""
 
-    def __init__(self, transactions: Sequence[Transaction]) -> None:
+    def __init__(self, transactions: Sequence[Transaction], budget: Budget) -> None:
         self.transactions = transactions
+        self.budget = budget
         self.writer: dict[tuple[Hashable, Any], int] = {}
         """(key, value) -> number of the transaction that appended it."""
         self.inner: set[tuple[Hashable, Any]] = set()
@@ -125,7 +165,7 @@ class _Analysis:
 
     def _take(self, number: int, mops: Sequence[tuple[str, Hashable, Any]]) -> None:
         last: dict[Hashable, Any] = {}
-        for f, key, value in mops:
+        for f, key, value in self.budget.each(mops):
             if f == "append":
                 if (key, value) in self.writer:
                     self.duplicates.append(f"duplicate-append: {value!r} to {key!r} was appended twice")
@@ -139,6 +179,7 @@ class _Analysis:
     def direct(self) -> Iterator[str]:
         yield from self.duplicates
         for key, order in self.longest.items():
+            self.budget.step(_weight(order))
             if len(set(order)) != len(order):
                 yield f"duplicate-elements: key {key!r} reads {order!r}"
             yield from self._elements(key, order)
@@ -154,6 +195,7 @@ class _Analysis:
         seen: dict[Hashable, tuple[Any, ...]] = {}
         own: dict[Hashable, tuple[Any, ...]] = {}
         for f, key, value in mops:
+            self.budget.step(_weight(seen.get(key)))
             if f == "append":
                 if key in seen:
                     seen[key] = (*seen[key], value)
@@ -169,6 +211,7 @@ class _Analysis:
         for f, key, value in mops:
             if f != "r" or not value:
                 continue
+            self.budget.step(_weight(value))
             if self.longest[key][: len(value)] != value:
                 yield (
                     f"incompatible-order: {operation.describe()} reads key {key!r} as {value!r},"
@@ -181,7 +224,7 @@ class _Analysis:
     def _elements(self, key: Hashable, order: tuple[Any, ...]) -> Iterator[str]:
         """Every element read was appended by somebody who may have. Judged once a key, on its longest read:
         the other reads show parts of it, or are reported for not doing so."""
-        for element in order:
+        for element in self.budget.each(order):
             writer = self.writer.get((key, element))
             if writer is None:
                 shower = self._shower(key, element)
@@ -193,8 +236,10 @@ class _Analysis:
     def _shower(self, key: Hashable, element: Any) -> str:
         """The first transaction that read an element of a key."""
         for operation, mops in self.transactions:
-            if any(f == "r" and k == key and value and element in value for f, k, value in mops):
-                return operation.describe()
+            for f, k, value in mops:
+                self.budget.step(_weight(value) if f == "r" and k == key else 1)
+                if f == "r" and k == key and value and element in value:
+                    return operation.describe()
         return "no transaction"
 
     def _lost_updates(
@@ -222,18 +267,27 @@ class _Analysis:
                 )
 
     def graph(self) -> Graph:
-        """All dependencies. Instants of time follow the transactions, so that real time costs O(n)."""
+        """All dependencies. Instants of time follow the transactions, so that real time costs O(n).
+
+        Raises BoundMetError when they would take more memory than the budget allows.
+        """
         count = len(self.transactions)
         edges: Graph = [{} for _ in range(count)]
+        edge_count = 0
 
         def edge(source: int, target: int, kind: int) -> None:
+            nonlocal edge_count
+            self.budget.step()
             if source != target:
                 edges[source][target] = edges[source].get(target, 0) | kind
+                edge_count += 1
+                if edge_count * EDGE_BYTES > self.budget.memory_bytes:
+                    raise self.budget.memory_bound()
 
         unseen = self._unseen()
         following: dict[tuple[Hashable, int], list[int]] = {}
         for key, order in self.longest.items():
-            writers = [self.writer[key, element] for element in order]
+            writers = [self.writer[key, element] for element in self.budget.each(order)]
             for source, target in itertools.pairwise(writers):
                 edge(source, target, Kind.WW)
             for position, writer in enumerate(writers):
@@ -243,7 +297,7 @@ class _Analysis:
                     edge(writers[-1], late, Kind.WW)
         for key, writers in unseen.items():
             following[key, len(self.longest.get(key, ()))] = writers
-        for number, (operation, mops) in enumerate(self.transactions):
+        for number, (operation, mops) in enumerate(self.budget.each(self.transactions)):
             if operation.outcome is not Outcome.OK:
                 continue
             for f, key, value in self._outer_reads(mops):
@@ -266,9 +320,9 @@ class _Analysis:
 
     def _unseen(self) -> dict[Hashable, list[int]]:
         """Acknowledged appends no read shows: they come after everything read."""
-        positions = {key: frozenset(order) for key, order in self.longest.items()}
+        positions = {key: frozenset(order) for key, order in self.budget.each(self.longest.items())}
         unseen: dict[Hashable, list[int]] = {}
-        for (key, value), number in self.writer.items():
+        for (key, value), number in self.budget.each(self.writer.items()):
             acknowledged = self.transactions[number].operation.outcome is Outcome.OK
             if acknowledged and value not in positions.get(key, frozenset()):
                 unseen.setdefault(key, []).append(number)
@@ -283,7 +337,7 @@ class _Analysis:
         )
         begun = sorted((operation.call, number) for number, (operation, _) in enumerate(self.transactions))
         position = 0
-        for call, number in begun:
+        for call, number in self.budget.each(begun):
             while position < len(ended) and ended[position][0] < call:
                 instant = len(edges)
                 edges.append({})
@@ -306,23 +360,30 @@ _SEARCHES = (
 """Worst first; the last two are named by how many rw edges their cycle has."""
 
 
-def _cycles(graph: Graph, transactions: Sequence[Transaction], deadline: float) -> Iterator[str]:
+def _cycles(graph: Graph, transactions: Sequence[Transaction], budget: Budget) -> Iterator[str]:
     everything = _SEARCHES[-1][1]
-    if next(_components(graph, everything), None) is None:
+    whole = next(_components(graph, everything, budget), None)
+    if whole is None:
         return
-    for name, mask in _SEARCHES:
-        if time.monotonic() > deadline:
-            return
-        found = False
-        for component in _components(graph, mask):
-            cycle = _shortest_cycle(graph, component, mask)
-            found = True
-            yield _describe(name, cycle, graph, mask, transactions)
-        if found:
-            return
+    found = False
+    try:
+        for name, mask in _SEARCHES:
+            for component in _components(graph, mask, budget):
+                cycle = _shortest_cycle(graph, component, mask, budget)
+                found = True
+                yield _describe(name, cycle, graph, mask, transactions)
+            if found:
+                return
+    except BoundMetError as bound:
+        if not found:  # that there is one is certain all the same
+            members = [transactions[number].operation.line for number in whole if number < len(transactions)]
+            yield (
+                f"G-realtime: a cycle among {len(members)} transactions, one of them on line {min(members)};"
+                f" {bound}, before it was searched for the worst"
+            )
 
 
-def _components(graph: Graph, mask: int) -> Iterator[list[int]]:
+def _components(graph: Graph, mask: int, budget: Budget) -> Iterator[list[int]]:
     """Strongly connected components of more than one node (Tarjan, without recursion)."""
     index = [0] * len(graph)
     low = [0] * len(graph)
@@ -340,6 +401,7 @@ def _components(graph: Graph, mask: int) -> Iterator[list[int]]:
                 index[visit] = low[visit] = counter
                 stack.append(visit)
                 on_stack[visit] = 1
+                budget.step(2 + len(graph[visit]))
                 work.append((visit, iter([t for t, kinds in graph[visit].items() if kinds & mask])))
                 visit = -1
             node, targets = work[-1]
@@ -373,43 +435,65 @@ CYCLE_STARTS_MAX = 64
 """Members of a component from which a shortest cycle is sought: bounds the work on huge ones."""
 
 
-def _shortest_cycle(graph: Graph, component: Sequence[int], mask: int) -> list[int]:
-    inside = frozenset(component)
+def _shortest_cycle(graph: Graph, component: Sequence[int], mask: int, budget: Budget) -> list[int]:
+    """The shortest cycle through any of the first members, or of those that the budget allows to try.
+
+    Raises BoundMetError when it allows none.
+    """
     best: list[int] = []
-    for start in sorted(component)[:CYCLE_STARTS_MAX]:
-        parent = {start: -1}
-        queue = deque([start])
-        while queue:
-            node = queue.popleft()
-            for target, kinds in graph[node].items():
-                if not kinds & mask or target not in inside:
-                    continue
-                if target == start:
-                    path = [node]
-                    while parent[path[-1]] >= 0:
-                        path.append(parent[path[-1]])
-                    if not best or len(path) < len(best):
-                        best = path[::-1]
-                    queue.clear()
-                    break
-                if target not in parent:
-                    parent[target] = node
-                    queue.append(target)
+    inside = frozenset(component)
+    try:
+        for start in sorted(component)[:CYCLE_STARTS_MAX]:
+            cycle = _cycle_through(start, graph, inside, mask, budget)
+            if not best or len(cycle) < len(best):
+                best = cycle
+    except BoundMetError:
+        if not best:
+            raise
     return best
+
+
+def _cycle_through(start: int, graph: Graph, inside: Collection[int], mask: int, budget: Budget) -> list[int]:
+    """A shortest cycle through one member of a strongly connected component."""
+    parent = {start: -1}
+    queue = deque([start])
+    while queue:
+        node = queue.popleft()
+        budget.step(1 + len(graph[node]))
+        for target, kinds in graph[node].items():
+            if not kinds & mask or target not in inside:
+                continue
+            if target == start:
+                path = [node]
+                while parent[path[-1]] >= 0:
+                    path.append(parent[path[-1]])
+                return path[::-1]
+            if target not in parent:
+                parent[target] = node
+                queue.append(target)
+    raise AssertionError(f"no cycle through member {start} of a strongly connected component")
+
+
+CYCLE_MEMBERS_SHOWN_MAX = 32
+"""Transactions of a cycle spelled out: a cycle may be as long as the history."""
 
 
 def _describe(
     name: str, cycle: Sequence[int], graph: Graph, mask: int, transactions: Sequence[Transaction]
 ) -> str:
-    """The cycle in words, instants of time folded into one `rt` step."""
+    """The cycle in words, instants of time folded into one `rt` step, and the end of a long one left out."""
     parts = []
-    antidependencies = 0
+    antidependencies = members = 0
     for source, target in zip(cycle, [*cycle[1:], cycle[0]], strict=True):
         kinds = graph[source][target] & mask
         kind = kinds & -kinds
         antidependencies += kind == Kind.RW
         if source < len(transactions):
-            parts.append(f"{transactions[source].operation.describe()} -{NAMES[kind]}->")
+            members += 1
+            if members <= CYCLE_MEMBERS_SHOWN_MAX:
+                parts.append(f"{transactions[source].operation.describe()} -{NAMES[kind]}->")
+    if members > len(parts):
+        parts.append(f"{members - len(parts)} more ->")
     if name.startswith("G") and name[1:2] not in {"0", "1"}:
         name = name.replace("G", "G-single" if antidependencies == 1 else "G2", 1)
     return f"{name}: " + " ".join(parts) + " the first again"

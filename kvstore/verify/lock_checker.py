@@ -46,7 +46,7 @@ def check_locks(operations: Sequence[Operation], *, fenced: bool) -> Verdict:
 
     Raises ValueError for a history without times.
     """
-    verdict = conclude(len(operations), _findings(operations, fenced))
+    verdict = conclude(operations, _findings(operations, fenced))
     updates, lost = count_updates(operations)
     note = f"{lost} of {updates} accepted updates lost an earlier one"
     if verdict.kind is VerdictKind.VALID:

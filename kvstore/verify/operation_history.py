@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
+NOTHING_JUDGED = "nothing to judge: the history holds no operation that may have happened"
+"""Why a check of an empty history is `unknown`: it is no evidence of anything."""
+
 
 class HistoryError(ValueError):
     """The history cannot be read; the message names the line."""
@@ -91,6 +94,11 @@ class Verdict:
     """For a refuted history: lines of the operations of the longest legal order found, in that order."""
     stuck: int | None = None
     """For a refuted history: line of the operation that cannot be placed."""
+
+
+def shows_nothing(operations: Iterable[Operation]) -> bool:
+    """Whether the history is empty but for operations that certainly failed."""
+    return all(operation.outcome is Outcome.FAIL for operation in operations)
 
 
 def pair_events(events: Iterable[Event]) -> list[Operation]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
-from kvstore.verify.operation_history import Verdict
-from kvstore.verify.set_checker import conclude
+from kvstore.verify.operation_history import Verdict, VerdictKind
+from kvstore.verify.set_checker import FINDINGS_SHOWN_MAX
 
 Contents = Mapping[str, tuple[object, ...]]
 """Key -> everything else that is known of it: value, revisions, version, lease."""
 
 
 def check_replicas(contents: Mapping[str, Contents]) -> Verdict:
-    """Judge what the members hold, by the name of each, at one common revision."""
-    return conclude(sum(len(held) for held in contents.values()), _findings(contents))
+    """Judge what the members hold, by the name of each, at one common revision. Unknown without members."""
+    rows = sum(len(held) for held in contents.values())
+    if not contents:
+        return Verdict(VerdictKind.UNKNOWN, rows, ("nothing to judge: no member was read",))
+    findings = list(islice(_findings(contents), FINDINGS_SHOWN_MAX))
+    return Verdict(VerdictKind.INVALID if findings else VerdictKind.VALID, rows, findings)
 
 
 def _findings(contents: Mapping[str, Contents]) -> Iterator[str]:

@@ -28,7 +28,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from kvstore.verify.operation_history import Operation, Outcome, Verdict, VerdictKind
+from kvstore.verify.operation_history import (
+    NOTHING_JUDGED,
+    Operation,
+    Outcome,
+    Verdict,
+    VerdictKind,
+    shows_nothing,
+)
 
 FINDINGS_SHOWN_MAX = 8
 """Violations spelled out in a verdict; one refutes, a few show the pattern."""
@@ -67,6 +74,8 @@ def check_revisions(operations: Sequence[Operation], *, begins_at: int | None = 
         findings.append(finding)
     if findings:
         return Verdict(VerdictKind.INVALID, len(operations), findings[:FINDINGS_SHOWN_MAX])
+    if shows_nothing(operations):
+        return Verdict(VerdictKind.UNKNOWN, len(operations), (NOTHING_JUDGED,))
     return Verdict(VerdictKind.VALID, len(operations))
 
 

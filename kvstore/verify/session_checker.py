@@ -11,13 +11,14 @@ effect once.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kvstore.verify.linearizability import BUDGET_S_DEFAULT, check_linearizability
+from kvstore.verify.budget import BUDGET_S_DEFAULT, BoundMetError, Budget, undecided
+from kvstore.verify.linearizability import check_linearizability
 from kvstore.verify.models import INCONSISTENT, Step
-from kvstore.verify.operation_history import Operation, Outcome, Verdict
+from kvstore.verify.operation_history import Operation, Outcome, Verdict, VerdictKind
 from kvstore.verify.set_checker import conclude
 
 Request = tuple[Any, int]
@@ -43,21 +44,31 @@ class _Counters:
 
 
 def check_sessions(
-    operations: Sequence[Operation], finals: Mapping[Any, int], *, budget_s: float = BUDGET_S_DEFAULT
+    operations: Sequence[Operation],
+    finals: Mapping[Any, int],
+    *,
+    budget_s: float = BUDGET_S_DEFAULT,
+    budget: Budget | None = None,
 ) -> Verdict:
     """Judge a history of requests. `finals` is each session's counter at the end.
 
-    Unknown when no order was found or excluded within `budget_s` seconds.
+    Unknown when no order was found or excluded within `budget_s` CPU seconds, or what is left of a `budget`
+    begun, and for a history without requests.
     """
-    verdict = conclude(len(operations), _contradictions(operations))
-    if verdict.kind:
-        return verdict
-    requests = [*_merged(operations).values(), *_ends(operations, finals)]
-    searched = check_linearizability(requests, _Counters(), budget_s=budget_s)
+    budget = budget or Budget(budget_s)
+    try:
+        verdict = conclude(operations, _contradictions(budget.each(operations)))
+        if verdict.kind is VerdictKind.INVALID or not operations:
+            return verdict
+        merged = _merged(budget.each(sorted(operations, key=lambda op: op.call)))
+        requests = [*merged.values(), *budget.each(_ends(operations, finals))]
+    except BoundMetError as bound:
+        return undecided(len(operations), f"undecided: {bound}, before the search began")
+    searched = check_linearizability(requests, _Counters(), budget=budget)
     return replace(searched, operations=len(operations))
 
 
-def _contradictions(operations: Sequence[Operation]) -> Iterator[str]:
+def _contradictions(operations: Iterable[Operation]) -> Iterator[str]:
     """What no order can explain: one request with two amounts, or with two answers."""
     amounts: dict[Request, int] = {}
     answers: dict[Request, Any] = {}
@@ -72,10 +83,11 @@ def _contradictions(operations: Sequence[Operation]) -> Iterator[str]:
             yield f"answered {answers[request]!r} before, now {operation.describe()}"
 
 
-def _merged(operations: Sequence[Operation]) -> dict[Request, Operation]:
-    """One operation for all attempts at a request; none for a request that certainly failed each time."""
+def _merged(operations: Iterable[Operation]) -> dict[Request, Operation]:
+    """One operation for all attempts at a request, in the order of calls; none for a request that certainly
+    failed each time."""
     merged: dict[Request, Operation] = {}
-    for operation in sorted(operations, key=lambda op: op.call):
+    for operation in operations:
         if operation.outcome is Outcome.FAIL:
             continue
         request = (operation.invoked[0], operation.invoked[1])

@@ -9,22 +9,30 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
-from kvstore.verify.operation_history import Operation, Outcome, Verdict, VerdictKind
+from kvstore.verify.operation_history import (
+    NOTHING_JUDGED,
+    Operation,
+    Outcome,
+    Verdict,
+    VerdictKind,
+    shows_nothing,
+)
 
 FINDINGS_SHOWN_MAX = 8
 
 
-def conclude(operations: int, findings: Iterable[str]) -> Verdict:
-    """A verdict from findings: one refutes; the first few are kept."""
-    shown = []
-    for finding in findings:
-        shown.append(finding)
-        if len(shown) == FINDINGS_SHOWN_MAX:
-            break
-    return Verdict(VerdictKind.INVALID if shown else VerdictKind.VALID, operations, shown)
+def conclude(operations: Sequence[Operation], findings: Iterable[str]) -> Verdict:
+    """A verdict from findings: one refutes, and the first few are kept; without any, an empty history is
+    unknown."""
+    shown = list(islice(findings, FINDINGS_SHOWN_MAX))
+    if shown:
+        return Verdict(VerdictKind.INVALID, len(operations), shown)
+    if shows_nothing(operations):
+        return Verdict(VerdictKind.UNKNOWN, len(operations), (NOTHING_JUDGED,))
+    return Verdict(VerdictKind.VALID, len(operations))
 
 
 def check_set(operations: Sequence[Operation], finals: Mapping[str, Collection[str]]) -> Verdict:
@@ -33,7 +41,7 @@ def check_set(operations: Sequence[Operation], finals: Mapping[str, Collection[s
     Every read shows what was acknowledged, or shown by an earlier read, before it began; nothing shows
     that was never added or certainly failed; and at the end every member holds all of that.
     """
-    return conclude(len(operations), _set_findings(operations, finals))
+    return conclude(operations, _set_findings(operations, finals))
 
 
 def _set_findings(operations: Sequence[Operation], finals: Mapping[str, Collection[str]]) -> Iterator[str]:
@@ -109,7 +117,7 @@ def check_counter(operations: Sequence[Operation], finals: Mapping[str, Mapping[
     for operation in operations:
         by_key.setdefault(operation.invoked[0], []).append(operation)
     findings = (line for key, mine in by_key.items() for line in _counter_findings(key, mine, finals))
-    return conclude(len(operations), findings)
+    return conclude(operations, findings)
 
 
 def _counter_findings(

@@ -29,7 +29,7 @@ def check_transactions(operations: Sequence[Operation], *, begins_at: int | None
     unknown = [op for op in operations if op.outcome is Outcome.INFO and _writes(op)]
     order = [*sure, *_shown(sure, unknown)]
     order.sort(key=lambda placed: placed[:3])
-    return conclude(len(operations), _findings(order, unknown, begins_at))
+    return conclude(operations, _findings(order, unknown, begins_at))
 
 
 def as_multi_register(operations: Sequence[Operation]) -> list[Operation]:

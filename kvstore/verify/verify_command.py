@@ -6,9 +6,10 @@ import sys
 
 import click
 
+from kvstore.verify.budget import BUDGET_S_DEFAULT, BoundMetError, Budget, undecided
 from kvstore.verify.edn import EdnError, parse_all
 from kvstore.verify.history_readers import read_history
-from kvstore.verify.linearizability import BUDGET_S_DEFAULT, check_linearizability
+from kvstore.verify.linearizability import check_linearizability
 from kvstore.verify.list_append import check_list_append
 from kvstore.verify.models import MODELS, Semantics
 from kvstore.verify.operation_history import Verdict, pair_events
@@ -46,20 +47,29 @@ def verify() -> None:
     "knossos: failed operations are dropped, a nil read matches anything.",
 )
 @click.option("--initial", metavar="V", default=None, help="State at the start, in EDN.  [default: nil]")
-@click.option("--budget-s", type=click.FloatRange(min=0.001), default=BUDGET_S_DEFAULT, show_default=True)
+@click.option(
+    "--budget-s",
+    type=click.FloatRange(min=0.001),
+    default=BUDGET_S_DEFAULT,
+    show_default=True,
+    help="CPU seconds, to read and to judge; what is undecided then is unknown.",
+)
 def check(file: str, model: str, semantics: str, initial: str | None, budget_s: float) -> None:
     """Check FILE and explain the verdict.
 
-    Reads Jepsen's EDN, JSON lines, and Porcupine's logs. Exit code: 0 valid, 1 invalid, 2 unknown
-    (the budget ran out), 3 the file could not be read.
+    Reads Jepsen's EDN, JSON, and Porcupine's logs. Exit code: 0 valid, 1 invalid, 2 unknown (a bound was
+    met first, or there was nothing to judge), 3 the file could not be read.
     """
+    budget = Budget(budget_s)
     try:
-        operations = pair_events(read_history(file))
+        operations = pair_events(budget.each(read_history(file, budget=budget)))
         if model == "list-append":
-            verdict = check_list_append(operations, budget_s=budget_s)
+            verdict = check_list_append(operations, budget=budget)
         else:
             chosen = MODELS[model](Semantics(semantics), _initial(initial))
-            verdict = check_linearizability(operations, chosen, budget_s=budget_s)
+            verdict = check_linearizability(operations, chosen, budget=budget)
+    except BoundMetError as bound:
+        verdict = undecided(0, f"undecided: {bound}, while the history was read")
     except ValueError as error:  # HistoryError, or an operation outside the model's vocabulary
         click.echo(f"Error: {file}: {error}", err=True)
         sys.exit(EXIT_UNREADABLE)

@@ -58,7 +58,7 @@ def check_watches(operations: Sequence[Operation], *, compacted_through: int | N
     Raises ValueError for a history without times.
     """
     through = math.inf if compacted_through is None else compacted_through
-    return conclude(len(operations), _findings(operations, through))
+    return conclude(operations, _findings(operations, through))
 
 
 def _findings(operations: Sequence[Operation], compacted_through: float) -> Iterator[str]:

@@ -218,6 +218,26 @@ def test_too_few_successes_are_inconclusive(tmp_path: Path) -> None:
     assert run.result.verdict == "inconclusive"
 
 
+def test_a_run_that_no_check_judged_is_unknown(tmp_path: Path) -> None:
+    run = Run(settings(tmp_path))
+    run.result.faults = [KILLED]
+    run.result.counts = {"ok": 4}
+    run.finals = Finals(contents={}, revision=1)
+    run._conclude()
+    assert (run.result.verdict, run.result.reasons) == ("unknown", ["no check judged the history"])
+
+
+def test_a_run_that_judged_nothing_is_unknown(tmp_path: Path) -> None:
+    run = Run(settings(tmp_path))
+    run.result.faults = [KILLED]
+    run.result.counts = {"ok": 4}
+    run.finals = Finals(contents={}, revision=1)
+    run.result.checks = judge("register", [], run.finals)
+    run._conclude()
+    assert run.result.verdict == "unknown"
+    assert all(reason.startswith("nothing to judge") for reason in run.result.reasons)
+
+
 def test_checkers_that_disagree_are_a_finding(tmp_path: Path) -> None:
     run = Run(settings(tmp_path))
     run.result.faults = [KILLED]

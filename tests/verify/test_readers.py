@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,90 @@ def test_the_line_that_cannot_be_read_is_named(tmp_path: Path, text: str, line: 
     result = CliRunner().invoke(verify, ["check", str(path), "--model", "register"])
     assert result.exit_code == 3
     assert f"line {line}" in result.output
+
+
+ITEMS = """{:process 0, :type :invoke, :f :write, :value 3}
+{:process 0, :type :ok, :f :write, :value 3}
+#jepsen.history.Op{:process 1,
+ :type :invoke, :f :read, :value nil}
+#_ {:process 9} {:process 1, :type :ok, :f :read, :value 4}
+"""
+"""Operations on lines 1 and 3; the read is stale."""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "first"),
+    [
+        ("", "", 1),
+        ("[", "]", 1),
+        ("(", ")", 1),
+        ("; wrapped\n[\n", "\n]\n", 3),
+        ("#_[1 2]\n\n(", ")", 3),
+    ],
+)
+def test_events_in_one_vector_or_list_keep_their_lines(
+    tmp_path: Path, before: str, after: str, first: int
+) -> None:
+    path = _write(tmp_path, before + ITEMS + after)
+    assert [event.line - first for event in read_history(path)] == [0, 1, 2, 4]
+    result = CliRunner().invoke(verify, ["check", str(path), "--model", "register"])
+    assert result.exit_code == 1
+    assert f"cannot be placed: line {first + 2}: process 1 read 4" in result.output
+
+
+def test_an_unreadable_event_in_a_vector_is_named_by_its_line(tmp_path: Path) -> None:
+    path = _write(tmp_path, "[\n" + ITEMS + "{:process 2, :type :maybe, :f :read}]")
+    with pytest.raises(HistoryError, match="line 7: unknown type 'maybe'"):
+        read_history(path)
+
+
+JSON_EVENTS: list[dict[str, object]] = [
+    {"process": 0, "type": "invoke", "f": "read", "value": None},
+    {"process": 0, "type": "ok", "f": "read", "value": [1, {"a": "\u2028 {["}]},
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (json.dumps(JSON_EVENTS), [1, 1]),
+        (json.dumps(JSON_EVENTS, indent=2), [2, 8]),
+        (json.dumps(JSON_EVENTS, indent=2, separators=(" ,", " : ")), [2, 8]),
+        (json.dumps(JSON_EVENTS, ensure_ascii=False, indent=2), [2, 8]),
+        ("\n[\n" + ",\n".join(map(json.dumps, JSON_EVENTS)) + "\n]\n", [3, 4]),
+        ("[" + "\n,".join(map(json.dumps, JSON_EVENTS)) + "]", [1, 2]),
+        ("\n".join(json.dumps(event, ensure_ascii=False) for event in JSON_EVENTS), [1, 2]),
+        ("\n".join(json.dumps(event, indent=1) for event in JSON_EVENTS), [1, 7]),
+        ("\r\n".join(map(json.dumps, JSON_EVENTS)), [1, 2]),
+    ],
+)
+def test_json_in_an_array_or_in_sequence_over_any_lines(tmp_path: Path, text: str, lines: list[int]) -> None:
+    events = read_history(_write(tmp_path, text))
+    assert [event.line for event in events] == lines
+    assert [event.value for event in events] == [event["value"] for event in JSON_EVENTS]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[\n{"process": 0', "line 2: not JSON"),
+        ('[\n{"process": 0, "type": "ok", "f": "r"}\n', "line 1: the array is never closed"),
+        ('[{"process": 0, "type": "ok", "f": "r"}\n{"process": 0}]', "line 1: neither ',' nor ']'"),
+        ('[{"process": 0, "type": "ok", "f": "r"}]\n\n[]', "line 3: more text after the array"),
+        ('[\n{"process": 0, "type": "ok", "f": "r"},\n7]', "line 3: an event must be a map, found int"),
+        ('{"process": 0, "value": ' + "[" * 100_000, "line 1: a value is nested too deeply"),
+    ],
+)
+def test_json_that_cannot_be_read_is_refused_by_line(tmp_path: Path, text: str, message: str) -> None:
+    path = _write(tmp_path, text)
+    with pytest.raises(HistoryError, match=message):
+        read_history(path)
+    assert CliRunner().invoke(verify, ["check", str(path), "--model", "register"]).exit_code == 3
+
+
+def test_edn_maps_with_strings_for_keys_are_no_json(tmp_path: Path) -> None:
+    events = read_history(_write(tmp_path, '{"process" 0 "type" :invoke, "f" :read}'))
+    assert [(event.process, event.type, event.f) for event in events] == [(0, "invoke", "read")]
 
 
 def test_exit_codes_are_the_verdicts(tmp_path: Path) -> None:

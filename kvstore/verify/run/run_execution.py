@@ -273,9 +273,9 @@ class Run:
             result.reasons = [*inconclusives, *(r for r in result.reasons if r not in inconclusives)]
         elif result.reasons:
             result.verdict = "invalid"
-        elif VerdictKind.UNKNOWN in kinds or self.finals is None:
+        elif VerdictKind.UNKNOWN in kinds or self.finals is None or not kinds:
             result.verdict = "unknown"
-            result.reasons = findings
+            result.reasons = findings or ["no check judged the history"]
         else:
             result.verdict = "valid"
 

@@ -19,6 +19,8 @@ from kvstore.verify.transaction_checker import as_multi_register, check_transact
 from kvstore.verify.watch_checker import check_watches
 
 SEARCH_BUDGET_S = 60.0
+"""CPU seconds of the search of one run."""
+
 EMPTY_REVISION = 1
 """Of an empty store: every run begins with one."""
 
