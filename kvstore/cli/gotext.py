@@ -6,77 +6,39 @@ import math
 import os
 import re
 
-_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
-_NANOSECONDS = {
-    "ns": 1,
-    "us": 1_000,
-    "µs": 1_000,
-    "μs": 1_000,
-    "ms": 1_000_000,
-    "s": 1_000_000_000,
-    "m": 60_000_000_000,
-    "h": 3_600_000_000_000,
-}
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
-_UINT64_MAX = 2**64 - 1
-_ESCAPES = {
-    "\a": "\\a",
-    "\b": "\\b",
-    "\f": "\\f",
-    "\n": "\\n",
-    "\r": "\\r",
-    "\t": "\\t",
-    "\v": "\\v",
-    "\\": "\\\\",
-    '"': '\\"',
-}
-_UNESCAPES = {escaped[1]: plain for plain, escaped in _ESCAPES.items()}
-_SURROGATE_FIRST, _SURROGATE_LAST = 0xDC80, 0xDCFF  # where `surrogateescape` puts bytes that are not UTF-8
+from kvstore.configuration import go_values
+from kvstore.configuration.go_values import UINT64_MAX
+
+_UNESCAPES = {escaped[1]: plain for plain, escaped in go_values.ESCAPES.items()}
 
 
 def parse_int(text: str, base: int = 10) -> int:
     """`strconv.ParseInt(text, base, 64)`; ValueError with Go's words."""
-    plain = re.fullmatch(r"[-+]?[0-9A-Za-z]+", text, re.ASCII)
     try:
-        value = int(text, base) if plain else None
-    except ValueError:
-        value = None
-    if value is None:
-        raise ValueError(f"strconv.ParseInt: parsing {quote(text.encode())}: invalid syntax")
-    if not _INT64_MIN <= value <= _INT64_MAX:
-        raise ValueError(f"strconv.ParseInt: parsing {quote(text.encode())}: value out of range")
-    return value
+        return go_values.parse_integer(text, base)
+    except ValueError as error:
+        raise ValueError(f"strconv.ParseInt: parsing {go_values.quote(text)}: {error}") from None
 
 
 def parse_hex_id(text: str) -> int:
     """`strconv.ParseUint(text, 16, 64)`; ValueError with Go's words."""
-    if not re.fullmatch(r"[0-9A-Fa-f]+", text, re.ASCII):
-        raise ValueError(f"strconv.ParseUint: parsing {quote(text.encode())}: invalid syntax")
-    value = int(text, 16)
-    if value > _UINT64_MAX:
-        raise ValueError(f"strconv.ParseUint: parsing {quote(text.encode())}: value out of range")
-    return value
+    try:
+        return go_values.parse_integer(text, 16, minimum=0, maximum=UINT64_MAX)
+    except ValueError as error:
+        raise ValueError(f"strconv.ParseUint: parsing {go_values.quote(text)}: {error}") from None
 
 
 def parse_bool(text: str) -> bool:
     """`strconv.ParseBool`; ValueError with Go's words."""
-    if text in {"1", "t", "T", "true", "TRUE", "True"}:
-        return True
-    if text in {"0", "f", "F", "false", "FALSE", "False"}:
-        return False
-    raise ValueError(f"strconv.ParseBool: parsing {quote(text.encode())}: invalid syntax")
+    try:
+        return go_values.parse_bool(text)
+    except ValueError as error:
+        raise ValueError(f"strconv.ParseBool: parsing {go_values.quote(text)}: {error}") from None
 
 
 def parse_duration(text: str) -> float:
     """`time.ParseDuration`, in seconds; ValueError with Go's words."""
-    sign = -1 if text.startswith("-") else 1
-    rest = text[1:] if text[:1] in {"+", "-"} else text
-    if rest == "0":
-        return 0.0
-    parts = _DURATION_PART.findall(rest)
-    if not parts or "".join(number + unit for number, unit in parts) != rest:
-        raise ValueError(f"time: invalid duration {quote(text.encode())}")
-    return sign * sum(float(number) * _NANOSECONDS[unit] for number, unit in parts) / 1e9
+    return go_values.parse_duration(text) / 1e9
 
 
 def format_duration(nanoseconds: int) -> str:
@@ -120,20 +82,7 @@ def format_bytes(count: int) -> str:
 
 def quote(data: bytes) -> str:
     """`%q`: Go's double-quoted form of a string of any bytes."""
-    return '"' + "".join(_escape(char) for char in data.decode("utf-8", "surrogateescape")) + '"'
-
-
-def _escape(char: str) -> str:
-    if char in _ESCAPES:
-        return _ESCAPES[char]
-    if char.isprintable():
-        return char
-    code = ord(char)
-    if _SURROGATE_FIRST <= code <= _SURROGATE_LAST:
-        return f"\\x{code & 0xFF:02x}"
-    if char < " " or char == "\x7f":
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if char <= "\uffff" else f"\\U{code:08x}"
+    return go_values.quote(data.decode("utf-8", "surrogateescape"))
 
 
 _UNQUOTE = re.compile(

@@ -16,13 +16,14 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from kvstore.configuration.config_loader import CONFIG_FILE, TABLE, Loaded, load
 from kvstore.configuration.config_setting import ConfigError, Group, Handling, Kind, Setting
+from kvstore.configuration.go_values import parse_bool, quote
 from kvstore.server import logs
 from kvstore.version import ETCD_VERSION, __version__
 
@@ -45,17 +46,10 @@ logger = logging.getLogger("kvstore.cli.server_command")
 
 
 class _ServerCommand(click.Command):
-    """A command that reads flags as etcd's does, and groups them in its help."""
+    """A command that reads flags as Go's package does, and groups them in its help."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, [_two_dashes(arg) for arg in args])
-        except click.NoSuchOption as error:
-            _refuse(f"flag provided but not defined: -{error.option_name.lstrip('-')}")
-        except click.BadOptionUsage as error:
-            _refuse(f"flag needs an argument: -{error.option_name.lstrip('-')}")
-        except click.UsageError as error:
-            _refuse(error.format_message())
+        return super().parse_args(ctx, _read_flags(args))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for group in Group:
@@ -76,13 +70,51 @@ class _ServerCommand(click.Command):
 
 
 _FIELDS = {row.field for row in TABLE.values()}
-_FLAGS = frozenset({*TABLE, CONFIG_FILE, "print-config", "version", "help"})
+_ACTIONS = frozenset({"print-config", "version", "help"})
+"""Switches of the command itself."""
+
+_SWITCHES = _ACTIONS | {name for name, row in TABLE.items() if row.kind is Kind.SWITCH}
+_FLAGS = frozenset({*TABLE, CONFIG_FILE, *_ACTIONS})
 
 
-def _two_dashes(arg: str) -> str:
-    """etcd takes `-name` as well as `--name`."""
-    single = arg.startswith("-") and not arg.startswith("--")
-    return f"-{arg}" if single and arg[1:].partition("=")[0] in _FLAGS else arg
+def _read_flags(args: Sequence[str]) -> list[str]:
+    """The flags as `--name=value`, and actions as `--name`, by the rules of Go's package flag.
+
+    One dash or two; a switch stands alone or has its value behind an equals sign; any other flag takes the
+    next argument, whatever that is.
+    """
+    found, rest = [], list(args)
+    while rest and rest[0].startswith("-") and len(rest[0]) > 1:
+        arg = rest.pop(0)
+        if arg == "--":
+            break
+        text = arg.removeprefix("-").removeprefix("-")
+        if text[0] in "-=":
+            _refuse(f"bad flag syntax: {arg}")
+        name, equals, value = text.partition("=")
+        name = "help" if name == "h" else name
+        if name not in _FLAGS:
+            _refuse(f"flag provided but not defined: -{name}")
+        if name in _SWITCHES:
+            value = value if equals else "true"
+        elif not equals:
+            if not rest:
+                _refuse(f"flag needs an argument: -{name}")
+            value = rest.pop(0)
+        if name not in _ACTIONS:
+            found.append(f"--{name}={value}")
+        elif _is_wanted(name, value):
+            found.append(f"--{name}")
+    if rest:
+        _refuse(f"'{rest[0]}' is not a valid flag", EXIT_CANNOT_START)
+    return found
+
+
+def _is_wanted(action: str, value: str) -> bool:
+    try:
+        return parse_bool(value)
+    except ValueError:
+        _refuse(f"invalid boolean value {quote(value)} for -{action}: parse error")
 
 
 def _refuse(text: str, code: int = EXIT_USAGE) -> NoReturn:
@@ -91,9 +123,7 @@ def _refuse(text: str, code: int = EXIT_USAGE) -> NoReturn:
 
 
 def _option(row: Setting) -> click.Option:
-    # a switch may stand alone; its value then is the text `true`
-    switch: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if row.kind is Kind.SWITCH else {}
-    return click.Option([f"--{row.name}", row.field], **switch)
+    return click.Option([f"--{row.name}", row.field])
 
 
 @click.command(cls=_ServerCommand, params=[_option(row) for row in TABLE.values()])

@@ -190,6 +190,7 @@ def restore(args: tuple[str, ...], **options: Any) -> None:
     from kvstore.configuration.member_config import Config
     from kvstore.engine import BackendError
     from kvstore.server.disaster_recovery import restore as restore_member
+    from kvstore.server.initial_cluster import InitialCluster, bootstrap_urls
     from raft.storage import StorageError
 
     name, urls = options["name"], options["initial_advertise_peer_urls"]
@@ -199,20 +200,21 @@ def restore(args: tuple[str, ...], **options: Any) -> None:
         initial_cluster=options["initial_cluster"],
         initial_advertise_peer_urls=urls,
     )
-    try:
-        initial = {one: [str(url) for url in found] for one, found in config.initial_members().items()}
-        initial_cluster = asyncio.run(
-            restore_member(
-                path,
-                config.directory,
-                name=name,
-                initial=initial,
-                token=options["initial_cluster_token"],
-                check_digest=not options["skip_hash_check"],
-                revision_bump=options["bump_revision"],
-                mark_compacted=options["mark_compacted"],
-            )
+
+    async def make() -> InitialCluster:
+        return await restore_member(
+            path,
+            config.directory,
+            name=name,
+            initial=await bootstrap_urls(config),
+            token=options["initial_cluster_token"],
+            check_digest=not options["skip_hash_check"],
+            revision_bump=options["bump_revision"],
+            mark_compacted=options["mark_compacted"],
         )
+
+    try:
+        initial_cluster = asyncio.run(make())
     except ConfigError as error:
         raise CommandError(ExitCode.ERROR, error.text) from None
     except (StorageError, BackendError, OSError, ValueError) as error:

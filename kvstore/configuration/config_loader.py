@@ -15,6 +15,7 @@ from typing import Any
 
 from kvstore.configuration.config_setting import ConfigError, Handling, Kind, Setting
 from kvstore.configuration.etcd_only_settings import ETCD_ONLY_SETTINGS
+from kvstore.configuration.go_values import quote
 from kvstore.configuration.member_config import SETTINGS, Config
 
 PREFIX = "ETCD_"
@@ -85,11 +86,17 @@ class _Given:
     bootstrap_only: list[Setting] = field(default_factory=list)
 
     def take(self, row: Setting, text: str, origin: str, position: str) -> None:
+        if row.kind is Kind.URLS and not text:
+            self.origins[row.name] = origin  # counts as given, and changes nothing, as in etcd
+            return
         try:
             value = row.read(text)
         except ValueError as error:
             usage = origin.startswith("flag")
-            raise ConfigError(f'invalid value "{text}" for {position}: {error}', usage=usage) from None
+            refusal = f"invalid value {quote(text)} for {position}"
+            if usage and row.kind is Kind.SWITCH:
+                refusal = f"invalid boolean value {quote(text)} for -{row.name}"
+            raise ConfigError(f"{refusal}: {error}", usage=usage) from None
         if row.handling is Handling.USED:
             self.values[row.field] = value
             self.origins[row.name] = origin

@@ -8,10 +8,20 @@ follow from it. Settings that have an effect here are the fields of `Config`; th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+
+from kvstore.configuration.go_values import (
+    INT64_MAX,
+    INT64_MIN,
+    UINT64_MAX,
+    parse_bool,
+    parse_duration,
+    parse_integer,
+    split_host_port,
+    split_url,
+)
 
 
 class ConfigError(Exception):
@@ -33,10 +43,11 @@ class Kind(Enum):
     TEXT = "text"
     SWITCH = "switch"  # true or false
     COUNT = "count"  # an integer >= 0
-    INTEGER = "integer"  # a signed 64-bit integer
+    INTEGER = "integer"  # a signed 64-bit integer; as in Go, also 0x20000000 or 1_000_000
     DURATION = "duration"  # Go's form: 100ms, 5s, 2h45m
     URLS = "URLs"  # separated by commas
     CLUSTER = "members"  # name=url pairs, separated by commas
+    LEVEL = "level"  # of log lines
 
 
 class Group(Enum):
@@ -85,58 +96,51 @@ class Setting:
 
     def read(self, text: str) -> str | int | bool:
         """Parse the text of a flag, variable or key; ValueError with etcd's reason."""
-        if self.choices and text not in self.choices:
+        value = _READERS[self.kind](text)
+        if self.choices and value not in self.choices:
             raise ValueError(f"must be one of {', '.join(self.choices)}")
-        return _READERS[self.kind](text)
-
-
-_TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
-_FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
-_INT64_MAX = 2**63 - 1
-_UINT64_MAX = 2**64 - 1
-_DURATION = re.compile(r"[-+]?(0|((\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h))+)")
+        return value
 
 
 def _read_switch(text: str) -> bool:
-    if text in _TRUE:
-        return True
-    if text in _FALSE:
-        return False
-    raise ValueError("parse error")
+    try:
+        return parse_bool(text)
+    except ValueError:
+        raise ValueError("parse error") from None
 
 
 def _read_integer(text: str) -> int:
-    if not re.fullmatch(r"[-+]?\d+", text, re.ASCII):
-        raise ValueError("parse error")
-    value = int(text)
-    if not -_INT64_MAX - 1 <= value <= _INT64_MAX:
-        raise ValueError("value out of range")
-    return value
+    return _flag_number(text, minimum=INT64_MIN, maximum=INT64_MAX)
 
 
 def _read_count(text: str) -> int:
-    if not re.fullmatch(r"\d+", text, re.ASCII):
-        raise ValueError("parse error")
-    value = int(text)
-    if value > _UINT64_MAX:
-        raise ValueError("value out of range")
-    return value
+    return _flag_number(text, minimum=0, maximum=UINT64_MAX)
+
+
+def _flag_number(text: str, *, minimum: int, maximum: int) -> int:
+    """As Go's flag package, which names one error in words of its own."""
+    try:
+        return parse_integer(text, minimum=minimum, maximum=maximum)
+    except ValueError as error:
+        raise ValueError("value out of range" if "range" in str(error) else "parse error") from None
 
 
 def _read_duration(text: str) -> str:
-    if not _DURATION.fullmatch(text):
-        raise ValueError("parse error")
+    try:
+        parse_duration(text)
+    except ValueError:
+        raise ValueError("parse error") from None
     return text
-
-
-_UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def duration_seconds(text: str) -> float:
     """A duration in Go's form, which `Setting.read` has validated, in seconds."""
-    parts = re.findall(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)", text, re.ASCII)
-    seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
-    return -seconds if text.startswith("-") else seconds
+    return parse_duration(text) / 1e9
+
+
+def _read_level(text: str) -> str:
+    """As zap reads it: in any case, and nothing means info."""
+    return text.lower() or "info"
 
 
 def _read_urls(text: str) -> str:
@@ -156,6 +160,7 @@ _READERS: dict[Kind, Callable[[str], str | int | bool]] = {
     Kind.INTEGER: _read_integer,
     Kind.DURATION: _read_duration,
     Kind.URLS: _read_urls,
+    Kind.LEVEL: _read_level,
     Kind.CLUSTER: _read_text,  # etcd, too, reads it only once a new member is made of it
 }
 
@@ -181,34 +186,43 @@ class Url:
 
 
 def parse_url(text: str) -> Url:
-    """Read one URL by etcd's rules (`client/pkg/types.NewURLs`). Raises ValueError."""
+    """Read one URL by etcd's rules (`client/pkg/types.NewURLs`). Raises ValueError.
+
+    Refuses, unlike etcd, what it then could not serve or dial: unix sockets, no port or one beyond 65535, a
+    user, a query or a fragment, and an IPv6 zone.
+    """
     text = text.strip()
-    scheme, separator, rest = text.partition("://")
-    if not separator or scheme not in {"http", "https", "unix", "unixs"}:
+    scheme, host_port, path, is_plain = split_url(text)
+    if scheme not in {"http", "https", "unix", "unixs"}:
         raise ValueError(f"URL scheme must be http, https, unix, or unixs: {text}")
     if scheme in {"unix", "unixs"}:
         raise ValueError(f"URL of a unix socket is not supported: {text}")
-    address, slash, _ = rest.partition("/")
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]*)\]|([^:\[\]@?#\s]*)):(.*)", address)
-    if match is None:
+    address = split_host_port(host_port)
+    if address is None:
         raise ValueError(f'URL address does not have the form "host:port": {text}')
-    bracketed, plain, port = match.groups()
-    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > PORT_MAX:
-        raise ValueError(f'invalid port ":{port}" after host: {text}')
-    if slash:
+    if path:
         raise ValueError(f"URL must not contain a path: {text}")
-    return Url(scheme, bracketed if bracketed is not None else plain, int(port))
+    host, port = address
+    if not is_plain:
+        raise ValueError(f"URL must not contain a user, a query or a fragment: {text}")
+    if "%" in host:
+        raise ValueError(f"URL with an IPv6 zone is not supported: {text}")
+    if not port or int(port) > PORT_MAX:
+        raise ValueError(f'invalid port ":{port}" after host: {text}')
+    return Url(scheme, host, int(port))
 
 
 def parse_urls(text: str) -> tuple[Url, ...]:
     """Read a comma-separated list of at least one URL; sorted, as etcd keeps them."""
-    return tuple(sorted(parse_url(part) for part in text.split(",")))
+    return tuple(sorted((parse_url(part) for part in text.split(",")), key=str))
 
 
 def parse_cluster(text: str) -> dict[str, tuple[Url, ...]]:
-    """Read `name=url,name=url`; a name may come several times, once per URL."""
+    """Read `name=url,name=url`; a name may come several times, once per URL. Nothing between commas is left
+    out, as in etcd.
+    """
     found: dict[str, list[Url]] = {}
-    for part in text.split(","):
+    for part in filter(None, text.split(",")):
         name, _, url = part.strip().partition("=")
         found.setdefault(name, []).append(parse_url(url))
-    return {name: tuple(sorted(urls)) for name, urls in found.items()}
+    return {name: tuple(sorted(urls, key=str)) for name, urls in found.items()}

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from kvstore.configuration.config_setting import (
     parse_cluster,
     parse_urls,
 )
+from kvstore.configuration.go_values import parse_duration, parse_integer, quote
 
 DEFAULT_PEER_URL = "http://localhost:2380"
 DEFAULT_CLIENT_URL = "http://localhost:2379"
@@ -63,7 +63,7 @@ PERIODIC, REVISION = "periodic", "revision"
 RETENTION_SECONDS_MAX = 10 * 365 * 24 * 3600.0
 """Ten years: at most 876,000 samples are kept."""
 
-LOG_LEVELS = ("debug", "info", "warn", "error", "panic", "fatal")
+LOG_LEVELS = ("debug", "info", "warn", "error", "dpanic", "panic", "fatal")
 LOG_FORMATS = ("json", "console")
 
 
@@ -256,7 +256,7 @@ class Config:
         "etcd 3.5's spelling of snapshot-catchup-entries; 0 leaves it to that one.",
     )
     log_level: str = _setting(
-        Kind.TEXT, "info", Group.LOGGING, "Least severe level that is logged.", choices=LOG_LEVELS
+        Kind.LEVEL, "info", Group.LOGGING, "Least severe level that is logged.", choices=LOG_LEVELS
     )
     log_format: str = _setting(Kind.TEXT, "json", Group.LOGGING, "Form of a log line.", choices=LOG_FORMATS)
     log_outputs: str = _setting(
@@ -272,16 +272,16 @@ class Config:
 
     @property
     def listen_peer(self) -> tuple[Url, ...]:
-        return _urls("listen-peer-urls", self.listen_peer_urls)
+        return _listeners("listen-peer-urls", self.listen_peer_urls)
 
     @property
     def listen_client(self) -> tuple[Url, ...]:
-        return _urls("listen-client-urls", self.listen_client_urls)
+        return _listeners("listen-client-urls", self.listen_client_urls)
 
     @property
     def listen_metrics(self) -> tuple[Url, ...]:
         """Where to listen for metrics and health; may be empty."""
-        return _urls("listen-metrics-urls", self.listen_metrics_urls) if self.listen_metrics_urls else ()
+        return _listeners("listen-metrics-urls", self.listen_metrics_urls) if self.listen_metrics_urls else ()
 
     @property
     def advertise_peer(self) -> tuple[Url, ...]:
@@ -352,7 +352,8 @@ class Config:
 
         Only for a member without data: one with data knows its cluster, and ignores `initial-cluster` and
         the rules here, as in etcd. Raises ConfigError when the name cannot stand in such a list, or the list
-        does not name this member with its advertised URLs, or names a URL twice.
+        does not name this member, or names a URL twice. Whether it gives this member the URLs that it
+        advertises is for `kvstore.server.initial_cluster` to say, which can resolve names.
         """
         if not self.name or "," in self.name or "=" in self.name:
             raise ConfigError(
@@ -369,13 +370,6 @@ class Config:
         listed = sorted(str(url) for urls in members.values() for url in urls)
         if len(set(listed)) < len(listed):
             raise ConfigError(f"initial cluster {self.initial_cluster} has duplicate url")
-        advertised = ",".join(map(str, self.advertise_peer))
-        ours = ",".join(map(str, members[self.name]))
-        if advertised != ours:
-            raise ConfigError(
-                f"--initial-cluster has {self.name}={ours}"
-                f" but missing from --initial-advertise-peer-urls={advertised}"
-            )
         return members
 
     def validate(self) -> None:
@@ -389,9 +383,8 @@ class Config:
                 raise ConfigError(f'invalid value "{value}" for --{row.name}')
         for url in (*self.listen_peer, *self.listen_client, *self.listen_metrics):
             _check_listener(url)
-        for url in (*self.advertise_peer, *self.advertise_client):
-            if not url.host:
-                raise ConfigError(f"unexpected empty host ({url})")
+        _check_hosts("initial-advertise-peer-urls", self.advertise_peer)
+        _check_hosts("advertise-client-urls", self.advertise_client)
         self._validate_timers()
         _ = self.retention
         if self.max_txn_ops < 1:
@@ -428,14 +421,21 @@ def parse_retention(mode: str, text: str) -> float | int:
     A bare number is hours or revisions, anything else a duration as Go writes it. Raises ValueError
     with etcd's words.
     """
-    if re.fullmatch(r"\+?\d+", text, re.ASCII):
-        if not mode:
-            raise ValueError("--auto-compaction-mode is undefined")
-        count = int(text)
-        seconds = count * 3600.0
-    else:
-        seconds = _parse_duration(text)
-        count = round(seconds * 1e9)  # as in etcd, whose retention is one number of nanoseconds
+    try:
+        count = parse_integer(text or "0", 10)
+    except ValueError:
+        count = -1
+    seconds = count * 3600.0
+    if count < 0:
+        try:
+            count = parse_duration(text)  # etcd's retention is one number of nanoseconds in either mode
+        except ValueError as error:
+            raise ValueError(f"error parsing CompactionRetention: {error}") from None
+        seconds = count / 1e9
+    if count < 0:
+        raise ValueError(f"error parsing CompactionRetention: {text} is negative")
+    if count and not mode:
+        raise ValueError("--auto-compaction-mode is undefined")
     if mode == REVISION:
         return count
     if seconds > RETENTION_SECONDS_MAX:
@@ -443,10 +443,9 @@ def parse_retention(mode: str, text: str) -> float | int:
     return seconds
 
 
-def _parse_duration(text: str) -> float:
-    if not re.fullmatch(r"\+?((\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h))+", text, re.ASCII):
-        raise ValueError(f'error parsing CompactionRetention: time: invalid duration "{text}"')
-    return duration_seconds(text)
+def _listeners(name: str, text: str) -> tuple[Url, ...]:
+    """Each URL once: what is given twice is listened on once."""
+    return tuple(dict.fromkeys(_urls(name, text)))
 
 
 def _urls(name: str, text: str) -> tuple[Url, ...]:
@@ -454,6 +453,13 @@ def _urls(name: str, text: str) -> tuple[Url, ...]:
         return parse_urls(text)
     except ValueError as error:
         raise ConfigError(f'invalid value "{text}" for --{name}: {error}') from None
+
+
+def _check_hosts(name: str, urls: tuple[Url, ...]) -> None:
+    for url in urls:
+        if not url.host:
+            given = quote(",".join(map(str, urls)))
+            raise ConfigError(f'--{name} {given} must be "host:port" (unexpected empty host ({url}))')
 
 
 def _check_listener(url: Url) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from kvstore.configuration.member_config import Config
 from kvstore.server.disaster_recovery import bootstrap_of, close_directory, force_new_cluster, read_bootstrap
-from kvstore.server.initial_cluster import InitialCluster, bootstrap_cluster
+from kvstore.server.initial_cluster import InitialCluster, bootstrap_cluster, bootstrap_urls
 from kvstore.server.joining import Ask, CannotJoin, Joined, join
 from raft.storage import FileSystem, MemberDirectory, holds_member, open_member
 from raft.storage.backup import finish_replacement
@@ -41,7 +41,7 @@ async def open_data_directory(config: Config, files: FileSystem, ask: Ask) -> Op
             await force_new_cluster(config, files)
         directory = await open_member(files, path)
     else:
-        joined = await _join(config, ask) if config.joins_existing else _bootstrap(config)
+        joined = await (_join(config, ask) if config.joins_existing else _bootstrap(config))
         directory = await open_member(
             files,
             path,
@@ -59,8 +59,8 @@ async def open_data_directory(config: Config, files: FileSystem, ask: Ask) -> Op
     return Opened(directory, initial_cluster, kept.bootstrap_voters)
 
 
-def _bootstrap(config: Config) -> Joined:
-    initial = {name: [str(url) for url in urls] for name, urls in config.initial_members().items()}
+async def _bootstrap(config: Config) -> Joined:
+    initial = await bootstrap_urls(config)
     try:
         return Joined(bootstrap_cluster(initial, config.name, config.initial_cluster_token), ())
     except ValueError as error:
@@ -68,8 +68,9 @@ def _bootstrap(config: Config) -> Joined:
 
 
 async def _join(config: Config, ask: Ask) -> Joined:
+    """As in etcd, this member is the one with the URLs that the list gives it, whatever it advertises."""
     members = config.initial_members()
     others = [str(url) for name, urls in members.items() if name != config.name for url in urls]
     if not others:
         raise CannotJoin("initial-cluster names no other member of the existing cluster to ask")
-    return await join(others, [str(url) for url in config.advertise_peer], ask)
+    return await join(others, members[config.name], ask)

@@ -11,7 +11,10 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from kvstore.configuration.config_setting import ConfigError, Url
+from kvstore.configuration.member_config import Config
 from kvstore.engine import Member
+from kvstore.server.url_matching import RESOLVE_SECONDS, difference
 
 
 class InitialCluster(NamedTuple):
@@ -20,6 +23,32 @@ class InitialCluster(NamedTuple):
     """The member of this configuration."""
     members: tuple[Member, ...]
     """All bootstrap members, by id; the same on each of them."""
+
+
+async def bootstrap_urls(config: Config) -> dict[str, list[str]]:
+    """The peer URLs, by member name, of the new cluster that a configuration describes.
+
+    Raises ConfigError, in etcd's words, when they do not fit the configuration; resolving a name may take
+    RESOLVE_SECONDS.
+    """
+    members = config.initial_members()
+    listed, advertised = members[config.name], config.advertise_peer
+    reason = await difference(advertised, listed, patience_s=RESOLVE_SECONDS)
+    if reason:
+        raise ConfigError(_mismatch(config.name, listed, advertised, reason))
+    return {name: [str(url) for url in urls] for name, urls in members.items()}
+
+
+def _mismatch(name: str, listed: Sequence[Url], advertised: Sequence[Url], reason: str) -> str:
+    texts = ",".join(map(str, advertised))
+    pairs = ",".join(f"{name}={url}" for url in advertised)
+    if missing := [f"{name}={url}" for url in listed if url not in advertised]:
+        where = f"missing from --initial-advertise-peer-urls={texts}"
+        return f"--initial-cluster has {','.join(missing)} but {where} ({reason})"
+    if extra := [str(url) for url in advertised if url not in listed]:
+        where = f"missing from --initial-cluster={pairs}"
+        return f"--initial-advertise-peer-urls has {','.join(extra)} but {where}"
+    return f"failed to resolve {texts} to match --initial-cluster={pairs} ({reason})"
 
 
 def member_id_of(peer_urls: Iterable[str], token: str) -> int:

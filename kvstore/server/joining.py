@@ -14,10 +14,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from kvstore.configuration.config_setting import Url, parse_url
 from kvstore.engine import Member, MemberResult, Outcome, SetMemberAttributes
 from kvstore.errors import KVError, ServerStopped
 from kvstore.replica.replica import Replica
 from kvstore.server.initial_cluster import InitialCluster
+from kvstore.server.url_matching import difference
 
 logger = logging.getLogger("kvstore.server")
 
@@ -85,7 +87,7 @@ def _members(rows: Iterable[Sequence[Any]]) -> tuple[Member, ...]:
     )
 
 
-async def join(peers: Sequence[str], own_urls: Sequence[str], ask: Ask) -> Joined:
+async def join(peers: Sequence[str], own_urls: Sequence[Url], ask: Ask) -> Joined:
     """Find this member in the cluster of `peers` (peer URLs of others). Raises CannotJoin."""
     loop = asyncio.get_running_loop()
     end_s = loop.time() + PATIENCE_SECONDS
@@ -100,7 +102,7 @@ async def join(peers: Sequence[str], own_urls: Sequence[str], ask: Ask) -> Joine
             except ValueError as error:
                 logger.warning("the member at %s sent no valid description: %s", url, error)
                 continue
-            if (joined := _own_member(description, own_urls)) is not None:
+            if (joined := await _own_member(description, own_urls)) is not None:
                 return joined
             answered = description
         if loop.time() >= end_s:
@@ -114,14 +116,16 @@ async def join(peers: Sequence[str], own_urls: Sequence[str], ask: Ask) -> Joine
     known = ", ".join(f"{one.name or 'unstarted'}={','.join(one.peer_urls)}" for one in answered.members)
     raise CannotJoin(
         f"error validating peerURLs: cluster {answered.cluster_id:x} has no member with the peer URLs"
-        f" {','.join(own_urls)}; it must be added first (member add). Its members: {known}"
+        f" {','.join(map(str, own_urls))}; it must be added first (member add). Its members: {known}"
     )
 
 
-def _own_member(description: Description, own_urls: Sequence[str]) -> Joined | None:
-    """None when no member has our URLs. Raises CannotJoin when the member with our URLs has run before."""
+async def _own_member(description: Description, own_urls: Sequence[Url]) -> Joined | None:
+    """None when no member has our URLs, or their addresses. Raises CannotJoin when the member with our URLs
+    has run before.
+    """
     for member in description.members:
-        if sorted(member.peer_urls) != sorted(own_urls):
+        if not await _has_urls(member, own_urls):
             continue
         if member.client_urls:
             raise CannotJoin(
@@ -133,6 +137,13 @@ def _own_member(description: Description, own_urls: Sequence[str]) -> Joined | N
             InitialCluster(description.cluster_id, member.id, description.bootstrap_members), voters
         )
     return None
+
+
+async def _has_urls(member: Member, urls: Sequence[Url]) -> bool:
+    try:
+        return not await difference(urls, [parse_url(url) for url in member.peer_urls])
+    except ValueError:  # of another version: no URL that we could have
+        return False
 
 
 async def publish(replica: Replica, name: str, client_urls: tuple[str, ...]) -> bool:

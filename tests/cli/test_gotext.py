@@ -57,10 +57,21 @@ def test_parse_duration(text, seconds):
     assert gotext.parse_duration(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "5", "s", "5 s", "--5s", "5x"])
-def test_parse_duration_refuses(text):
-    with pytest.raises(ValueError, match="time: invalid duration"):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", 'time: invalid duration ""'),
+        ("5", 'time: missing unit in duration "5"'),
+        ("s", 'time: invalid duration "s"'),
+        ("5 s", 'time: unknown unit " s" in duration "5 s"'),
+        ("--5s", 'time: invalid duration "--5s"'),
+        ("5x", 'time: unknown unit "x" in duration "5x"'),
+    ],
+)
+def test_parse_duration_refuses(text, words):
+    with pytest.raises(ValueError, match="time: ") as caught:
         gotext.parse_duration(text)
+    assert str(caught.value) == words
 
 
 @pytest.mark.parametrize(
@@ -89,7 +100,8 @@ def test_format_bytes(count, text):
 
 
 @pytest.mark.parametrize(
-    ("text", "base", "value"), [("12", 10, 12), ("-7", 10, -7), ("ff", 16, 255), ("0x10", 0, 16)]
+    ("text", "base", "value"),
+    [("12", 10, 12), ("-7", 10, -7), ("ff", 16, 255), ("0x1_0", 0, 16), ("010", 0, 8)],
 )
 def test_parse_int(text, base, value):
     assert gotext.parse_int(text, base) == value

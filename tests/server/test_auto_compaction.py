@@ -23,6 +23,8 @@ HOUR = 3600.0
     ("mode", "text", "retention"),
     [
         (PERIODIC, "0", 0),
+        (PERIODIC, "", 0),
+        ("", "0", 0),
         (PERIODIC, "1", HOUR),
         (PERIODIC, "72", 72 * HOUR),
         (PERIODIC, "30m", 1800),
@@ -37,7 +39,7 @@ def test_retention_is_read_as_etcd_reads_it(mode: str, text: str, retention: flo
     assert parse_retention(mode, text) == retention
 
 
-@pytest.mark.parametrize("text", ["x", "", "-1", "1d", "-1h", "1h 2m"])
+@pytest.mark.parametrize("text", ["x", "-1", "1d", "-1h", "1h 2m"])
 def test_what_is_no_retention_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="error parsing CompactionRetention"):
         Config(auto_compaction_retention=text).validate()

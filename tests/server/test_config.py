@@ -182,7 +182,7 @@ def test_the_printed_configuration_names_origins_and_is_itself_a_file(tmp_path):
             'invalid value "old" for flag -initial-cluster-state: must be one of new, existing',
             True,
         ),
-        ({"pre-vote": "maybe"}, 'invalid value "maybe" for flag -pre-vote: parse error', True),
+        ({"pre-vote": "maybe"}, 'invalid boolean value "maybe" for -pre-vote: parse error', True),
         (
             {"grpc-keepalive-timeout": "5"},
             'invalid value "5" for flag -grpc-keepalive-timeout: parse error',
@@ -241,7 +241,10 @@ def test_what_cannot_be_read_is_one_line(flags, text, usage):
                 " URL scheme must be http, https, unix, or unixs: nonsense"
             ),
         ),
-        ({"advertise_client_urls": "http://:2379"}, "unexpected empty host (http://:2379)"),
+        (
+            {"advertise_client_urls": "http://:2379"},
+            '--advertise-client-urls "http://:2379" must be "host:port" (unexpected empty host (http://:2379))',
+        ),
         (
             {"listen_client_urls": "https://127.0.0.1:2379"},
             "TLS is not supported, so this URL cannot be served (https://127.0.0.1:2379)",
@@ -258,7 +261,10 @@ def test_what_cannot_be_read_is_one_line(flags, text, usage):
         ),
         (
             {"listen_client_urls": "http://127.0.0.1%lo:2379"},
-            "expected IP in URL for binding (http://127.0.0.1%lo:2379)",
+            (
+                'invalid value "http://127.0.0.1%lo:2379" for --listen-client-urls:'
+                ' parse "http://127.0.0.1%lo:2379": invalid URL escape "%lo"'
+            ),
         ),
     ],
 )
@@ -280,13 +286,7 @@ def test_broken_rules_are_named(values, text):
             "a=http://127.0.0.1:2380,b",
             "error setting up initial cluster: URL scheme must be http, https, unix, or unixs: ",
         ),
-        (
-            "a=http://127.0.0.1:2381,b=http://127.0.0.1:2382",
-            (
-                "--initial-cluster has a=http://127.0.0.1:2381"
-                " but missing from --initial-advertise-peer-urls=http://127.0.0.1:2380"
-            ),
-        ),
+        (",", 'couldn\'t find local name "a" in the initial cluster configuration'),
     ],
 )
 def test_an_initial_cluster_must_fit_its_member(cluster, text):
