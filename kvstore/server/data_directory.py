@@ -36,10 +36,10 @@ async def open_data_directory(config: Config, files: FileSystem, ask: Ask) -> Op
     path = str(config.directory)
     finish_replacement(files, path)
     if holds_member(files, path):
-        logger.info("server has been already initialized", extra={"data-dir": path})
         if config.force_new_cluster:
             await force_new_cluster(config, files)
         directory = await open_member(files, path)
+        logger.info("server has been already initialized", extra={"data-dir": path})
     else:
         joined = await (_join(config, ask) if config.joins_existing else _bootstrap(config))
         directory = await open_member(
