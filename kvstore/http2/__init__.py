@@ -1,8 +1,9 @@
 """gRPC over HTTP/2: what a member serves and what its clients and peers speak. Knows neither Raft nor keys.
 
 `engine` is libnghttp2, and the only module that imports it; `connection` joins an engine with a transport for
-either side. `server` listens, `server_connection` makes calls of what arrives, and `server_stream` is
-one call. gRPC's own rules are pure functions and small parsers: `framing`, `metadata`, `status`.
+either side. `server` listens, `server_connection` makes calls of what arrives, and `server_stream` with
+its `request_side` is one call. gRPC's own rules are pure functions and small parsers: `framing`, `metadata`,
+`status`.
 
 The rules of the package:
 

@@ -23,6 +23,7 @@ from kvstore.http2.engine import (
 from kvstore.http2.framing import check_encoding
 from kvstore.http2.limits import ServerLimits
 from kvstore.http2.metadata import is_grpc, parse_timeout
+from kvstore.http2.request_side import RequestSide
 from kvstore.http2.server_stream import Route, ServerStream
 from kvstore.http2.status import (
     DEADLINE_EXCEEDED,
@@ -67,7 +68,7 @@ class ServerConnection(Connection):
         """Received for handlers and not taken by them; see `ServerLimits`."""
         self.is_congested = False
         """More replies are unread than a connection may have; as of the last flush."""
-        self._deferred: deque[ServerStream] = deque()
+        self._deferred: deque[RequestSide] = deque()
         """Streams whose requests wait until the connection is congested no more."""
         self._is_draining = False
         """The first GOAWAY was sent, the final one was not."""
@@ -162,17 +163,17 @@ class ServerConnection(Connection):
 
     # -- for streams -----------------------------------------------------------------------------
 
-    def ended(self, stream: ServerStream) -> None:
+    def ended(self, stream: RequestSide) -> None:
         """Nothing more happens to a call, but for what its outbox holds."""
         del self._streams[stream.stream_id]
         if not stream.is_half_closed:
             self.sender.reset_when_sent(stream.stream_id)
 
-    def holds(self, stream: ServerStream) -> bool:
+    def holds(self, stream: RequestSide) -> bool:
         """Whether a call is open, or has something to send."""
         return stream.stream_id in self._streams
 
-    def defer(self, stream: ServerStream) -> None:
+    def defer(self, stream: RequestSide) -> None:
         """Resume a held stream once the replies before it have been read."""
         self._deferred.append(stream)
 

@@ -22,8 +22,9 @@ from kvstore.http2.client_connection import (
 from kvstore.http2.connection import Runtime
 from kvstore.http2.engine import ENHANCE_YOUR_CALM, REFUSED_STREAM, EngineBounds, EngineError
 from kvstore.http2.limits import ServerLimits
+from kvstore.http2.request_side import Receiver
 from kvstore.http2.server import Http2Server
-from kvstore.http2.server_stream import Receiver, Route, ServerStream
+from kvstore.http2.server_stream import Route, ServerStream
 from kvstore.http2.status import CANCELLED, INTERNAL, INVALID_ARGUMENT, TRUNCATED_TEXT, UNAVAILABLE
 from raft.transport import sockets
 from raft.transport.liveness import FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, SILENCE_TIMEOUT_S

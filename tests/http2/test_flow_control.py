@@ -116,6 +116,23 @@ async def test_unfinished_requests_of_one_connection_are_bounded() -> None:
         assert connection.unfinished_bytes == 0
 
 
+@pytest.mark.asyncio
+async def test_a_call_that_ends_while_held_keeps_nothing_of_what_follows() -> None:
+    async with serving() as served:
+        peer = await served.connect()
+
+        def act(receiver, _data) -> None:
+            receiver.stream.hold()
+            receiver.stream.fail(9, "enough")
+
+        served.acts["Hold"] = act
+        for body in (framed(b"x") * 3, framed(b"x") * 2 + framed(bytes(100))[:50]):
+            answer = await peer.call(headers(b"/t.T/Hold"), body, end=False)
+            assert (answer.status, answer.text) == (9, "enough")
+        assert [len(receiver.messages) for receiver in served.receivers] == [1, 1]
+        assert served.connections[0].unfinished_bytes == 0
+
+
 async def unread(served: Served, count: int) -> tuple[Peer, int]:
     """A connection that reads nothing, and a stream of so many replies of 1,000 bytes."""
     peer = await served.connect(NARROW)
