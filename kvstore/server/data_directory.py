@@ -7,7 +7,6 @@ list that `member add` printed, an outdated one, or none.
 
 from __future__ import annotations
 
-import logging
 from typing import NamedTuple
 
 from kvstore.configuration.member_config import Config
@@ -16,8 +15,6 @@ from kvstore.server.initial_cluster import InitialCluster, bootstrap_cluster, bo
 from kvstore.server.joining import Ask, CannotJoin, Joined, join
 from raft.storage import FileSystem, MemberDirectory, holds_member, open_member
 from raft.storage.backup import finish_replacement
-
-logger = logging.getLogger("kvstore.server")
 
 
 class Opened(NamedTuple):
@@ -39,7 +36,6 @@ async def open_data_directory(config: Config, files: FileSystem, ask: Ask) -> Op
         if config.force_new_cluster:
             await force_new_cluster(config, files)
         directory = await open_member(files, path)
-        logger.info("server has been already initialized", extra={"data-dir": path})
     else:
         joined = await (_join(config, ask) if config.joins_existing else _bootstrap(config))
         directory = await open_member(
