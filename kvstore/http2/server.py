@@ -17,6 +17,9 @@ logger = logging.getLogger("kvstore.http2")
 BACKLOG = 1024
 """Connections that wait to be accepted: clients of a failed member arrive together."""
 
+ACCEPT_PAUSE_S = 1.0
+"""After an accept that failed: without descriptors it would fail again in every loop iteration."""
+
 
 class Http2Server:
     """Serves routes on any number of addresses. Add them, `start`, and `stop` once."""
@@ -29,10 +32,12 @@ class Http2Server:
         self._loop = loop
         self._runtime = Runtime(loop)
         self._sockets: list[socket.socket] = []
-        self._listeners: list[asyncio.Server] = []
+        self._accepting: set[asyncio.Task[None]] = set()
+        """One for each socket that was accepted and has no connection yet."""
         self._connections: dict[ServerConnection, None] = {}
         self._all_closed: asyncio.Future[None] | None = None
         """While stopping: done without connections."""
+        self._is_stopped = False
         self._refused = 0
         """Connections above the limit since the last one within it."""
 
@@ -62,30 +67,65 @@ class Http2Server:
     async def start(self) -> None:
         """Accept connections."""
         for sock in self._sockets:
-            listener = await self._loop.create_server(self._make_connection, sock=sock, backlog=BACKLOG)
-            self._listeners.append(listener)
+            sock.setblocking(False)
+            self._loop.add_reader(sock, self._accept, sock)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Take what has arrived. A server of asyncio drops sockets that it has just taken when it closes."""
+        taken = 0
+        while taken < BACKLOG and self._accept_one(listener):
+            taken += 1
+
+    def _accept_one(self, listener: socket.socket) -> bool:
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return False
+        except OSError as error:  # no descriptors are left, say
+            logger.warning("accepting connections pauses: %s", error)
+            self._loop.remove_reader(listener)
+            self._loop.call_later(ACCEPT_PAUSE_S, self._resume, listener)
+            return False
+        task = self._loop.create_task(self._connect(sock))
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
+        return True
+
+    def _resume(self, listener: socket.socket) -> None:
+        if not self._is_stopped:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    async def _connect(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        await self._loop.connect_accepted_socket(self._make_connection, sock)
+
+    def _stop_accepting(self) -> None:
+        self._is_stopped = True
+        for sock in self._sockets:
+            if sock.fileno() >= 0:
+                self._loop.remove_reader(sock)
+                sock.close()
 
     async def stop(self, grace: float | None) -> None:
         """Accept no connection and no call; give the calls in progress `grace` seconds, then end them."""
-        for listener in self._listeners:
-            listener.close()
-        for sock in self._sockets:  # of a server that was not started
-            sock.close()
+        self._stop_accepting()
         for connection in list(self._connections):
             connection.drain()
         if self._connections and grace:
             self._all_closed = self._loop.create_future()
             await asyncio.wait([self._all_closed], timeout=grace)
-        for connection in list(self._connections):
-            connection.abort()
-        self._runtime.wheel.close()
+        self.abort()
+        await self.wait_closed()
+
+    async def wait_closed(self) -> None:
+        """After `abort`: wait until the sockets of all connections are closed, those just accepted too."""
+        if self._accepting:
+            await asyncio.wait(tuple(self._accepting))
+        await asyncio.sleep(0)  # transports close their sockets in the iteration after
 
     def abort(self) -> None:
         """Stop at once, without a word to the peers; instead of `stop`."""
-        for listener in self._listeners:
-            listener.close()
-        for sock in self._sockets:  # of a server that was not started
-            sock.close()
+        self._stop_accepting()
         for connection in list(self._connections):
             connection.abort()
         self._runtime.wheel.close()
@@ -94,6 +134,8 @@ class Http2Server:
         return ServerConnection(self._runtime, self._routes, self._limits, self._connected, self._ended)
 
     def _connected(self, connection: ServerConnection) -> bool:
+        if self._is_stopped:  # accepted in the iteration in which the server stopped
+            return False
         if len(self._connections) >= self._limits.connections:
             self._refused += 1
             if self._refused == 1:

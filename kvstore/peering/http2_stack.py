@@ -184,7 +184,7 @@ class Http2Listener:
         self._server.abort()
 
     async def wait_closed(self) -> None:
-        await asyncio.sleep(0)  # transports close their sockets in the iteration after
+        await self._server.wait_closed()
 
 
 class _Dialled:
