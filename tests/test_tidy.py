@@ -71,7 +71,14 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "kvstore.peering": ("raft.transport", "kvstore.http2"),
     "kvstore.client": ("kvstore.wire", "kvstore.errors", "kvstore.version", "kvstore.http2"),  # its own tower
     "kvstore.app": COMPOSED,
-    "kvstore.verify": ("kvstore.errors", "kvstore.client", "kvstore.wire", "kvstore.devcluster"),
+    "kvstore.interrupts": (),
+    "kvstore.verify": (
+        "kvstore.errors",
+        "kvstore.client",
+        "kvstore.wire",
+        "kvstore.devcluster",
+        "kvstore.interrupts",
+    ),
     "kvstore.testing": (
         *COMPOSED,
         "raft.sim",
@@ -80,8 +87,15 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "kvstore.devcluster",
         "kvstore.verify",
     ),
-    "kvstore.devcluster": (*COMPOSED, "kvstore.app", "kvstore.client"),
-    "kvstore.cli": (*COMPOSED, "kvstore.app", "kvstore.client", "kvstore.devcluster", "kvstore.__main__"),
+    "kvstore.devcluster": (*COMPOSED, "kvstore.app", "kvstore.client", "kvstore.interrupts"),
+    "kvstore.cli": (
+        *COMPOSED,
+        "kvstore.app",
+        "kvstore.client",
+        "kvstore.devcluster",
+        "kvstore.interrupts",
+        "kvstore.__main__",
+    ),
     "kvstore.__main__": ("kvstore.cli",),
 }
 PURE_PACKAGES = ("raft.core", "kvstore.engine", "kvstore.errors")

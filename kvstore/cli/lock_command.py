@@ -16,12 +16,12 @@ import grpc.aio
 
 from kvstore.cli.exit_codes import CommandError, ExitCode, bad_arguments
 from kvstore.cli.gotext import quote
-from kvstore.cli.interrupts import caught
 from kvstore.cli.kv_command import printer_for, run
 from kvstore.cli.options import INT, Command, global_options, settings
 from kvstore.cli.printers import Printer
 from kvstore.cli.requests import to_bytes
 from kvstore.client import CAMPAIGN, LOCK, RANGE, RESIGN, UNLOCK, Connection, Session, wait_for
+from kvstore.interrupts import caught
 from kvstore.wire import rpc_pb2, v3election_pb2, v3lock_pb2
 
 _Result = TypeVar("_Result")

@@ -13,7 +13,8 @@ from typing import NoReturn
 import click
 from click.shell_completion import get_completion_class, shell_complete
 
-from kvstore.cli import interrupts, standard_streams
+from kvstore import interrupts
+from kvstore.cli import standard_streams
 from kvstore.cli.exit_codes import CommandError, ExitCode, bad_arguments
 from kvstore.cli.gotext import path_error
 from kvstore.cli.options import Command, Globals, Group, global_options

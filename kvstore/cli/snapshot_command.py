@@ -16,12 +16,12 @@ from crc32c import crc32c
 
 from kvstore.cli.exit_codes import CommandError, ExitCode, bad_arguments
 from kvstore.cli.gotext import format_bytes
-from kvstore.cli.interrupts import run_undoing
 from kvstore.cli.kv_command import connect
 from kvstore.cli.options import INT, Command, Group, global_options, settings
 from kvstore.cli.printers import TablePrinter
 from kvstore.client import Connection
 from kvstore.errors import KVError
+from kvstore.interrupts import run_undoing
 from kvstore.wire import rpc_pb2
 
 _REVISION_BUMP = 10**9

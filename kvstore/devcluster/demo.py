@@ -23,6 +23,7 @@ from kvstore.client import RANGE, TXN, Connection, parse_endpoints
 from kvstore.devcluster.plan import ClusterError, ClusterPlan, prepare
 from kvstore.devcluster.supervisor import Supervisor
 from kvstore.errors import KVError, OutcomeUnknown, ServiceError
+from kvstore.interrupts import run_undoing
 from kvstore.wire import rpc_pb2
 
 SEATS = 400
@@ -55,7 +56,7 @@ def demo() -> None:
     """A tour that ends by itself: a race for seats, a killed leader, everything read back."""
     with tempfile.TemporaryDirectory(prefix="kvstore-demo-") as directory:
         try:
-            sound = asyncio.run(_tour(prepare(Path(directory), nodes=3, free=True, proxied=False)))
+            sound = run_undoing(_tour(prepare(Path(directory), nodes=3, free=True, proxied=False)))
         except (ClusterError, KVError) as error:
             raise click.ClickException(str(error)) from error
     sys.exit(0 if sound else 1)

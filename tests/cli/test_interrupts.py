@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from kvstore.cli import interrupts
+from kvstore import interrupts
 from kvstore.wire import rpc_pb2
 
 PATIENCE_S = 60.0
@@ -230,6 +230,17 @@ def test_the_tour_stops_its_members(number, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", interrupts.SIGNALS)
+def test_a_run_of_the_verifier_stops_its_members(number, tmp_path):
+    with running("verify", "run", "--seconds", "300", "--directory", str(tmp_path)) as process:
+        until(lambda: len(members_below(tmp_path)) == 3)
+        process.send_signal(number)
+        code, _, err = ends(process)
+        assert (code, err) == (-number, b"")
+    assert members_below(tmp_path) == []
+
+
 def members_below(folder):
     """The processes whose data lie below the folder."""
     found = []
@@ -253,7 +264,7 @@ def test_where_signals_do_not_kill_the_exit_code_names_them():
     """The first process of a container is spared by the kernel."""
     program = """
 import signal
-from kvstore.cli import interrupts
+from kvstore import interrupts
 signal.raise_signal = lambda number: None
 interrupts.die_of(signal.SIGTERM)
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvstore.devcluster.plan import ClusterError
+from kvstore.interrupts import run_undoing
 from kvstore.verify.run import run_report
 from kvstore.verify.run.namespaces import RELAYS_ONLY
 from kvstore.verify.run.run_execution import RunResult, execute
@@ -84,7 +84,7 @@ def rotate(
             **numbers,
         )
         try:
-            result = asyncio.run(execute(settings))
+            result = run_undoing(execute(settings))
         except (ClusterError, OSError) as error:
             result = RunResult(settings=settings, verdict="unknown", reasons=[str(error)])
         results.append(result)

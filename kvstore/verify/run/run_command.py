@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from kvstore.devcluster.plan import ClusterError
+from kvstore.interrupts import run_undoing
 from kvstore.verify.load.workloads import WORKLOADS
 from kvstore.verify.run.namespaces import choose, enter_hub
 from kvstore.verify.run.nemeses import NEMESES
@@ -49,7 +49,7 @@ def run_once(
     try:
         settings.validate()
         settings = replace(settings, network=_enter(network, nemeses))
-        result = asyncio.run(execute(settings))
+        result = run_undoing(execute(settings))
     except (ClusterError, OSError, ValueError) as error:
         click.echo(f"Error: {error}", err=True)
         return EXIT_NOT_CARRIED_OUT
