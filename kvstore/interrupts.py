@@ -56,7 +56,7 @@ def _raise(number: int, _frame: FrameType | None) -> NoReturn:
 def undoing() -> Iterator[None]:
     """Let SIGINT and SIGTERM raise KeyboardInterrupt in the block where they would kill, so that its
     clean-up runs. For code that runs or is woken all the time: a loop that only waits may oversleep one.
-    Within it, asyncio runs by `run_undoing`: SIGTERM raised inside a loop would cancel every task at once, and
+    Within it, asyncio runs by `run_undoing`: SIGTERM raised inside a loop would cancel every task at once,
     with them those that the clean-up waits for.
     """
     changed = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from pathlib import Path
 
@@ -34,9 +33,7 @@ def test_the_leader_killed_again_and_again(tmp_path: Path) -> None:
     with clusters.ours(tmp_path / "cluster") as cluster:
         result = failover.kill_leaders(cluster, tmp_path, KILLS)
     assert result["complaints"] == []
-    # How long the gap may be is for `make bench-failover`, on a quiet machine: here writes must go on at all.
-    assert math.isfinite(result["gap_worst_ms"]), result
-    assert len(result["gaps_ms"]) == KILLS
+    assert result["gap_worst_ms"] <= failover.GAP_WORST_MS_MAX, result
 
 
 @pytest.mark.slow
