@@ -53,7 +53,9 @@ class Http2Server:
         """
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
-        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        # asyncio sets TCP_NODELAY only where the protocol is named, and accepted sockets inherit the name.
+        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((host, int(port)))
@@ -96,8 +98,12 @@ class Http2Server:
             self._loop.add_reader(listener, self._accept, listener)
 
     async def _connect(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        await self._loop.connect_accepted_socket(self._make_connection, sock)
+        try:
+            sock.setblocking(False)
+            await self._loop.connect_accepted_socket(self._make_connection, sock)
+        except OSError as error:  # its peer has gone already
+            sock.close()
+            logger.info("an accepted connection is lost: %s", error)
 
     def _stop_accepting(self) -> None:
         self._is_stopped = True
