@@ -41,6 +41,7 @@ REPLICA = (*RAFT, *ENGINE, "kvstore.replica")
 SERVER = (*REPLICA, "kvstore.configuration", "kvstore.watch", "kvstore.lease", "kvstore.version")
 BELOW_RPC = (*SERVER, "kvstore.server")
 COMPOSED = (*BELOW_RPC, "kvstore.wire", "kvstore.http2", "kvstore.rpc", "kvstore.http", "kvstore.peering")
+COMMANDS = ("kvstore.client", "kvstore.interrupts")
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "raft": (),  # the entry point: loads nothing
@@ -72,13 +73,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "kvstore.client": ("kvstore.wire", "kvstore.errors", "kvstore.version", "kvstore.http2"),  # its own tower
     "kvstore.app": COMPOSED,
     "kvstore.interrupts": (),
-    "kvstore.verify": (
-        "kvstore.errors",
-        "kvstore.client",
-        "kvstore.wire",
-        "kvstore.devcluster",
-        "kvstore.interrupts",
-    ),
+    "kvstore.verify": ("kvstore.errors", "kvstore.wire", *COMMANDS, "kvstore.devcluster"),
     "kvstore.testing": (
         *COMPOSED,
         "raft.sim",
@@ -87,15 +82,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "kvstore.devcluster",
         "kvstore.verify",
     ),
-    "kvstore.devcluster": (*COMPOSED, "kvstore.app", "kvstore.client", "kvstore.interrupts"),
-    "kvstore.cli": (
-        *COMPOSED,
-        "kvstore.app",
-        "kvstore.client",
-        "kvstore.devcluster",
-        "kvstore.interrupts",
-        "kvstore.__main__",
-    ),
+    "kvstore.devcluster": (*COMPOSED, "kvstore.app", *COMMANDS),
+    "kvstore.cli": (*COMPOSED, "kvstore.app", *COMMANDS, "kvstore.devcluster", "kvstore.__main__"),
     "kvstore.__main__": ("kvstore.cli",),
 }
 PURE_PACKAGES = ("raft.core", "kvstore.engine", "kvstore.errors")
