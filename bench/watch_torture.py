@@ -37,6 +37,8 @@ PAUSE_EVENTS = 8000  # written while a member is paused: more than the log keeps
 POLL_SECONDS = 0.02
 INSTALLED = "the state is now the "
 """A member's log line when it has installed a snapshot."""
+DROPPED = "no stream to member"
+"""A member's log line when its stream to another has ended."""
 
 FLAGS = ("--snapshot-count=50", "--snapshot-catchup-entries=20")
 """A log so short that a member that was away for a while needs a snapshot."""
@@ -174,11 +176,21 @@ class _Run:
         await asyncio.to_thread(self.cluster.wait_ready)
 
     async def pause_one(self) -> None:
-        """A member is paused until it lags behind the compacted log; then it installs a snapshot."""
+        """A member is paused until it lags behind the compacted log; then it installs a snapshot.
+
+        The log is counted from the moment at which the leader drops the stream: what was written to it before
+        waits in the kernel, and reaches the member when it goes on.
+        """
         leader = await asyncio.to_thread(self.cluster.leader)
         member = self.rng.choice([one for one in self.cluster.members if one is not leader])
+
+        def dropped() -> int:
+            return leader.log.read_text().count(DROPPED)
+
+        before = dropped()
         member.signal(signal.SIGSTOP)
         try:
+            await _until(lambda: dropped() > before, self.newest, "the end of the stream to a paused member")
             goal = self.newest() + PAUSE_EVENTS
             await _until(lambda: self.newest() >= goal, self.newest, "events past a paused member")
         finally:
