@@ -39,6 +39,14 @@ rewrites of the same pages, small enough that folding takes well under a second.
 SCAN_ROWS = 2048
 """Rows per chunk of a scan: a hop to the thread costs as much as reading some hundred rows."""
 
+PUT_ROWS = 128
+"""Rows per statement of a commit. The interpreter's lock is given up and taken back around each statement:
+with one row a statement, the connection's thread and the loop would wait for each other at every row."""
+
+CACHE_KIB = 16 * 1024
+"""SQLite's page cache. The rows of a commit are spread over some thousand pages of 4 KiB; pages that do not
+fit are written to the journal early, and again when the next row changes them."""
+
 COPY_LOOK_STEPS = 10_000
 """Steps of SQLite's virtual machine between two checks for cancellation of a copy: some milliseconds."""
 
@@ -53,6 +61,7 @@ _PUT = (
     "INSERT INTO rows (key, value, sum) VALUES (?, ?, ?) "
     "ON CONFLICT (key) DO UPDATE SET value = excluded.value, sum = excluded.sum"
 )
+_PUT_MANY = _PUT.replace("(?, ?, ?)", ", ".join(["(?, ?, ?)"] * PUT_ROWS))
 _DELETE = "DELETE FROM rows WHERE key = ?"
 _NEW_MARK = "INSERT INTO mark VALUES (0, ?, ?, ?, ?, ?, ?)"
 _MARK = "UPDATE mark SET log_index = ?, log_term = ?, conf = ?, identity = ?, folded = ?, sum = ?"
@@ -107,7 +116,9 @@ class SqliteBackend:
         final = dict(rows)  # the last change of a key wins
         try:
             await connection.execute("BEGIN IMMEDIATE")
-            await connection.executemany(_PUT, _puts(final))
+            rest: list[bytes] = []
+            await connection.executemany(_PUT_MANY, _puts(final, rest))
+            await connection.executemany(_PUT, (_values(final, [key]) for key in rest))
             if None in final.values():
                 await connection.executemany(_DELETE, _deletes(final))
             stored = StoredMark(mark, encode_identity(self._identity), self._folded)
@@ -222,9 +233,26 @@ class SqliteBackend:
                     raise BackendFailed(f"{self._path}: {error}") from error
 
 
-def _puts(final: dict[bytes, bytes | None]) -> Iterator[tuple[bytes, bytes, int]]:
-    """Consumed on the connection's thread."""
-    return ((key, value, row_checksum(key, value)) for key, value in final.items() if value is not None)
+def _puts(final: dict[bytes, bytes | None], rest: list[bytes]) -> Iterator[Sequence[bytes | int | None]]:
+    """The values of statements for PUT_ROWS rows each; the keys left over go to `rest`.
+
+    Ascending keys: neighbours share a page, which then changes once. Consumed on the connection's thread,
+    sorting included.
+    """
+    keys = sorted(key for key, value in final.items() if value is not None)
+    whole = len(keys) - len(keys) % PUT_ROWS
+    for start in range(0, whole, PUT_ROWS):
+        yield _values(final, keys[start : start + PUT_ROWS])
+    rest += keys[whole:]
+
+
+def _values(final: dict[bytes, bytes | None], keys: Sequence[bytes]) -> Sequence[bytes | int | None]:
+    values: list[bytes | int | None] = []
+    for key in keys:
+        value = final[key]
+        assert value is not None
+        values += (key, value, row_checksum(key, value))
+    return values
 
 
 def _deletes(final: dict[bytes, bytes | None]) -> Iterator[tuple[bytes]]:
@@ -278,6 +306,7 @@ async def _open(path: str) -> aiosqlite.Connection:
         mode = await _pragma(connection, "journal_mode = WAL")
         await _pragma(connection, "synchronous = FULL")
         await _pragma(connection, "wal_autocheckpoint = 0")
+        await _pragma(connection, f"cache_size = -{CACHE_KIB}")
         synchronous = await _pragma(connection, "synchronous")
         if mode != "wal" or synchronous != 2:
             raise BackendFailed(f"{path}: SQLite refuses durable settings ({mode=}, {synchronous=})")

@@ -194,7 +194,8 @@ async def test_the_journal_is_folded_in_deliberately(tmp_path: Path, monkeypatch
 @pytest.mark.asyncio
 async def test_a_cancelled_commit_leaves_no_open_transaction(tmp_path: Path) -> None:
     state = await backend.open_sqlite_backend(str(tmp_path / "state.db"), IDENTITY)
-    big = [(b"%d" % i, bytes(200)) for i in range(20_000)]
+    # More than the page cache holds: part of it reaches the journal before the commit.
+    big = [(b"%d" % i, bytes(backend.CACHE_KIB // 10)) for i in range(20_000)]
     journal = tmp_path / "state.db-wal"
     before = journal.stat().st_size
     task = asyncio.create_task(state.commit(Checkpoint(1, 1, CONF), big))
