@@ -50,10 +50,10 @@ class Flusher:
 class Runtime:
     """What the connections of one server or client share."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, wheel: TimerWheel | None = None) -> None:
         self.loop = loop
         self.flusher = Flusher(loop)
-        self.wheel = TimerWheel(loop)
+        self.wheel = wheel or TimerWheel(loop)
 
 
 class Keepalive:

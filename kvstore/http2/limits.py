@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kvstore.http2.acceptor import connections_max
 from kvstore.http2.engine import EngineBounds
 
 PIECE_BYTES = 32 * 1024
@@ -12,24 +13,6 @@ waits for behind a long one; two frames of 16 KiB, since a smaller piece costs m
 
 WRITE_BUFFER_BYTES = 256 * 1024
 """Written and not yet taken by the kernel; beyond it a connection passes nothing on until half is left."""
-
-CONNECTIONS_RESERVED = 150
-"""Descriptors that are not for clients: as many as etcd reserves."""
-
-CONNECTIONS_DEFAULT = 10_000
-"""Where the system states no limit of descriptors. An idle connection costs about 13 KiB."""
-
-
-def connections_max() -> int:
-    """As in etcd: as many connections as the process may open, less the reserved ones."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return CONNECTIONS_DEFAULT
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if allowed == resource.RLIM_INFINITY:
-        return CONNECTIONS_DEFAULT
-    return max(allowed - CONNECTIONS_RESERVED, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from kvstore.http2 import server as server_module
+from kvstore.http2 import acceptor
 from kvstore.http2.limits import ServerLimits
 from kvstore.http2.server import Http2Server
 from kvstore.http2.server_connection import ServerConnection
@@ -41,7 +41,7 @@ def test_a_connection_accepted_as_the_server_stops_is_closed(iterations: int) ->
 
 @pytest_asyncio.fixture
 async def listening(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Http2Server, int]]:
-    monkeypatch.setattr(server_module, "ACCEPT_PAUSE_S", 0.0)
+    monkeypatch.setattr(acceptor, "ACCEPT_PAUSE_S", 0.0)
     server = Http2Server({}, ServerLimits(message_bytes=1000), asyncio.get_running_loop())
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from kvstore.http2 import limits
+from kvstore.http2 import acceptor
 from kvstore.http2.engine import EngineBounds, EngineError
 from kvstore.http2.limits import ServerLimits
 from tests.http2.raw import MESSAGE_BYTES_MAX, eventually, framed, headers, serving
@@ -34,7 +34,7 @@ async def test_connections_are_bounded_and_one_that_ends_makes_way(
 
 def test_as_many_connections_as_descriptors_allow(monkeypatch: pytest.MonkeyPatch) -> None:
     resource = pytest.importorskip("resource")
-    for allowed, wanted in ((1024, 874), (100, 1), (resource.RLIM_INFINITY, limits.CONNECTIONS_DEFAULT)):
+    for allowed, wanted in ((1024, 874), (100, 1), (resource.RLIM_INFINITY, acceptor.CONNECTIONS_DEFAULT)):
         monkeypatch.setattr(resource, "getrlimit", lambda _what, allowed=allowed: (allowed, allowed))
         assert ServerLimits(message_bytes=1).connections == wanted
 
