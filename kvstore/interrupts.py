@@ -7,7 +7,6 @@ is never late. What is ignored from the start (`nohup`, `&` in a script) stays i
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
 import threading
@@ -80,6 +79,8 @@ def caught(on_signal: Callable[[int], object], *, ignored_too: bool) -> Iterator
     comes just before the loop goes to sleep, or on another thread, is handled at the next event only.
     `ignored_too` also catches what was ignored from the start.
     """
+    import asyncio  # takes as long as the rest of a short command, which runs no loop
+
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     chosen = [number for number in SIGNALS if ignored_too or before[number] is not signal.SIG_IGN]
@@ -98,6 +99,8 @@ def run_undoing(work: Coroutine[Any, Any, Result]) -> Result:
 
     Raises Interrupted once the work has ended, whatever came of it.
     """
+    import asyncio  # see `caught`
+
     came: list[int] = []
 
     async def cancellable() -> Result:

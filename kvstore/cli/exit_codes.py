@@ -23,6 +23,21 @@ class ExitCode(IntEnum):
     BAD_ARGUMENTS = 128
 
 
+class ServerExitCode(IntEnum):
+    """Of `kvstore server`. 74 besides: the log's disk hung (`kvstore.app`)."""
+
+    STOPPED = 0
+    """By SIGINT or SIGTERM; a second signal ends the process at once, by that signal."""
+    CANNOT_START = 1
+    """Configuration, data directory, port."""
+    USAGE = 2
+    """The flags cannot be read."""
+    FAILED = 3
+    """While it ran, of a disk; it acknowledged nothing from then on."""
+    STOP_ABORTED = 4
+    """Stopping took too long."""
+
+
 class CommandError(click.ClickException):
     """Ends a command with `Error: <text>`, or without a word if the text is empty, and an exit code."""
 

@@ -85,7 +85,7 @@ def quote(data: bytes) -> str:
     return go_values.quote(data.decode("utf-8", "surrogateescape"))
 
 
-_UNQUOTE = re.compile(
+_UNQUOTE = (  # compiled when first used, as in `go_values`
     r'\\(?:(?P<simple>[abfnrtv\\"])|x(?P<hex>[0-9A-Fa-f]{2})|(?P<octal>[0-3][0-7]{2})'
     r"|u(?P<short>[0-9A-Fa-f]{4})|U(?P<long>[0-9A-Fa-f]{8})|(?P<bad>.?))"
 )
@@ -98,7 +98,7 @@ def unquote(text: str) -> bytes:
     if not (text[:1] == text[-1:] == '"' and len(text) > 1):
         raise ValueError("invalid syntax")
     found, position, inner = bytearray(), 0, text[1:-1]
-    for match in _UNQUOTE.finditer(inner):
+    for match in re.finditer(_UNQUOTE, inner):
         found += inner[position : match.start()].encode("utf-8", "surrogateescape")
         position = match.end()
         kind, digits = match.lastgroup, match.group(match.lastgroup or 0)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import click
 from click.shell_completion import get_completion_class, shell_complete
@@ -24,28 +23,59 @@ PROGRAM = "kvstore"
 _COMPLETION = f"_{PROGRAM.upper()}_COMPLETE"
 """The variable by which a shell asks for completions."""
 
-# Loaded when used: a put should not wait for the server's modules, nor a server for the client's.
-_HOMES = {
-    "alarm": "kvstore.cli.endpoint_command:alarm",
-    "cluster": "kvstore.devcluster.cluster_command:cluster",
-    "compaction": "kvstore.cli.maintenance_command:compaction",
-    "defrag": "kvstore.cli.maintenance_command:defrag",
-    "del": "kvstore.cli.kv_command:delete",
-    "elect": "kvstore.cli.lock_command:elect",
-    "endpoint": "kvstore.cli.endpoint_command:endpoint",
-    "get": "kvstore.cli.kv_command:get",
-    "lease": "kvstore.cli.lease_command:lease",
-    "lock": "kvstore.cli.lock_command:lock",
-    "make-mirror": "kvstore.cli.make_mirror_command:make_mirror",
-    "member": "kvstore.cli.member_command:member",
-    "move-leader": "kvstore.cli.member_command:move_leader",
-    "put": "kvstore.cli.kv_command:put",
-    "server": "kvstore.cli.server_command:server",
-    "snapshot": "kvstore.cli.snapshot_command:snapshot",
-    "txn": "kvstore.cli.kv_command:txn",
-    "verify": "kvstore.verify.verify_command:verify",
-    "version": "kvstore.cli.kv_command:version",
-    "watch": "kvstore.cli.watch_command:watch",
+
+class _Verb(NamedTuple):
+    home: str
+    """Module and name of the command."""
+    help: str
+    """The first paragraph of the command's help, for lists of commands."""
+
+
+# Loaded when used: a put should not wait for the server's modules, nor a server for the client's, and a list
+# of commands for neither.
+_VERBS = {
+    "alarm": _Verb("kvstore.cli.endpoint_command:alarm", "Show and end alarms."),
+    "cluster": _Verb(
+        "kvstore.devcluster.cluster_command:cluster",
+        "Run a local cluster of real processes, and do faults to it.",
+    ),
+    "compaction": _Verb("kvstore.cli.maintenance_command:compaction", "Forget the history below a revision."),
+    "defrag": _Verb("kvstore.cli.maintenance_command:defrag", "Ask each endpoint to defragment its storage."),
+    "del": _Verb("kvstore.cli.kv_command:delete", "Delete a key or a range of keys."),
+    "elect": _Verb(
+        "kvstore.cli.lock_command:elect",
+        "Take part in an election: print the key when elected and lead until Ctrl-C, or listen to it.",
+    ),
+    "endpoint": _Verb("kvstore.cli.endpoint_command:endpoint", "Ask endpoints about themselves."),
+    "get": _Verb("kvstore.cli.kv_command:get", "Get a key or a range of keys."),
+    "lease": _Verb("kvstore.cli.lease_command:lease", "Keys that live as long as their lease is kept alive."),
+    "lock": _Verb(
+        "kvstore.cli.lock_command:lock",
+        "Hold a lock: print its key and wait for Ctrl-C, or run a command while it is held.",
+    ),
+    "make-mirror": _Verb(
+        "kvstore.cli.make_mirror_command:make_mirror",
+        "Copy all keys to the cluster at <destination>, and every change from then on.",
+    ),
+    "member": _Verb("kvstore.cli.member_command:member", "Show and change the members of the cluster."),
+    "move-leader": _Verb(
+        "kvstore.cli.member_command:move_leader",
+        "Hand leadership to another member; the leader must be among the endpoints.",
+    ),
+    "put": _Verb("kvstore.cli.kv_command:put", "Put a value under a key."),
+    "server": _Verb("kvstore.cli.server_command:server", "Run one member of a cluster."),
+    "snapshot": _Verb(
+        "kvstore.cli.snapshot_command:snapshot",
+        "Back up a member's state, look at a backup, or begin a new cluster with one.",
+    ),
+    "txn": _Verb("kvstore.cli.kv_command:txn", "Run a transaction read from standard input."),
+    "verify": _Verb(
+        "kvstore.verify.verify_command:verify", "Judge recorded histories of concurrent operations."
+    ),
+    "version": _Verb("kvstore.cli.kv_command:version", "Print the version of the command and of the API."),
+    "watch": _Verb(
+        "kvstore.cli.watch_command:watch", "Print changes of a key or a range of keys as they happen."
+    ),
 }
 
 
@@ -55,23 +85,27 @@ _UNDOING = frozenset({"cluster", "snapshot", "verify"})
 
 class _Root(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *_HOMES})
+        return sorted({*super().list_commands(ctx), *_VERBS})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        home = _HOMES.get(cmd_name)
-        if home is None:
-            return super().get_command(ctx, cmd_name)
-        module, _, name = home.partition(":")
-        command: click.Command = getattr(import_module(module), name)
-        return command
+        """A verb as lists and completions show it. Only `resolve_command` loads the command itself."""
+        verb = _VERBS.get(cmd_name)
+        return click.Command(cmd_name, help=verb.help) if verb else super().get_command(ctx, cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        resolved = super().resolve_command(ctx, args)
-        if resolved[0] in _UNDOING:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in _UNDOING:
             ctx.with_resource(interrupts.undoing())
-        return resolved
+        return name, load(name) if name in _VERBS else command, rest
+
+
+def load(name: str) -> click.Command:
+    """The command of a verb, from its module."""
+    module, _, attribute = _VERBS[name].home.partition(":")
+    command: click.Command = getattr(import_module(module), attribute)
+    return command
 
 
 @click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
@@ -135,6 +169,8 @@ def run(arguments: Sequence[str]) -> int:
         return _io_error(error)
     except Exception as error:  # noqa: BLE001  the last line of defence: a person gets one line
         if "--debug" in arguments:
+            import traceback  # rarely needed
+
             traceback.print_exc()
         return _fail(ExitCode.ERROR, f"internal error: {type(error).__name__}: {error}")
     return result if isinstance(result, int) else ExitCode.OK

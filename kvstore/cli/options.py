@@ -11,7 +11,6 @@ import click
 
 from kvstore.cli.exit_codes import CommandError, ExitCode, bad_feature
 from kvstore.cli.gotext import parse_bool, parse_duration, parse_int
-from kvstore.client.connection import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S
 
 ENVIRONMENT_PREFIX = "ETCDCTL_"
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ _GLOBALS = (
         2.0,
         "Ask a member that is silent for so long whether it lives; at least 10s, as in etcdctl.",
     ),
-    _Global("keepalive-timeout", DURATION, KEEPALIVE_TIMEOUT_S, "How long it may take to answer that."),
+    _Global("keepalive-timeout", DURATION, None, "How long it may take to answer that."),
     _Global("hex", bool, False, "Print keys and values in hexadecimal."),
     _Global("debug", bool, False, "Show where an internal error happened."),
     _Global("insecure-transport", bool, True, "Connections are not encrypted.", shown=False),
@@ -86,7 +85,10 @@ class Globals:
 
     def resolve(self, environ: Mapping[str, str]) -> Settings:
         """Add the `ETCDCTL_*` variables and defaults; CommandError by etcdctl's rules."""
-        values = {row.name: row.default for row in _GLOBALS} | {"write-out": "simple"}
+        from kvstore.client.connection import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S  # loads gRPC
+
+        values = {row.name: row.default for row in _GLOBALS}
+        values |= {"write-out": "simple", "keepalive-timeout": KEEPALIVE_TIMEOUT_S}
         known = {ENVIRONMENT_PREFIX + name.upper().replace("-", "_"): name for name in (*values, *_REFUSED)}
         given = dict(self.given)
         for variable, text in sorted(environ.items()):

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
-from urllib.parse import unquote_to_bytes
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 UINT64_MAX = 2**64 - 1
 
+# Patterns are compiled when first used (`re` keeps them): most commands read hardly any value.
 _DIGITS = {
     # base 0: the prefix chooses, and an underscore may separate digits, or prefix and digits
-    0: re.compile(r"0[xX](_?[0-9a-fA-F])+|0[bB](_?[01])+|0[oO]?(_?[0-7])+|[1-9](_?[0-9])*|0"),
-    10: re.compile(r"[0-9]+"),
-    16: re.compile(r"[0-9a-fA-F]+"),
+    0: r"0[xX](_?[0-9a-fA-F])+|0[bB](_?[01])+|0[oO]?(_?[0-7])+|[1-9](_?[0-9])*|0",
+    10: r"[0-9]+",
+    16: r"[0-9a-fA-F]+",
 }
 _PREFIX_BASES = {"x": 16, "b": 2, "o": 8}
 
@@ -25,7 +25,7 @@ _PREFIX_BASES = {"x": 16, "b": 2, "o": 8}
 def parse_integer(text: str, base: int = 0, *, minimum: int = INT64_MIN, maximum: int = INT64_MAX) -> int:
     """A number in base 0 (as in Go's source text), 10 or 16; no sign is allowed where `minimum` is 0."""
     digits = text[1:] if minimum < 0 and text[:1] in ("+", "-") else text
-    if not _DIGITS[base].fullmatch(digits):
+    if not re.fullmatch(_DIGITS[base], digits):
         raise ValueError("invalid syntax")
     digits = digits.replace("_", "")
     if base == 0 and len(digits) > 1 and digits[0] == "0":
@@ -62,7 +62,7 @@ _NANOSECONDS = {
     "m": 60_000_000_000,
     "h": 3_600_000_000_000,
 }
-_DURATION_PART = re.compile(r"(?P<whole>[0-9]*)(?:\.(?P<fraction>[0-9]*))?(?P<unit>[^0-9.]*)")
+_DURATION_PART = r"(?P<whole>[0-9]*)(?:\.(?P<fraction>[0-9]*))?(?P<unit>[^0-9.]*)"
 
 
 def parse_duration(text: str) -> int:
@@ -75,7 +75,7 @@ def parse_duration(text: str) -> int:
         raise ValueError(invalid)
     total = 0
     while rest:
-        part = _DURATION_PART.match(rest)
+        part = re.match(_DURATION_PART, rest)
         assert part is not None, "everything in it is optional"
         whole, fraction, unit = part["whole"], part["fraction"] or "", part["unit"]
         if not whole and not fraction:
@@ -137,11 +137,11 @@ class SplitUrl(NamedTuple):
     """It has neither user information nor query nor fragment."""
 
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-_USER = re.compile(r"[A-Za-z0-9\-._:~!$&'()*+,;=%@]*")
-_OPTIONAL_PORT = re.compile(r"(:[0-9]*)?")
-_HOST_CHARACTERS = re.compile(r"[A-Za-z0-9\-_.~!$&'()*+,;=:\[\]<>\"\u0080-\U0010ffff]*")
-_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
+_SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*):"
+_USER = r"[A-Za-z0-9\-._:~!$&'()*+,;=%@]*"
+_OPTIONAL_PORT = r"(:[0-9]*)?"
+_HOST_CHARACTERS = r"[A-Za-z0-9\-_.~!$&'()*+,;=:\[\]<>\"\u0080-\U0010ffff]*"
+_ESCAPE = r"%([0-9A-Fa-f]{2})?"
 
 
 def split_url(text: str) -> SplitUrl:
@@ -156,7 +156,7 @@ def split_url(text: str) -> SplitUrl:
 def _split_url(text: str, *, plain: bool) -> SplitUrl:
     if any(char < " " or char == "\x7f" for char in text):
         raise ValueError("net/url: invalid control character in URL")
-    found = _SCHEME.match(text)
+    found = re.match(_SCHEME, text)
     if text.startswith(":"):
         raise ValueError("missing protocol scheme")
     scheme = found[1].lower() if found else ""
@@ -170,7 +170,7 @@ def _split_url(text: str, *, plain: bool) -> SplitUrl:
         return SplitUrl(scheme, "", rest, plain)
     authority, slash, path = rest[2:].partition("/")
     user, at, host = authority.rpartition("@")
-    if not _USER.fullmatch(user):
+    if not re.fullmatch(_USER, user):
         raise ValueError("net/url: invalid userinfo")
     return SplitUrl(scheme, _read_host(host), slash + path, plain and not at)
 
@@ -181,28 +181,30 @@ def _read_host(text: str) -> str:
     if bracketed and not end:
         raise ValueError("missing ']' in host")
     port = text[end:] if end >= 0 else ""
-    if not _OPTIONAL_PORT.fullmatch(port):
+    if not re.fullmatch(_OPTIONAL_PORT, port):
         raise ValueError(f"invalid port {quote(port)} after host")
     zone = text.find("%25") if bracketed else -1
-    for escape in _ESCAPE.finditer(text):
+    for escape in re.finditer(_ESCAPE, text):
         # only what is not ASCII may be escaped, but for the percent sign; in a zone nearly anything
         in_zone = 0 <= zone <= escape.start()
         if escape[1] is None or (int(escape[1], 16) < 0x80 and escape[1] != "25" and not in_zone):
             raise ValueError(f"invalid URL escape {quote(text[escape.start() :][:3])}")
-    bare = _ESCAPE.sub("", text)
-    allowed = _HOST_CHARACTERS.match(bare)
+    bare = re.sub(_ESCAPE, "", text)
+    allowed = re.match(_HOST_CHARACTERS, bare)
     assert allowed is not None, "it matches nothing at least"
     if allowed.end() < len(bare):
         raise ValueError(f"invalid character {quote(bare[allowed.end()])} in host name")
+    from urllib.parse import unquote_to_bytes  # no command without a URL waits for it
+
     return unquote_to_bytes(text).decode("utf-8", "surrogateescape")
 
 
-_HOST_PORT = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*)):([^:\[\]]*)")
+_HOST_PORT = r"(?:\[([^\[\]]*)\]|([^:\[\]]*)):([^:\[\]]*)"
 
 
 def split_host_port(text: str) -> tuple[str, str] | None:
     """`net.SplitHostPort`: the host, without the brackets of IPv6, and the port; None for another form."""
-    found = _HOST_PORT.fullmatch(text)
+    found = re.fullmatch(_HOST_PORT, text)
     if found is None:
         return None
     bracketed, plain, port = found.groups()
