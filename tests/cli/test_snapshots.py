@@ -57,6 +57,55 @@ def test_what_is_no_backup_is_refused_in_one_line(ours, tmp_path):
     assert path.read_bytes() == bytes(1024), "what was there stays when saving fails"
 
 
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("none/backup", "could not open none/backup.part (open none/backup.part: no such file or directory)"),
+        ("file/backup", "could not open file/backup.part (open file/backup.part: not a directory)"),
+    ],
+)
+def test_a_backup_that_cannot_be_created(path, text, ours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    args = ["snapshot", "save", path, "--endpoints=127.0.0.1:1", "--command-timeout=1h"]
+    refused = ours(args)
+    assert (refused.code, refused.out, refused.err.decode()) == (1, b"", f"Error: {text}\n")
+
+
+def test_a_backup_that_cannot_be_created_is_named_as_by_etcdctl(ours, etcdctl, tmp_path):
+    args = ["snapshot", "save", f"{tmp_path}/none/backup", "--endpoints=127.0.0.1:1"]
+    assert ours(args).err == etcdctl(args).err != b""
+
+
+def test_a_backup_whose_name_is_taken(ours, home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    refused = ours(["snapshot", "save", "folder", f"--endpoints={home.endpoint}"])
+    text = "could not rename folder.part to folder (rename folder.part folder: is a directory)"
+    assert (refused.code, refused.out, refused.err.decode()) == (1, b"", f"Error: {text}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_folders_above_a_restored_member_are_made(ours, home, tmp_path):
+    path = str(tmp_path / "backup")
+    assert ours(["snapshot", "save", path, f"--endpoints={home.endpoint}"]).code == 0
+    restored = ours(["snapshot", "restore", path, f"--data-dir={tmp_path}/a/b/c"])
+    assert (restored.code, restored.err) == (0, b"")
+    assert (tmp_path / "a/b/c/wal").is_dir()
+    refused = ours(["snapshot", "restore", path, f"--data-dir={path}/x/y"])
+    assert (refused.code, refused.out) == (1, b"")
+    assert refused.err.decode() == f"Error: mkdir {path}/x: not a directory\n"
+
+
+@pytest.mark.parametrize("verb", ["status", "restore"])
+def test_a_backup_that_is_not_there(verb, ours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = ours(["snapshot", verb, "none"])
+    text = "Error: stat none: no such file or directory\n"
+    assert (refused.code, refused.out, refused.err.decode()) == (1, b"", text)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_etcdctl_saves_what_we_send(etcdctl, ours, home, tmp_path):
     path = str(tmp_path / "backup")
     saved = etcdctl(["snapshot", "save", path, f"--endpoints={home.endpoint}"])
