@@ -145,8 +145,8 @@ def status(args: tuple[str, ...]) -> None:
     from raft.storage.backup import read_backup
 
     try:
-        held = read_backup(str(path), f"{path}.reading")
-    except (StorageError, OSError) as error:
+        held = read_backup(str(path), check_digest=None)
+    except (OSError, StorageError) as error:
         _fail(error)
     total = 0
     for key, value in sorted(held.rows.items()):
@@ -168,13 +168,6 @@ def _show(form: str, total: int, revision: int, keys: int, size: int) -> None:
         click.echo(f"{total:x}, {revision}, {keys}, {format_bytes(size)}")
     else:
         raise CommandError(ExitCode.BAD_FEATURE, f"{form} not supported as output format")
-
-
-def _make_parents(directory: Path) -> None:
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)  # as etcdctl does
-    except OSError as error:
-        _fail(error, "mkdir")
 
 
 def _restore_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -246,12 +239,18 @@ def restore(args: tuple[str, ...], **options: Any) -> None:
             mark_compacted=options["mark_compacted"],
         )
 
-    _make_parents(config.directory)
     try:
         initial_cluster = asyncio.run(make())
     except ConfigError as error:
         raise CommandError(ExitCode.ERROR, error.text) from None
-    except (StorageError, BackendError, OSError, ValueError) as error:
+    except OSError as error:
+        # What is there cannot be opened; what is not there, the data directory or one above it, cannot be
+        # made.
+        is_there = error.filename is not None and os.path.lexists(error.filename)
+        _fail(error, "open" if is_there else "mkdir")
+    except BackendError as error:
+        raise CommandError(ExitCode.ERROR, f"{path}: {error}") from None
+    except (StorageError, ValueError) as error:
         _fail(error)
     ids = f"member {initial_cluster.member_id:x} of cluster {initial_cluster.cluster_id:x}"
     click.echo(f"Snapshot {path} restored to {config.directory}: {ids}")
