@@ -7,6 +7,7 @@ Tests that start processes or measure time are kept on one worker, so that they 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -23,6 +24,9 @@ def is_strict() -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A script that starts the suite with `&` or nohup; what tests start, and interrupt, would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "slow: takes more than ten seconds")
     config.addinivalue_line("markers", "network: needs a package index")
     if is_strict() and not os.environ.get("KVSTORE_TESTDATA"):

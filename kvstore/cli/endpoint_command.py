@@ -10,7 +10,7 @@ import click
 
 from kvstore.cli.exit_codes import CommandError, ExitCode
 from kvstore.cli.gotext import format_duration
-from kvstore.cli.kv_command import connect, printer_for, run
+from kvstore.cli.kv_command import FAILURES, connect, printer_for, run
 from kvstore.cli.options import INT, Group, Settings, global_options, settings
 from kvstore.cli.printers import EndpointHash, EndpointHealth, EndpointStatus
 from kvstore.client import ALARM, HASH_KV, MEMBER_LIST, RANGE, STATUS, Connection
@@ -61,8 +61,8 @@ def status(cluster: bool) -> None:
             try:
                 async with connect(found, one) as connection:
                     reply = await connection.call(STATUS, rpc_pb2.StatusRequest())
-            except KVError as error:
-                click.echo(f"Failed to get the status of endpoint {one} ({error.text})", err=True)
+            except FAILURES as error:
+                click.echo(f"Failed to get the status of endpoint {one} ({error})", err=True)
             else:
                 statuses.append(EndpointStatus(one, reply))
 
@@ -89,9 +89,9 @@ def hashkv(rev: int, cluster: bool) -> None:
             try:
                 async with connect(found, one) as connection:
                     reply = await connection.call(HASH_KV, rpc_pb2.HashKVRequest(revision=rev))
-            except KVError as error:
-                click.echo(f"Failed to get the hash of endpoint {one} ({error.text})", err=True)
-                failure = error.text
+            except FAILURES as error:
+                failure = str(error)
+                click.echo(f"Failed to get the hash of endpoint {one} ({failure})", err=True)
             else:
                 hashes.append(EndpointHash(one, reply))
         return failure
@@ -123,23 +123,28 @@ def health(cluster: bool) -> None:
 
 async def _check(found: Settings, one: str) -> EndpointHealth:
     begun_ns = time.monotonic_ns()
-    error = ""
-    async with connect(found, one) as connection:
-        try:
-            await connection.call(RANGE, rpc_pb2.RangeRequest(key=_HEALTH_KEY))
-        except KVError as failure:
-            if failure.code is not Code.PERMISSION_DENIED:  # a member that refuses so has read its users
-                error = failure.text
-        if not error:
-            try:
-                reply = await connection.call(ALARM, _ALL_ALARMS)
-            except KVError:
-                error = "Unable to fetch the alarm list"
-            else:
-                names = "".join(_ALARM_NAMES.get(alarm.alarm, "UNKNOWN ") for alarm in reply.alarms)
-                error = f"Active Alarm(s): {names}" if names else ""
+    try:
+        async with connect(found, one) as connection:
+            error = await _what_ails(connection)
+    except FAILURES as failure:
+        error = str(failure)
     took = format_duration(time.monotonic_ns() - begun_ns)
     return EndpointHealth(one, not error, took, error)
+
+
+async def _what_ails(connection: Connection) -> str:
+    """Empty when nothing does. Raises KVError when it does not read."""
+    try:
+        await connection.call(RANGE, rpc_pb2.RangeRequest(key=_HEALTH_KEY))
+    except KVError as failure:
+        if failure.code is not Code.PERMISSION_DENIED:  # a member that refuses so has read its users
+            raise
+    try:
+        reply = await connection.call(ALARM, _ALL_ALARMS)
+    except KVError:
+        return "Unable to fetch the alarm list"
+    names = "".join(_ALARM_NAMES.get(alarm.alarm, "UNKNOWN ") for alarm in reply.alarms)
+    return f"Active Alarm(s): {names}" if names else ""
 
 
 @click.group(cls=Group)

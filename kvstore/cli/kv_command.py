@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from kvstore.cli.exit_codes import CommandError, ExitCode, bad_arguments
+from kvstore.cli.gotext import format_duration
 from kvstore.cli.options import INT, Command, Settings, global_options, settings
 from kvstore.cli.printers import Printer, printer
 from kvstore.cli.requests import delete_request, put_request, range_request
@@ -22,8 +23,12 @@ from kvstore.wire import rpc_pb2
 Result = TypeVar("Result")
 
 
+FAILURES = (KVError, CommandError)
+"""What ends the work at one endpoint, where others are yet to be asked; `str` gives the text."""
+
+
 def connect(found: Settings, endpoints: str | None = None) -> Connection:
-    """Connections to the endpoints of the settings, or to those given."""
+    """Connections to the endpoints of the settings, or to those given. Raises CommandError."""
     try:
         parsed = parse_endpoints(found.endpoints if endpoints is None else endpoints)
     except EndpointError as error:
@@ -33,7 +38,15 @@ def connect(found: Settings, endpoints: str | None = None) -> Connection:
         timeout_s=found.command_timeout_s,
         keepalive_time_s=found.keepalive_time_s,
         keepalive_timeout_s=found.keepalive_timeout_s,
+        on_waiting=lambda reasons: _still_waiting(found.command_timeout_s, reasons),
     )
+
+
+def _still_waiting(after_s: float, reasons: str) -> None:
+    """etcdctl waits in silence, which a wrong endpoint looks like as well."""
+    after = format_duration(round(after_s * 1e9))
+    text = f"Warning: not connected after {after}, still trying"
+    click.echo(": ".join(filter(None, (text, reasons))), err=True)
 
 
 def run(found: Settings, work: Callable[[Connection], Awaitable[Result]]) -> Result:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import takewhile
 from typing import NamedTuple, NoReturn
 
 import click
@@ -16,10 +18,13 @@ from kvstore import interrupts
 from kvstore.cli import standard_streams
 from kvstore.cli.exit_codes import CommandError, ExitCode, bad_arguments
 from kvstore.cli.gotext import path_error
-from kvstore.cli.options import Command, Globals, Group, global_options
+from kvstore.cli.options import Command, Globals, Group, global_options, unknown_command
+from kvstore.cli.suggestions import did_you_mean
 from kvstore.version import __version__
 
 PROGRAM = "kvstore"
+_NO_SUCH_COMMAND = re.compile(r"No such command '(?P<name>.*)'\.")
+"""click's words, in the groups that are not of this package."""
 _COMPLETION = f"_{PROGRAM.upper()}_COMPLETE"
 """The variable by which a shell asks for completions."""
 
@@ -157,12 +162,8 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except CommandError as error:
         return _fail(error.code, *filter(None, [error.message]))
-    except click.NoSuchOption as error:
-        return _usage(error, f"unknown flag: {error.option_name}")
-    except click.BadOptionUsage as error:
-        return _usage(error, f"flag needs an argument: {error.option_name}")
     except click.UsageError as error:
-        return _usage(error, error.format_message())
+        return _usage(error, arguments)
     except click.ClickException as error:
         return _fail(ExitCode.ERROR, error.format_message())
     except OSError as error:
@@ -186,6 +187,11 @@ def _invoke(arguments: Sequence[str]) -> object:
             return root.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code
+    except click.UsageError as error:
+        if error.ctx is None or error.message != error.ctx.get_help():
+            raise
+        click.echo(error.message)  # of a group without a command, with which etcdctl is content
+        return ExitCode.OK
 
 
 def _io_error(error: OSError) -> int:
@@ -209,8 +215,37 @@ def _fail(code: int, *lines: str) -> int:
     return code
 
 
-def _usage(error: click.UsageError, text: str) -> int:
-    lines = [text]
-    if error.ctx is not None:
-        lines.append(f"Run '{error.ctx.command_path} --help' for usage.")
+def _usage(error: click.UsageError, arguments: Sequence[str]) -> int:
+    """Say in cobra's words what is wrong with the arguments; the exit code."""
+    context = error.ctx
+    missing = _NO_SUCH_COMMAND.fullmatch(error.message)
+    if isinstance(error, click.NoSuchOption):
+        text = _unknown_flag(error, arguments)
+    elif isinstance(error, click.BadOptionUsage):
+        text = f"flag needs an argument: {_shorthand(error.option_name, arguments)}"
+    elif context is not None and missing is not None and isinstance(context.command, click.Group):
+        return _fail(ExitCode.ERROR, unknown_command(missing["name"], context).message)
+    else:
+        text = error.format_message()
+    lines = [text] if context is None else [text, f"Run '{context.command_path} --help' for usage."]
     return _fail(ExitCode.ERROR, *lines)
+
+
+def _unknown_flag(error: click.NoSuchOption, arguments: Sequence[str]) -> str:
+    if not error.option_name.startswith("--"):
+        return f"unknown shorthand flag: {_shorthand(error.option_name, arguments)}"
+    shown = [] if error.ctx is None else error.ctx.command.get_params(error.ctx)
+    options = [param for param in shown if isinstance(param, click.Option) and not param.hidden]
+    names = [name for option in options for name in option.opts if name.startswith("--")]
+    return f"unknown flag: {error.option_name}{did_you_mean(error.option_name, names)}"
+
+
+def _shorthand(name: str, arguments: Sequence[str]) -> str:
+    """pflag's name of a flag in an error: `--limit`, but `'x' in -xyz` for a letter."""
+    if name.startswith("--"):
+        return name
+    letter = name.removeprefix("-")
+    own = takewhile(lambda words: words != "--", arguments)
+    bundles = (words[1:] for words in own if words.startswith("-") and not words.startswith("--"))
+    found = next((bundle[bundle.index(letter) :] for bundle in bundles if letter in bundle), letter)
+    return f"'{letter}' in -{found}"

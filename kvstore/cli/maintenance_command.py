@@ -9,10 +9,9 @@ import click
 from kvstore.cli.endpoint_command import listed_endpoints
 from kvstore.cli.exit_codes import CommandError, ExitCode, bad_arguments, bad_feature
 from kvstore.cli.gotext import parse_int
-from kvstore.cli.kv_command import connect, run
+from kvstore.cli.kv_command import FAILURES, connect, run
 from kvstore.cli.options import Command, global_options, settings
 from kvstore.client import COMPACT, DEFRAGMENT
-from kvstore.errors import KVError
 from kvstore.wire import rpc_pb2
 
 
@@ -51,8 +50,8 @@ def defrag(cluster: bool, data_dir: str) -> None:
             try:
                 async with connect(found, one) as connection:
                     await connection.call(DEFRAGMENT, rpc_pb2.DefragmentRequest())
-            except KVError as error:
-                click.echo(f"Failed to defragment etcd member[{one}] ({error.text})", err=True)
+            except FAILURES as error:
+                click.echo(f"Failed to defragment etcd member[{one}] ({error})", err=True)
                 failed.append(one)
             else:
                 click.echo(f"Finished defragmenting etcd member[{one}]")

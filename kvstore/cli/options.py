@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import augment_usage_errors
 
 from kvstore.cli.exit_codes import CommandError, ExitCode, bad_feature
-from kvstore.cli.gotext import parse_bool, parse_duration, parse_int
+from kvstore.cli.gotext import parse_bool, parse_duration, parse_int, quote
+from kvstore.cli.suggestions import did_you_mean
 
 ENVIRONMENT_PREFIX = "ETCDCTL_"
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class GoType(_ParamType):
         except ValueError as error:
             flag = param.opts[-1] if param is not None else "?"
             raise CommandError(
-                ExitCode.ERROR, f'invalid argument "{value}" for "{flag}" flag: {error}'
+                ExitCode.ERROR, f'invalid argument {quote(os.fsencode(value))} for "{flag}" flag: {error}'
             ) from None
 
 
@@ -55,7 +57,7 @@ class _Global:
 
 
 _GLOBALS = (
-    _Global("endpoints", str, "127.0.0.1:2379", "Addresses of members, separated by commas."),
+    _Global("endpoints", str, "127.0.0.1:2379", "Addresses of members, separated by commas; adds up."),
     _Global("command-timeout", DURATION, 5.0, "How long a command may take (Go's form, 5s by default)."),
     _Global(
         "dial-timeout", DURATION, 2.0, "Accepted; connecting counts into the command's time.", shown=False
@@ -153,6 +155,14 @@ def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     ctx.find_root().ensure_object(Globals).given[(param.name or "").replace("_", "-")] = text
 
 
+def _add(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> None:
+    """Keep all values of a flag that is a list, wherever they stood: before the verb, after it, or both."""
+    given = ctx.find_root().ensure_object(Globals).given
+    before = given.get(param.name)
+    if values:
+        given[param.name or ""] = ",".join(filter(None, (before, *values)))
+
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -162,7 +172,11 @@ def global_options(command: _Command) -> _Command:
     for name in reversed(_REFUSED):
         command = click.option(f"--{name}", hidden=True, **common)(command)
     for row in reversed(_GLOBALS):
-        if row.kind is bool:
+        if row.name == "endpoints":  # the only one that is a list in etcdctl
+            command = click.option(
+                f"--{row.name}", help=row.help, multiple=True, expose_value=False, callback=_add
+            )(command)
+        elif row.kind is bool:
             command = click.option(
                 f"--{row.name}", is_flag=True, help=row.help, hidden=not row.shown, **common
             )(command)
@@ -188,7 +202,8 @@ class Command(click.Command):
     """A command whose switches also take a value (`--prefix=false`), as Go's do."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, resolve_switches(args, _switches(self)))
+        with augment_usage_errors(ctx):  # click's parser forgets whose flag needs an argument
+            return super().parse_args(ctx, resolve_switches(args, _switches(self)))
 
 
 def resolve_switches(args: list[str], switches: set[str]) -> list[str]:
@@ -205,10 +220,18 @@ def resolve_switches(args: list[str], switches: set[str]) -> list[str]:
             on = parse_bool(text)
         except ValueError as error:
             raise CommandError(
-                ExitCode.ERROR, f'invalid argument "{text}" for "{name}" flag: {error}'
+                ExitCode.ERROR, f'invalid argument {quote(os.fsencode(text))} for "{name}" flag: {error}'
             ) from None
         found = [*found, name] if on else [other for other in found if other != name]
     return found
+
+
+def unknown_command(name: str, ctx: click.Context) -> CommandError:
+    """What cobra says of a command that the group of the context does not have."""
+    assert isinstance(ctx.command, click.Group)
+    text = f'unknown command "{name}" for "{ctx.command_path}"'
+    meant = did_you_mean(name, ctx.command.list_commands(ctx))
+    return CommandError(ExitCode.ERROR, f"{text}{meant}\nRun '{ctx.command_path} --help' for usage.")
 
 
 class Group(click.Group):
@@ -222,7 +245,8 @@ class Group(click.Group):
         ):  # etcdctl prints its help and is content; click would be not
             click.echo(ctx.get_help())
             ctx.exit(0)
-        return super().parse_args(ctx, resolve_switches(args, _switches(self)))
+        with augment_usage_errors(ctx):
+            return super().parse_args(ctx, resolve_switches(args, _switches(self)))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         exact = super().get_command(ctx, cmd_name)
@@ -237,7 +261,7 @@ class Group(click.Group):
         name = args[0]
         command = self.get_command(ctx, name)
         if command is None and not ctx.resilient_parsing:
-            raise CommandError(ExitCode.ERROR, f'unknown command "{name}" for "{ctx.command_path}"')
+            raise unknown_command(name, ctx)
         return command.name if command else None, command, args[1:]
 
 

@@ -15,7 +15,7 @@ import grpc.aio
 from crc32c import crc32c
 
 from kvstore.cli.exit_codes import CommandError, ExitCode, bad_arguments
-from kvstore.cli.gotext import format_bytes
+from kvstore.cli.gotext import format_bytes, path_error
 from kvstore.cli.kv_command import connect
 from kvstore.cli.options import INT, Command, Group, global_options, settings
 from kvstore.cli.printers import TablePrinter
@@ -40,8 +40,17 @@ def _one_file(args: tuple[str, ...], verb: str) -> Path:
     return Path(args[0])
 
 
-def _fail(error: Exception) -> NoReturn:
-    raise CommandError(ExitCode.ERROR, " ".join(str(error).split())) from None
+def _fail(error: Exception, operation: str = "open") -> NoReturn:
+    text = path_error(operation, error) if isinstance(error, OSError) else " ".join(str(error).split())
+    raise CommandError(ExitCode.ERROR, text) from None
+
+
+def _find(path: Path) -> None:
+    """Refuse a backup that is not there before anything is made of it."""
+    try:
+        path.stat()
+    except OSError as error:
+        _fail(error, "stat")
 
 
 @snapshot.command(cls=Command, options_metavar="<file> [options]")
@@ -58,28 +67,31 @@ def save(args: tuple[str, ...]) -> None:
         raise bad_arguments(f"snapshot must be requested to one selected node, not multiple [{asked}]")
     path = args[0]
     part = f"{path}.part"
+    created = False
 
     async def fetch() -> None:
         async with connect(found) as connection:
-            await _fetch(connection, part, found.command_timeout_s)
+            await _fetch(connection, file, found.command_timeout_s)
 
     try:
-        run_undoing(fetch())
-        os.replace(part, path)
-        _sync(os.path.dirname(path) or ".")
+        with _create(part) as file:
+            created = True
+            run_undoing(fetch())
+        _rename(part, path)
     except KVError as error:
         raise CommandError(ExitCode.ERROR, error.text) from None
     except grpc.aio.AioRpcError as error:
         raise CommandError(ExitCode.ERROR, error.details() or error.code().name) from None
     except OSError as error:
-        _fail(error)
+        error.filename = error.filename or part  # a failed write does not name its file
+        _fail(error, "write")
     finally:
-        if os.path.exists(part):
+        if created and os.path.exists(part):
             os.unlink(part)
     click.echo(f"Snapshot saved at {path}")
 
 
-async def _fetch(connection: Connection, path: str, timeout_s: float) -> None:
+async def _fetch(connection: Connection, file: BinaryIO, timeout_s: float) -> None:
     """Connecting must be done in time; how long the rest takes depends on the state."""
     channel = await connection.channel(asyncio.get_running_loop().time() + timeout_s)
     ask: grpc.aio.UnaryStreamMultiCallable[Any, Any] = channel.unary_stream(
@@ -87,17 +99,29 @@ async def _fetch(connection: Connection, path: str, timeout_s: float) -> None:
         request_serializer=rpc_pb2.SnapshotRequest.SerializeToString,
         response_deserializer=rpc_pb2.SnapshotResponse.FromString,
     )
-    with _create(path) as file:
-        async for reply in ask(rpc_pb2.SnapshotRequest()):
-            file.write(reply.blob)
-        file.flush()
-        os.fsync(file.fileno())
-        if file.tell() % 512 != 32:
-            raise CommandError(ExitCode.ERROR, f"sha256 checksum not found [bytes: {file.tell()}]")
+    async for reply in ask(rpc_pb2.SnapshotRequest()):
+        file.write(reply.blob)
+    file.flush()
+    os.fsync(file.fileno())
+    if file.tell() % 512 != 32:
+        raise CommandError(ExitCode.ERROR, f"sha256 checksum not found [bytes: {file.tell()}]")
 
 
 def _create(path: str) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+    try:
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+    except OSError as error:
+        raise CommandError(ExitCode.ERROR, f"could not open {path} ({path_error('open', error)})") from None
+
+
+def _rename(part: str, path: str) -> None:
+    try:
+        os.replace(part, path)
+        _sync(os.path.dirname(path) or ".")
+    except OSError as error:
+        error.filename = f"{part} {path}"  # as in Go
+        text = f"could not rename {part} to {path} ({path_error('rename', error)})"
+        raise CommandError(ExitCode.ERROR, text) from None
 
 
 def _sync(directory: str) -> None:
@@ -115,13 +139,14 @@ def status(args: tuple[str, ...]) -> None:
     """Verify a backup, and print its hash, revision, number of rows and size."""
     path = _one_file(args, "status")
     found = settings()
+    _find(path)
     from kvstore.engine.engine import STATE_ROW, unpack_state
     from raft.storage import StorageError
     from raft.storage.backup import read_backup
 
     try:
-        held = read_backup(str(path), f"{path}.reading")
-    except (StorageError, OSError) as error:
+        held = read_backup(str(path), check_digest=None)
+    except (OSError, StorageError) as error:
         _fail(error)
     total = 0
     for key, value in sorted(held.rows.items()):
@@ -186,6 +211,7 @@ def restore(args: tuple[str, ...], **options: Any) -> None:
         raise bad_arguments("--wal-dir is not supported: the log lies in the data directory")
     if options["bump_revision"] < 0:
         raise bad_arguments("--bump-revision must not be negative")
+    _find(path)
     from kvstore.configuration.config_setting import ConfigError
     from kvstore.configuration.member_config import Config
     from kvstore.engine import BackendError
@@ -217,7 +243,14 @@ def restore(args: tuple[str, ...], **options: Any) -> None:
         initial_cluster = asyncio.run(make())
     except ConfigError as error:
         raise CommandError(ExitCode.ERROR, error.text) from None
-    except (StorageError, BackendError, OSError, ValueError) as error:
+    except OSError as error:
+        # What is there cannot be opened; what is not there, the data directory or one above it, cannot be
+        # made.
+        is_there = error.filename is not None and os.path.lexists(error.filename)
+        _fail(error, "open" if is_there else "mkdir")
+    except BackendError as error:
+        raise CommandError(ExitCode.ERROR, f"{path}: {error}") from None
+    except (StorageError, ValueError) as error:
         _fail(error)
     ids = f"member {initial_cluster.member_id:x} of cluster {initial_cluster.cluster_id:x}"
     click.echo(f"Snapshot {path} restored to {config.directory}: {ids}")

@@ -10,7 +10,7 @@ against etcd as well. What it guarantees:
 * A read, and a write that certainly was not applied, moves on to the next endpoint.
 """
 
-from kvstore.client.connection import Connection, TimedOut
+from kvstore.client.connection import Connection, NoSuchHost, TimedOut
 from kvstore.client.endpoints import Endpoint, EndpointError, parse_endpoints
 from kvstore.client.methods import (
     ALARM,
@@ -71,6 +71,7 @@ __all__ = [
     "Endpoint",
     "EndpointError",
     "Method",
+    "NoSuchHost",
     "Session",
     "TimedOut",
     "Watching",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import grpc
 import grpc.aio
 
+from kvstore.client.causes import Cause, cause_of, in_words
 from kvstore.client.endpoints import Endpoint
 from kvstore.client.methods import Method, Reply, Request
 from kvstore.client.outcomes import OUTCOME_TRAILER, error_from_status
@@ -52,10 +53,22 @@ TIMED_OUT_TEXT = "context deadline exceeded"
 """etcd's client says so when its own patience ends."""
 
 
+# Asked of a channel that is not connected, which fails at once and says why; harmless should it be by now.
+_PROBE_PATH = "/grpc.health.v1.Health/Check"
+_PROBE_TIMEOUT_S = 0.1
+
+
 class TimedOut(Unavailable):
-    """No endpoint took the request in time; it was never sent, or only read."""
+    """No endpoint took the request in time; it was never sent, or only read.
+
+    Where no connection could be made the text ends with the reason of each endpoint.
+    """
 
     code, text = Code.DEADLINE_EXCEEDED, TIMED_OUT_TEXT
+
+
+class NoSuchHost(Unavailable):
+    """The names of all endpoints are unknown. Raised at once, but not once a connection has been made."""
 
 
 class Connection:
@@ -68,15 +81,20 @@ class Connection:
         timeout_s: float,
         keepalive_time_s: float = KEEPALIVE_TIME_S,
         keepalive_timeout_s: float = KEEPALIVE_TIMEOUT_S,
+        on_waiting: Callable[[str], None] | None = None,
     ) -> None:
         """`timeout_s` bounds every call, connecting included. A connection whose member is silent for
         `keepalive_time_s`, and then for `keepalive_timeout_s` after it was asked, is given up with the
-        calls on it; so a stream to a paused member ends. Raises ValueError without endpoints.
+        calls on it; so a stream to a paused member ends. What has no time limit, such as a watch, calls
+        `on_waiting` with the reasons, once, when the first connection has taken longer than `timeout_s`.
+        Raises ValueError without endpoints.
         """
         if not endpoints:
             raise ValueError("at least one endpoint is needed")
         self._endpoints = tuple(endpoints)
         self._timeout_s = timeout_s
+        self._on_waiting = on_waiting
+        self._was_connected = False
         options = (
             *_CHANNEL_OPTIONS,
             ("grpc.keepalive_time_ms", round(1000 * keepalive_time_s)),
@@ -104,11 +122,11 @@ class Connection:
         """Make one call. Raises `kvstore.errors.KVError`: see the package's guarantees."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
-        last_error: Unavailable = TimedOut()
+        last_error: Unavailable | None = None
         while loop.time() < deadline:
             index = await self._ready_channel(deadline)
             if index is None:
-                break
+                raise await self._timed_out(last_error)
             try:
                 return await self._send(self._channels[index], method, request, deadline)
             except Unavailable as error:  # certainly not applied
@@ -117,13 +135,13 @@ class Connection:
                 last_error = error
             self._preferred = (index + 1) % len(self._channels)
             await asyncio.sleep(ROUND_PAUSE_S)
-        raise last_error
+        raise last_error or TimedOut()
 
     async def channel(self, deadline: float) -> grpc.aio.Channel:
-        """A connected channel, for a call that this class does not know. Raises TimedOut."""
+        """A connected channel, for a call that this class does not know. Raises TimedOut, NoSuchHost."""
         index = await self._ready_channel(deadline)
         if index is None:
-            raise TimedOut
+            raise await self._timed_out(None)
         self._preferred = index
         return self._channels[index]
 
@@ -132,15 +150,56 @@ class Connection:
         self._preferred = (self._preferred + 1) % len(self._channels)
 
     async def _ready_channel(self, deadline: float) -> int | None:
-        """The preferred channel if it is connected, else the first to connect; None at the deadline."""
+        """The preferred channel if it is connected, else the first to connect; None at the deadline.
+
+        Raises NoSuchHost.
+        """
         loop = asyncio.get_running_loop()
         order = [(self._preferred + step) % len(self._channels) for step in range(len(self._channels))]
+        patient_until = loop.time() + self._timeout_s
+        asked = False
         while loop.time() < deadline:
+            failed = 0
             for index in order:
                 state = self._channels[index].get_state(try_to_connect=True)
                 if state is grpc.ChannelConnectivity.READY:
+                    self._was_connected = True
                     return index
+                failed += state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+            if not self._was_connected and failed == len(order) and not asked:
+                asked = True
+                await self._refuse_unknown_names()
+            if not self._was_connected and self._on_waiting is not None and loop.time() > patient_until:
+                on_waiting, self._on_waiting = self._on_waiting, None
+                on_waiting(in_words(await self._causes()))
             await asyncio.sleep(CONNECTING_POLL_S)
+        return None
+
+    async def _refuse_unknown_names(self) -> None:
+        causes = await self._causes()
+        if len(causes) == len(self._channels) and all(cause.certain for _, cause in causes):
+            raise NoSuchHost(in_words(causes))
+
+    async def _timed_out(self, last_error: Unavailable | None) -> Unavailable:
+        """What to raise when no channel is connected in time."""
+        causes = await self._causes()
+        if causes:
+            return TimedOut(f"{TIMED_OUT_TEXT}: last error: {in_words(causes)}")
+        return last_error or TimedOut()
+
+    async def _causes(self) -> list[tuple[str, Cause]]:
+        """Why endpoints cannot be reached, by endpoint; those of which nothing is known are left out."""
+        found = await asyncio.gather(*map(self._cause, self._channels))
+        targets = [endpoint.target for endpoint in self._endpoints]
+        return [(target, cause) for target, cause in zip(targets, found, strict=True) if cause is not None]
+
+    @staticmethod
+    async def _cause(channel: grpc.aio.Channel) -> Cause | None:
+        try:
+            probe: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_PROBE_PATH)
+            await probe(b"", timeout=_PROBE_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            return cause_of(error.details() or "")
         return None
 
     async def _send(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from kvstore import errors
+from kvstore.client.causes import CONNECTING, RESOLVING
 from kvstore.errors import Code, KVError, OutcomeUnknown, RequestError, Unavailable
 
 OUTCOME_TRAILER = "kvstore-outcome"
 """Trailer of our servers: `not-applied` or `unknown`. etcd sends none."""
 
 # What gRPC says when a request never left this process: no connection could be made.
-_NEVER_SENT = "failed to connect to all addresses"
+_NEVER_SENT = (CONNECTING, RESOLVING)
 
 # Refusals: etcd decides them before or while applying, and applies nothing.
 _REFUSALS = frozenset(

@@ -101,6 +101,23 @@ class Setting:
             raise ValueError(f"must be one of {', '.join(self.choices)}")
         return value
 
+    def check(self, value: object) -> None:
+        """Raise ConfigError unless the value of the field of `Config` fits, as its text would have to.
+
+        A program may have put there what no flag can hold: a number where a text is wanted, a negative count.
+        """
+        wanted = _TYPES.get(self.kind, str)
+        if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+            types = f"must be {wanted.__name__}, not {type(value).__name__}"
+            raise ConfigError(f"invalid value {value!r} for --{self.name}: {types}")
+        if self.choices and value not in self.choices:
+            raise ConfigError(f'invalid value "{value}" for --{self.name}')
+        try:
+            if not isinstance(value, bool):
+                _READERS[self.kind](str(value))
+        except ValueError as error:
+            raise ConfigError(f'invalid value "{value}" for --{self.name}: {error}') from None
+
 
 def _read_switch(text: str) -> bool:
     try:
@@ -163,6 +180,9 @@ _READERS: dict[Kind, Callable[[str], str | int | bool]] = {
     Kind.LEVEL: _read_level,
     Kind.CLUSTER: _read_text,  # etcd, too, reads it only once a new member is made of it
 }
+
+_TYPES: dict[Kind, type] = {Kind.SWITCH: bool, Kind.COUNT: int, Kind.INTEGER: int}
+"""Of the fields of `Config`; the others are texts."""
 
 PORT_MAX = 65535
 

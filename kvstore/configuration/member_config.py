@@ -379,8 +379,8 @@ class Config:
         """
         for row in SETTINGS:
             value = getattr(self, row.field)
-            if row.choices and value not in row.choices:
-                raise ConfigError(f'invalid value "{value}" for --{row.name}')
+            is_path = row.field == "data_dir" and isinstance(value, os.PathLike)
+            row.check(os.fspath(value) if is_path else value)
         for url in (*self.listen_peer, *self.listen_client, *self.listen_metrics):
             _check_listener(url)
         _check_hosts("initial-advertise-peer-urls", self.advertise_peer)

@@ -83,7 +83,7 @@ async def restore(
     URLs and the content. Raises StorageError, OSError, BackendError, or ValueError
     for members with equal URLs.
     """
-    held = read_backup(str(backup), f"{data_dir}.restoring", check_digest=check_digest)
+    held = read_backup(str(backup), check_digest=check_digest)
     engine = Engine()
     engine.load(sorted(held.rows.items()))
     engine.load_done()

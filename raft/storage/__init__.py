@@ -41,6 +41,7 @@ from raft.storage.storage_errors import (
     FormatUnknown,
     LogFailed,
     LogFull,
+    SnapshotInvalid,
     StorageError,
 )
 from raft.storage.storage_protocol import (
@@ -83,6 +84,7 @@ __all__ = [
     "Recovered",
     "Row",
     "Snapshot",
+    "SnapshotInvalid",
     "SnapshotStore",
     "StorageError",
     "ThreadedLogWriter",

@@ -105,7 +105,7 @@ def inspect(path: str) -> None:
     if version:
         check_version(path, version)
     try:
-        together = _read_mark(path, "mode=ro")
+        together = _read_mark(path, _TOGETHER, check_structure=True)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK:
             return  # a crash interrupted its creation; SQLite's rollback journal undoes that at the next open
@@ -113,7 +113,7 @@ def inspect(path: str) -> None:
     if together is None:
         return
     try:
-        alone = _read_mark(path, "immutable=1")
+        alone = _read_mark(path, _ALONE, check_structure=False)
     except (Damaged, sqlite3.Error):
         # A crash while the journal was being folded leaves any mix of pages in the file alone.
         return
@@ -129,13 +129,32 @@ def inspect(path: str) -> None:
         )
 
 
-def _read_mark(path: str, how: str) -> StoredMark | None:
-    """The mark, after a check of the file's structure; None in a file without a schema.
+def inspect_alone(path: str) -> None:
+    """As `inspect`, for a file without a journal that is never written to, in a directory of anybody's.
 
-    `mode=ro` reads file and journal, `immutable=1` the file alone; neither folds the journal in.
+    Raises FormatUnknown, Damaged or sqlite3.Error.
     """
+    if _read_mark(path, _ALONE, check_structure=True) is None:
+        raise Damaged("it holds no backend", path)
+
+
+def connect_alone(path: str) -> sqlite3.Connection:
+    """Connect to a file without a journal; makes no file beside it."""
+    return _connect(path, _ALONE)
+
+
+_TOGETHER, _ALONE = "mode=ro", "immutable=1"
+"""File and journal, or the file alone; neither folds the journal in."""
+
+
+def _connect(path: str, how: str) -> sqlite3.Connection:
     uri = f"file:{urllib.parse.quote(os.path.abspath(path))}?{how}"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+    return sqlite3.connect(uri, uri=True, isolation_level=None)
+
+
+def _read_mark(path: str, how: str, *, check_structure: bool) -> StoredMark | None:
+    """The mark, after a check of the file's structure where asked for; None in a file without a schema."""
+    connection = _connect(path, how)
     try:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         application = connection.execute("PRAGMA application_id").fetchone()[0]
@@ -144,7 +163,7 @@ def _read_mark(path: str, how: str) -> StoredMark | None:
         if application != APPLICATION_ID:
             raise Damaged("not a backend file", path)
         check_version(path, version)
-        if how == "mode=ro":
+        if check_structure:
             wrong = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if wrong != "ok":
                 raise Damaged(f"backend is damaged ({' '.join(wrong.split())})", path)

@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 from raft.core.types import SnapshotMeta
 from raft.storage.backend import open_sqlite_backend
-from raft.storage.backend_check import READ_MARK, check_rows, decode_mark, inspect
+from raft.storage.backend_check import READ_MARK, check_rows, connect_alone, decode_mark, inspect_alone
 from raft.storage.directory import LOCK_NAME, LOG_NAME, Bootstrap
 from raft.storage.files import FileSystem
 from raft.storage.records import BootstrapItem
 from raft.storage.snapshot_store import state_name
-from raft.storage.storage_errors import Damaged, DirectoryUnrecognized
+from raft.storage.storage_errors import Damaged, DirectoryUnrecognized, SnapshotInvalid
 from raft.storage.storage_protocol import Checkpoint, Identity
 from raft.storage.wal import SEGMENT_BYTES_DEFAULT, create_log
 
@@ -32,6 +32,12 @@ DIGEST_BYTES = 32
 
 COPY_BYTES = 1 << 20
 """Bytes per read."""
+
+HEADER_BYTES = 20
+"""Enough to tell what kind of file it is."""
+
+BBOLT_MAGIC = (0xED0CDAED).to_bytes(4, "little")
+"""At byte 16 of the databases of etcd, whose snapshots are such files."""
 
 FIRST_TERM = 1
 """Term of a restored log's base; no entry has it."""
@@ -47,47 +53,63 @@ class Backup(NamedTuple):
     """Of the file, its digest included."""
 
 
-def read_backup(path: str, scratch: str, *, check_digest: bool = True) -> Backup:
-    """Read and verify a backup. `scratch` names a file to be made and deleted beside it.
+def read_backup(path: str, *, check_digest: bool | None = True) -> Backup:
+    """Read and verify a backup where it lies; writes nothing.
 
-    `check_digest=False` also accepts a bare copy of a backend; rows are verified all the same.
-    Raises Damaged, FormatUnknown or OSError.
+    `check_digest=False` ignores the digest, and so takes a bare copy of a backend too; None checks it where
+    there is one. Rows are verified all the same. Raises SnapshotInvalid, FormatUnknown or OSError.
     """
-    size = os.path.getsize(path)
-    digest_bytes = DIGEST_BYTES if size % 512 == DIGEST_BYTES else 0
-    if check_digest and not digest_bytes:
-        raise Damaged("snapshot file carries no hash; it may be a bare copy (--skip-hash-check)", path)
+    size = _check_kind(path)
+    has_digest = size % 512 == DIGEST_BYTES
+    if check_digest and not has_digest:
+        raise SnapshotInvalid("snapshot missing hash but --skip-hash-check=false")
+    if has_digest and check_digest is not False:
+        _check_digest(path, size - DIGEST_BYTES)
     try:
-        found, stated = _copy(path, scratch, size - digest_bytes)
-        if check_digest and found != stated:
-            raise Damaged("snapshot file is not what was saved: its hash does not match", path)
-        try:
-            inspect(scratch)
-            return Backup(*_read(scratch), size)
-        except sqlite3.Error as error:
-            raise Damaged(f"snapshot file cannot be read ({error})", path) from error
-    finally:
-        for name in (scratch, f"{scratch}-wal", f"{scratch}-shm"):
-            if os.path.exists(name):
-                os.unlink(name)
+        inspect_alone(path)
+        return Backup(*_read(path), size)
+    except sqlite3.Error as error:
+        raise SnapshotInvalid(f"snapshot file integrity check failed: {path}: {error}") from error
+    except Damaged as error:
+        raise SnapshotInvalid(f"snapshot file integrity check failed: {path}: {error.what}") from error
 
 
-def _copy(path: str, scratch: str, size: int) -> tuple[bytes, bytes]:
-    """Copy the first `size` bytes; their digest, and what follows them."""
+def _check_kind(path: str) -> int:
+    """The size of a file that begins as a backend does. Raises SnapshotInvalid for another file."""
+    with open(path, "rb") as file:
+        header = file.read(HEADER_BYTES)
+        if header.startswith(b"SQLite format 3\0"):
+            return os.fstat(file.fileno()).st_size
+    if header[16:20] == BBOLT_MAGIC:
+        raise SnapshotInvalid(
+            f"invalid database: {path} is a snapshot of etcd, which only etcd's own tools restore;"
+            " to take over its keys, restore it there and mirror them (make-mirror)"
+        )
+    raise SnapshotInvalid(f"invalid database: {path} is not a snapshot")
+
+
+def _check_digest(path: str, size: int) -> None:
+    """Compare the first `size` bytes of the file with the digest behind them."""
     digest = hashlib.sha256()
-    with open(path, "rb") as source, open(scratch, "xb") as target:
+    with open(path, "rb") as file:
         while size:
-            data = source.read(min(size, COPY_BYTES))
+            data = file.read(min(size, COPY_BYTES))
             if not data:
-                raise Damaged("snapshot file became shorter while it was read", path)
+                raise SnapshotInvalid(f"{path} became shorter while it was read")
             digest.update(data)
-            target.write(data)
             size -= len(data)
-        return digest.digest(), source.read()
+        stated = file.read()
+    if digest.digest() != stated:
+        raise SnapshotInvalid(f"expected sha256 {_go_bytes(stated)}, got {_go_bytes(digest.digest())}")
+
+
+def _go_bytes(data: bytes) -> str:
+    """As Go prints an array of bytes, and so etcd a digest."""
+    return f"[{' '.join(map(str, data))}]"
 
 
 def _read(path: str) -> tuple[Checkpoint, dict[bytes, bytes]]:
-    connection = sqlite3.connect(path, isolation_level=None)
+    connection = connect_alone(path)
     try:
         mark = decode_mark(path, connection.execute(READ_MARK).fetchone()).mark
         return mark, dict(_rows(connection, path))
@@ -116,9 +138,12 @@ async def create_member_with_state(
     DirectoryUnrecognized when the directory is not empty, DirectoryLocked, BackendFull, BackendFailed or
     OSError.
     """
-    files.make_directory(path)
+    try:
+        files.make_directory(path)
+    except FileExistsError:
+        raise _unusable(path) from None
     if [name for name in files.list(path) if name not in (LOCK_NAME, "lost+found")]:
-        raise DirectoryUnrecognized(f'data-dir "{path}" not empty or could not be read')
+        raise _unusable(path)
     lock = files.lock(f"{path}/{LOCK_NAME}")
     try:
         base = SnapshotMeta(1, FIRST_TERM, bootstrap.conf)
@@ -131,6 +156,10 @@ async def create_member_with_state(
         raise
     finally:
         lock.release()
+
+
+def _unusable(path: str) -> DirectoryUnrecognized:
+    return DirectoryUnrecognized(f'data-dir "{path}" not empty or could not be read')  # etcd's words
 
 
 async def replace_member(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from raft.storage.files import File, FileSystem
-from raft.storage.storage_errors import BackendFailed, Damaged
+from raft.storage.storage_errors import BackendFailed, Damaged, SnapshotInvalid
 from raft.storage.storage_protocol import Backend, Checkpoint, Identity
 
 logger = logging.getLogger(__name__)
@@ -273,16 +273,20 @@ class IncomingSnapshot:
     async def finish(self, sha256: bytes) -> Checkpoint:
         """Verify and adopt what was received; return its checkpoint. Durable, name included, on return.
 
-        Raises Damaged when the digest differs, and what BackendOpener.adopt raises.
+        Raises SnapshotInvalid when the digest differs or the content is damaged, and what else
+        BackendOpener.adopt raises.
         """
         return await self._store._background.run(lambda: self._finish(sha256))
 
     def _finish(self, sha256: bytes) -> Checkpoint:
         store = self._store
         if self._digest.digest() != sha256:
-            raise Damaged("the snapshot received is not the one that was sent", self._path)
+            raise SnapshotInvalid("the snapshot received is not the one that was sent")
         self._file.datasync()
-        mark = store._open_backend.adopt(self._path, store._identity)
+        try:
+            mark = store._open_backend.adopt(self._path, store._identity)
+        except Damaged as error:
+            raise SnapshotInvalid(f"the snapshot received is damaged: {error.what}") from error
         self._file.sync()
         self.close()
         store._files.sync_directory(store._directory)

@@ -7,6 +7,7 @@ StorageError
 +-- DirectoryEmpty      there is no member here and nothing was given to make one from
 +-- FormatUnknown       written by another (newer) version; left untouched
 +-- Damaged             durable bytes are missing or changed: rejoin as a new member
++-- SnapshotInvalid     a file or a transfer is no snapshot, or not what was saved or sent
 +-- LogFailed           a write or sync of the log failed: its outcome is unknown, stop
 |   +-- LogFull         the log needs its next segment and the disk has no space for it
 |   +-- EntryTooLarge   one entry does not fit into one segment
@@ -51,6 +52,13 @@ class Damaged(StorageError):
         )
         self.what = what
         self.path = path
+
+
+class SnapshotInvalid(StorageError):
+    """A file given to read, or a transfer received, is no snapshot, or not the one saved or sent.
+
+    The data of no member is concerned, and nothing was changed.
+    """
 
 
 class LogFailed(StorageError):

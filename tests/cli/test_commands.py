@@ -7,7 +7,9 @@ import tomllib
 
 import pytest
 
+from kvstore.cli import endpoint_command
 from kvstore.cli import main as cli_main
+from kvstore.errors import Unavailable
 from kvstore.version import ETCD_VERSION, __version__
 
 
@@ -79,6 +81,71 @@ def test_what_is_not_known_is_one_error(line, text, ours):
     done = ours(line.split())
     assert (done.code, done.out) == (1, b"")
     assert done.err.decode().splitlines()[0] == f"Error: {text}"
+
+
+MEANT = "\n\nDid you mean this?\n\t{}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "path"),
+    [
+        ("gte a", 'unknown command "gte" for "kvstore"' + MEANT.format("get"), ""),
+        ("GTE a", 'unknown command "GTE" for "kvstore"' + MEANT.format("get"), ""),
+        ("make-miror", 'unknown command "make-miror" for "kvstore"' + MEANT.format("make-mirror"), ""),
+        ("m", 'unknown command "m" for "kvstore"' + MEANT.format("make-mirror\n\tmember\n\tmove-leader"), ""),
+        ("xyzzy", 'unknown command "xyzzy" for "kvstore"', ""),
+        (
+            "endpoint helth",
+            'unknown command "helth" for "kvstore endpoint"' + MEANT.format("health"),
+            " endpoint",
+        ),
+        (
+            "cluster stats",
+            'unknown command "stats" for "kvstore cluster"' + MEANT.format("status"),
+            " cluster",
+        ),
+        ("verify chek", 'unknown command "chek" for "kvstore verify"' + MEANT.format("check"), " verify"),
+        ("get --prefx a", "unknown flag: --prefx" + MEANT.format("--prefix"), " get"),
+        ("get --nonsense a", "unknown flag: --nonsense", " get"),
+        ("--endpointss=a get a", "unknown flag: --endpointss" + MEANT.format("--endpoints"), ""),
+        ("get -xyz", "unknown shorthand flag: 'x' in -xyz", " get"),
+        ("watch -ix a", "unknown shorthand flag: 'x' in -x", " watch"),
+        ("get a -w", "flag needs an argument: 'w' in -w", " get"),
+        ("endpoint --endpoints", "flag needs an argument: --endpoints", " endpoint"),
+    ],
+)
+def test_what_may_have_been_meant(line, text, path, ours):
+    done = ours(line.split())
+    usage = f"Run 'kvstore{path} --help' for usage."
+    assert (done.code, done.out, done.err.decode()) == (1, b"", f"Error: {text}\n{usage}\n")
+
+
+@pytest.mark.parametrize("group", ["", "endpoint", "lease", "cluster", "verify"])
+def test_a_group_without_a_command_shows_its_help(group, ours):
+    done = ours(group.split())
+    assert (done.code, done.err) == (0, b"")
+    assert done.out.startswith(b"Usage: kvstore ")
+
+
+@pytest.mark.parametrize(
+    ("line", "endpoints"),
+    [
+        ("endpoint status --endpoints a:1 --endpoints b:2", "a:1,b:2"),
+        ("--endpoints a:1 endpoint --endpoints b:2 status --endpoints c:3,d:4", "a:1,b:2,c:3,d:4"),
+        ("--endpoints= endpoint status --endpoints a:1", "a:1"),
+        ("endpoint status", "127.0.0.1:2379"),
+    ],
+)
+def test_endpoints_add_up(line, endpoints, ours, monkeypatch):
+    asked = []
+
+    def connect(_found, one):
+        asked.append(one)
+        raise Unavailable
+
+    monkeypatch.setattr(endpoint_command, "connect", connect)
+    assert ours(line.split()).code == 1
+    assert ",".join(asked) == endpoints
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,12 @@ def test_parse_duration(text, seconds):
         ("5 s", 'time: unknown unit " s" in duration "5 s"'),
         ("--5s", 'time: invalid duration "--5s"'),
         ("5x", 'time: unknown unit "x" in duration "5x"'),
+        ("-", 'time: invalid duration "-"'),
+        (".s", 'time: invalid duration ".s"'),
+        ("9999999999h", 'time: invalid duration "9999999999h"'),
+        ("1h2", 'time: missing unit in duration "1h2"'),
+        ("1.5.2s", 'time: missing unit in duration "1.5.2s"'),
+        ("+1d", 'time: unknown unit "d" in duration "+1d"'),
     ],
 )
 def test_parse_duration_refuses(text, words):

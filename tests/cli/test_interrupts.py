@@ -269,3 +269,18 @@ signal.raise_signal = lambda number: None
 interrupts.die_of(signal.SIGTERM)
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 128 + signal.SIGTERM
+
+
+def test_a_suite_that_ignores_interrupts_still_tests_them():
+    """A script that starts the suite with `&` or nohup leaves SIGINT ignored, which children inherit."""
+    test = f"{__file__}::test_on_any_thread[watch]"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
+        cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2 * PATIENCE_S,
+    )
+    assert "1 passed" in done.stdout, done.stdout

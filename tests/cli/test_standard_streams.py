@@ -28,11 +28,11 @@ def command(*words):
     return [sys.executable, "-m", "kvstore", *words]
 
 
-def kvstore(*words, closed="", stdin=b""):
-    """Run the command; `closed` is the shell's way to close a stream."""
+def kvstore(*words, closed="", stdin=b"", first=""):
+    """Run the command; `closed` is the shell's way to close a stream, `first` what it does before."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith("ETCD")}
     return subprocess.run(
-        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *command(*words)],
+        ["/bin/sh", "-c", f'{first} exec "$@" {closed}', "sh", *command(*words)],
         input=stdin,
         capture_output=True,
         check=False,
@@ -115,11 +115,16 @@ def test_a_reader_that_has_seen_enough_gives_back_the_lock(endpoint):
     assert kvstore("get", "--prefix", "m/", endpoint).stdout == b""
 
 
-def test_a_full_disk_is_named(endpoint):
-    text = b"Error: write /dev/stdout: no space left on device\n"
-    assert result(kvstore("get", "a", endpoint, closed=">/dev/full")) == (6, b"", text)
+FULL = "ulimit -f 0;"
+"""No file may grow: stands for a disk that is full."""
+
+
+def test_a_file_that_takes_no_more_is_named(endpoint, tmp_path):
+    done = kvstore("get", "a", endpoint, closed=f">{tmp_path}/out", first=FULL)
+    assert result(done) == (6, b"", b"Error: write /dev/stdout: file too large\n")
 
 
 @pytest.mark.parametrize(("words", "code"), [(["put"], 128), (["get", "--no-such-flag"], 1)])
-def test_a_code_survives_that_nothing_can_be_said(words, code, endpoint):
-    assert kvstore(*words, endpoint, closed="2>/dev/full").returncode == code
+def test_a_code_survives_that_nothing_can_be_said(words, code, endpoint, tmp_path):
+    assert kvstore(*words, endpoint, closed=f"2>{tmp_path}/err", first=FULL).returncode == code
+    assert (tmp_path / "err").read_bytes() == b""

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import math
+import re
 import socket
 
 import grpc
@@ -13,6 +15,7 @@ from kvstore.client import (
     Connection,
     Endpoint,
     EndpointError,
+    NoSuchHost,
     TimedOut,
     parse_endpoints,
 )
@@ -26,6 +29,9 @@ from kvstore.errors import (
     Unavailable,
 )
 from kvstore.wire import rpc_pb2
+
+UNKNOWN = "kvstore.onion:1"
+"""A name that no resolver asks another about, and that none knows (RFC 7686)."""
 
 
 class FakeMember:
@@ -154,17 +160,77 @@ async def test_a_refused_connection_is_certain_and_in_time(dead_target):
     loop = asyncio.get_running_loop()
     begun = loop.time()
     async with Connection(parse_endpoints(dead_target), timeout_s=0.3) as connection:
-        with pytest.raises(TimedOut):
+        with pytest.raises(TimedOut) as caught:
             await connection.call(PUT, PUT_A)
     assert 0.25 < loop.time() - begun < 2
+    assert caught.value.text == (f"context deadline exceeded: last error: connection refused ({dead_target})")
 
 
 @pytest.mark.asyncio
-async def test_the_last_reason_is_told_when_time_is_up():
-    async with cluster([NO_LEADER] * 100, timeout_s=0.3) as (connection, (member,)):
-        with pytest.raises(Unavailable, match="etcdserver: no leader"):
+async def test_every_endpoint_has_its_reason(dead_target):
+    async with Connection(parse_endpoints(f"{dead_target},{UNKNOWN}"), timeout_s=0.3) as connection:
+        with pytest.raises(TimedOut) as caught:
+            await connection.channel(asyncio.get_running_loop().time() + 0.3)
+    assert caught.value.text == (
+        f"context deadline exceeded: last error: connection refused ({dead_target}), no such host ({UNKNOWN})"
+    )
+
+
+@pytest.mark.asyncio
+async def test_unknown_names_are_refused_at_once():
+    async with Connection(parse_endpoints(UNKNOWN), timeout_s=3600) as connection, asyncio.timeout(60):
+        with pytest.raises(NoSuchHost) as caught:
             await connection.call(PUT, PUT_A)
-        assert member.calls > 1
+        assert caught.value.text == f"no such host ({UNKNOWN})"
+        assert caught.value.code is Code.UNAVAILABLE
+        with pytest.raises(NoSuchHost):
+            await connection.channel(math.inf)
+
+
+@pytest.mark.asyncio
+async def test_a_server_of_something_else_is_told_apart():
+    async def answer(_reader, writer):
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, Connection(parse_endpoints(target), timeout_s=1) as connection:
+        with pytest.raises(TimedOut, match=re.escape(f"last error: not a gRPC server ({target})")):
+            await connection.call(RANGE, GET_A)
+
+
+@pytest.mark.asyncio
+async def test_what_has_no_time_limit_says_once_why_it_waits(dead_target):
+    told, heard = [], asyncio.Event()
+
+    def tell(reasons):
+        told.append(reasons)
+        heard.set()
+
+    async with Connection(parse_endpoints(dead_target), timeout_s=0.05, on_waiting=tell) as connection:
+        waits = [asyncio.ensure_future(connection.channel(math.inf)) for _ in range(2)]
+        async with asyncio.timeout(60):
+            await heard.wait()
+        with pytest.raises(TimedOut):
+            await connection.call(RANGE, GET_A)
+        for wait in waits:
+            assert not wait.done()
+            wait.cancel()
+        await asyncio.wait(waits)
+    assert told == [f"connection refused ({dead_target})"]
+
+
+@pytest.mark.asyncio
+async def test_the_reason_is_that_of_the_end():
+    """A member that had no leader, and then ended, is refused by the kernel."""
+    async with FakeMember([NO_LEADER] * 1000).run() as member:
+        connection = Connection(parse_endpoints(member.target), timeout_s=2)
+        call = asyncio.ensure_future(connection.call(RANGE, GET_A))
+        await member.called.wait()
+    with pytest.raises(TimedOut, match="connection refused"):
+        await call
+    await connection.close()
 
 
 @pytest.mark.asyncio
@@ -202,6 +268,8 @@ async def test_a_connection_lost_under_a_request_leaves_it_unknown():
     [
         ("127.0.0.1:1", (Endpoint("127.0.0.1:1", "127.0.0.1:1"),)),
         ("http://h:1/, [::1]:2", (Endpoint("http://h:1/", "h:1"), Endpoint("[::1]:2", "[::1]:2"))),
+        ("http://h:65535/a/b:c", (Endpoint("http://h:65535/a/b:c", "h:65535"),)),
+        (":2379", (Endpoint(":2379", "localhost:2379"),)),
     ],
 )
 def test_endpoints_are_read(text, endpoints):
@@ -215,6 +283,14 @@ def test_endpoints_are_read(text, endpoints):
         (",", "etcdclient: no available endpoints"),
         ("https://h:1", 'endpoint "https://h:1": only http:// is supported'),
         ("host", 'endpoint "host": address host: missing port in address'),
+        ("host:", 'endpoint "host:": address host:: missing port in address'),
+        ("[::1]", 'endpoint "[::1]": address [::1]: missing port in address'),
+        ("::1:2", 'endpoint "::1:2": address ::1:2: too many colons in address'),
+        ("h:65536", 'endpoint "h:65536": address 65536: invalid port'),
+        ("h:-1", 'endpoint "h:-1": address -1: invalid port'),
+        ("h:name", 'endpoint "h:name": address name: invalid port'),
+        ("h:\u0661", 'endpoint "h:\u0661": address \u0661: invalid port'),
+        ("a:1, http:///x", 'endpoint "http:///x": missing address'),
     ],
 )
 def test_endpoints_that_cannot_be_are_named(text, words):

@@ -143,7 +143,8 @@ def test_a_taken_port_is_named(commands: Commands, tmp_path: Path) -> None:
         r" end that process, or start this cluster with --free-ports\n",
         complaint,
     )
-    assert "cluster of 1 nodes is up" in other.succeed("up", "--free-ports")
+    up = other.succeed("up", "--free-ports")
     other.succeed("down")
+    assert "cluster of 1 nodes is up" in up
     shutil.copy(commands.home / ".cluster" / "cluster.json", tmp_path / "other" / ".cluster")
     assert "or start another cluster with --free-ports and another --directory\n" in other.fail("up")

@@ -58,6 +58,16 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     assert any(name.endswith("LICENSE") for name in names)
 
 
+def test_the_wheel_holds_the_proto_files_beside_their_code(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = sorted((ROOT / "proto").rglob("*.proto"))
+    assert sources
+    for source in sources:
+        name = source.relative_to(ROOT / "proto").as_posix()
+        assert {name, name.replace(".proto", "_pb2.py")} <= names
+        assert zipfile.ZipFile(wheel).read(name) == source.read_bytes()
+
+
 def test_imports_in_an_empty_environment(empty_python: Path, tmp_path: Path) -> None:
     program = "import os; os.chdir(%r); import raft.core, kvstore; print(kvstore.__version__, kvstore.serve)"
     assert "serve" in run(empty_python, "-I", "-c", program % str(tmp_path))

@@ -15,7 +15,7 @@ from kvstore.devcluster.plan import free_ports
 from kvstore.engine.backend_rewrite import REVISION_BUMP
 from kvstore.server.disaster_recovery import restore
 from kvstore.wire import rpc_pb2 as pb
-from raft.storage import Damaged, DirectoryLocked, DirectoryUnrecognized, RealFiles
+from raft.storage import DirectoryLocked, DirectoryUnrecognized, RealFiles, SnapshotInvalid
 from raft.storage import backup as backup_module
 from raft.storage.backup import finish_replacement, read_backup
 
@@ -70,20 +70,20 @@ async def test_a_backup_is_framed_as_etcds_and_verified(members, tmp_path) -> No
     assert remaining == sorted(remaining, reverse=True)
     assert remaining[0] == len(data) - 32 - len(replies[0].blob)
     assert remaining[-2:] == [0, 0]
-    held = read_backup(str(path), str(tmp_path / "scratch"))
+    held = read_backup(str(path))
     assert len(held.rows) > 300
-    assert not (tmp_path / "scratch").exists()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "backup"], "nothing is written beside it"
     assert not list(member.config.directory.glob("image-*")), "the copy goes when it was sent"
     for position in (5000, len(data) - 5):
         broken = bytearray(data)
         broken[position] ^= 1
         path.write_bytes(broken)
-        with pytest.raises(Damaged):
-            read_backup(str(path), str(tmp_path / "scratch"))
+        with pytest.raises(SnapshotInvalid, match=r"^expected sha256 \[\d+ .*\], got \[\d+ .*\]$"):
+            read_backup(str(path))
     path.write_bytes(data[:-32])
-    with pytest.raises(Damaged, match="no hash"):
-        read_backup(str(path), str(tmp_path / "scratch"))
-    assert read_backup(str(path), str(tmp_path / "scratch"), check_digest=False).rows == held.rows
+    with pytest.raises(SnapshotInvalid, match=r"^snapshot missing hash but --skip-hash-check=false$"):
+        read_backup(str(path))
+    assert read_backup(str(path), check_digest=False).rows == held.rows
 
 
 @pytest.mark.asyncio

@@ -5,6 +5,7 @@ import tomllib
 
 import pytest
 
+from kvstore import serve
 from kvstore.configuration.config_loader import TABLE, load
 from kvstore.configuration.config_setting import ConfigError, Handling, Kind, Url, parse_url
 from kvstore.configuration.etcd_only_settings import ETCD_ONLY_SETTINGS
@@ -250,6 +251,15 @@ def test_what_cannot_be_read_is_one_line(flags, text, usage):
             "TLS is not supported, so this URL cannot be served (https://127.0.0.1:2379)",
         ),
         ({"log_level": "loud"}, 'invalid value "loud" for --log-level'),
+        ({"snapshot_count": -1}, 'invalid value "-1" for --snapshot-count: parse error'),
+        (
+            {"quota_backend_bytes": 2**63},
+            f'invalid value "{2**63}" for --quota-backend-bytes: value out of range',
+        ),
+        (
+            {"grpc_keepalive_interval": "soon"},
+            'invalid value "soon" for --grpc-keepalive-interval: parse error',
+        ),
         ({"max_txn_ops": 0}, "--max-txn-ops must be >0 (set to 0)"),
         ({"max_request_bytes": 0}, "--max-request-bytes must be >0 (set to 0)"),
         (
@@ -272,6 +282,34 @@ def test_broken_rules_are_named(values, text):
     with pytest.raises(ConfigError) as caught:
         Config(**values).validate()
     assert caught.value.text == text
+
+
+NOT_OF_THE_TYPE = {str: [5, None, b"a", ["a"]], int: ["5", None, 1.5, True], bool: ["true", None, 1]}
+
+
+@pytest.mark.parametrize("field", [row.field for row in SETTINGS])
+def test_a_value_of_the_wrong_type_is_named(field):
+    fits = getattr(Config(), field)
+    for value in NOT_OF_THE_TYPE[type(fits)]:
+        with pytest.raises(ConfigError) as caught:
+            Config(**{field: value}).validate()
+        types = f"must be {type(fits).__name__}, not {type(value).__name__}"
+        assert caught.value.text == f"invalid value {value!r} for --{field.replace('_', '-')}: {types}"
+
+
+@pytest.mark.asyncio
+async def test_serve_names_it_too():
+    with pytest.raises(ConfigError, match="--election-timeout: must be int, not str"):
+        async with serve(Config(election_timeout="1000")):
+            pytest.fail("it served")
+
+
+def test_a_directory_may_be_a_path(tmp_path):
+    config = Config(data_dir=tmp_path)
+    config.validate()
+    assert config.directory == tmp_path
+    with pytest.raises(ConfigError, match="--name: must be str, not PosixPath"):
+        Config(name=tmp_path).validate()
 
 
 @pytest.mark.parametrize(

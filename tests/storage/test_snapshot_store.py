@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -15,10 +16,10 @@ from raft.core.types import ConfState, HardState, SnapshotMeta
 from raft.storage import (
     BackendFailed,
     Checkpoint,
-    Damaged,
     DirectoryUnrecognized,
     MemberDirectory,
     MemoryFiles,
+    SnapshotInvalid,
     StorageError,
 )
 from raft.storage.memory_files import PowerCut
@@ -137,16 +138,24 @@ async def test_what_the_log_does_not_name_is_swept_away(disk: Any, kit: Any) -> 
 
 
 @pytest.mark.asyncio
+async def test_a_snapshot_that_is_none_does_not_blame_the_receiver(disk: Any, kit: Any) -> None:
+    data = b"no backend"
+    member = await disk.open()
+    with pytest.raises(SnapshotInvalid, match=r"^the snapshot received is damaged: not a backend file$"):
+        await receive(member, 40, data, hashlib.sha256(data).digest())
+    await kit.close(member)
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("position", [0, 10, 5000, -1])
 async def test_a_changed_byte_is_detected(disk: Any, kit: Any, position: int) -> None:
     _, data, sha256 = await snapshot_bytes(disk)
     changed = bytearray(data)
     changed[position] ^= 1
     member = await disk.open()
-    with pytest.raises(Damaged, match="not the one that was sent"):
-        await receive(member, 40, bytes(changed), sha256)
-    with pytest.raises(Damaged):
-        await receive(member, 40, data[:-1], sha256)
+    for received in (bytes(changed), data[:-1]):
+        with pytest.raises(SnapshotInvalid, match=r"^the snapshot received is not the one that was sent$"):
+            await receive(member, 40, received, sha256)
     await member.snapshot_store.abandon(40)
     assert not disk.files.exists(f"{disk.path}/{state_name(40)}")
     assert await receive(member, 40, data, sha256) == MARK, "and it can be received anew"
