@@ -31,7 +31,7 @@ NETWORK ?= auto
 NODES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: bench-catchup bench-python help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential mirror jepsen jepsen-long jepsen-mutants bench-verify lock bench-locks bench-leases bench-grpc clean
+.PHONY: bench-catchup bench-python help env cluster demo test check fix bench profile bench-failover torture watch-torture bench-watch scale simulate mutants transcripts faults differential mirror jepsen jepsen-long jepsen-mutants bench-verify lock bench-locks bench-leases bench-grpc bench-start clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,6 +99,9 @@ bench-locks: $(STAMP) ## a contended lock with third-party clients, beside etcd;
 
 bench-grpc: $(STAMP) ## what a unary call costs the server's process, on each gRPC stack; writes bench/results/grpc.json
 	$(BIN)/python -m bench.grpc_server --rounds $(ROUNDS) --seconds $(SECONDS)
+
+bench-start: $(STAMP) ## how long the command and one and three members take to start, beside etcd; ROUNDS=7; writes bench/results/start.json
+	$(BIN)/python -m bench.start --rounds $(ROUNDS)
 
 bench-leases: $(STAMP) ## a hundred thousand leases that end together: how long it takes, how late the loop gets; writes bench/results/leases.json
 	$(BIN)/python -m bench.leases

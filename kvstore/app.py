@@ -51,6 +51,7 @@ from raft.node import (
     Node,
     NodeConfig,
     NodeStatus,
+    StartCampaign,
     assemble,
     count_operations,
 )
@@ -333,6 +334,7 @@ class _Assembly:
                 cluster_id=initial_cluster.cluster_id,
                 heartbeat_interval_ms=config.heartbeat_interval,
                 election_timeout_ms=config.election_timeout,
+                start_campaign=_start_campaign(config),
                 request_timeout_ms=REQUEST_TIMEOUT_BASE_MS + 2 * config.election_timeout,
                 compaction_entries=config.compaction_entries,
                 catchup_entries=config.catchup_entries,
@@ -465,6 +467,11 @@ async def _to_the_end(closing: Coroutine[None, None, None]) -> None:
     task.result()
     if interrupted is not None:
         raise interrupted
+
+
+def _start_campaign(config: Config) -> StartCampaign:
+    """etcd's rule: a member that is the only one elects itself soon, with the setting or without."""
+    return StartCampaign.WHEN_CONNECTED if config.initial_election_tick_advance else StartCampaign.IF_ALONE
 
 
 def _state_commits(member: LocalMember) -> HistogramView:

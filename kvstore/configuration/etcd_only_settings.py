@@ -16,7 +16,6 @@ _T, _B, _N, _I, _D, _U = Kind.TEXT, Kind.SWITCH, Kind.COUNT, Kind.INTEGER, Kind.
 _IGNORED: dict[Group, tuple[tuple[str, Kind, str, str], ...]] = {
     Group.MEMBER: (
         ("wal-dir", _T, "", "The log lies in the data directory."),
-        ("initial-election-tick-advance", _B, "true", "Elections are triggered by events, not by ticks."),
         ("listen-client-http-urls", _U, "", "HTTP is not served apart from gRPC."),
         ("max-snapshots", _N, "5", "The newest state is kept."),
         ("max-wals", _N, "5", "The log is compacted by size."),

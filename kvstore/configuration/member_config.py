@@ -108,6 +108,14 @@ class Config:
         "Entries of the log, each a batch of requests, between two compactions of it"
         f" (0 means {COMPACTION_ENTRIES_DEFAULT}).",
     )
+    initial_election_tick_advance: bool = _setting(
+        Kind.SWITCH,
+        True,
+        Group.MEMBER,
+        "Campaign at a start as soon as a quorum is connected, instead of after an election timeout; a member"
+        " that is the only one always does.",
+        shown="true",
+    )
     listen_peer_urls: str = _setting(
         Kind.URLS, DEFAULT_PEER_URL, Group.MEMBER, "URLs to listen on for the other members."
     )

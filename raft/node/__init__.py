@@ -29,7 +29,7 @@ from raft.node.assembly import assemble
 from raft.node.envelope import count_operations
 from raft.node.leader_rpc import Answerer, OnReply
 from raft.node.node import Node
-from raft.node.node_config import NodeConfig
+from raft.node.node_config import NodeConfig, StartCampaign
 from raft.node.node_errors import (
     BackendBeyondLog,
     ChangeRefused,
@@ -73,6 +73,7 @@ __all__ = [
     "OutcomeUnknown",
     "ReadTimedOut",
     "RequestTimedOut",
+    "StartCampaign",
     "StateMachine",
     "Stopped",
     "TooManyRequests",

@@ -1,10 +1,14 @@
-"""Fast failover: a dead leader is replaced by evidence, a silent one by the election timeout.
+"""Fast elections: a dead leader is replaced by evidence, a silent one by the election timeout.
 
 When a stream to or from the leader of the current term ends, one plain connection distinguishes a living
 leader (same incarnation: nothing changes) from a dead one (refused, reset, another incarnation). Only for a
 dead one does this member forget the leader and request pre-votes at once, in its slot, so that the survivors
 do not split. Forgetting is what lets the others' pre-votes be granted before the election timeout; it is
 safe because terms and votes stay as they are.
+
+A member that starts knows of no leader either. As `NodeConfig.start_campaign` says, it waits for one no
+longer than it takes to connect to a quorum, then requests pre-votes in its slot as well. Only the moment of a
+campaign changes: members that hear a leader ignore pre-votes, and it sends none before it is vote-eligible.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from raft.node.node_config import StartCampaign
 from raft.node.replica import Replica
 from raft.transport.transport_protocol import Liveness
 
@@ -43,12 +48,32 @@ class Failover:
         self._loop = replica.loop
         self._post = replica.inbox.post
         self._may_campaign = may_campaign
+        self._start_campaign = replica.config.start_campaign
+        """AFTER_TIMEOUT once a campaign was planned or a leader known."""
         self._probe: asyncio.Task[None] | None = None
         """The probe under way. Kept here, awaited by `close`."""
         self._campaign: asyncio.TimerHandle | None = None
         """The planned campaign. Set only while no leader is known that came after the dead one."""
         self._rounds_left = 0
         self._closed = False
+
+    def campaign_if_starting(self) -> None:
+        """Called when this member has started, has become vote-eligible, or is connected to another one."""
+        when, voters = self._start_campaign, self._core.conf.voters
+        if when is StartCampaign.AFTER_TIMEOUT or self._closed or not self._may_campaign():
+            return
+        alone = voters == (self._core.id,)
+        reached = {self._core.id, *self._transport.connected_peers()}.intersection(voters)
+        if self._core.id not in voters or 2 * len(reached) <= len(voters):
+            return
+        if when is StartCampaign.IF_ALONE and not alone:
+            return
+        self._start_campaign = StartCampaign.AFTER_TIMEOUT
+        self._rounds_left = 1 + RETRIES_MAX
+        if alone:
+            self._run()
+        else:
+            self._plan(voters.index(self._core.id) * SLOT_MS + self._rng.uniform(0, SLOT_JITTER_MS))
 
     def stream_ended(self, member_id: int) -> None:
         """A stream to or from a member ended; matters when it leads."""
@@ -67,6 +92,7 @@ class Failover:
 
     def cancel(self) -> None:
         """A leader is known, or this member stops: plan no campaign."""
+        self._start_campaign = StartCampaign.AFTER_TIMEOUT
         if self._campaign is not None:
             self._campaign.cancel()
             self._campaign = None

@@ -103,6 +103,7 @@ class Node:
         except BaseException:
             self._end()
             raise
+        self._failover.campaign_if_starting()
         self._inbox.wake()
 
     async def stop(self) -> None:

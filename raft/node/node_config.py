@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 
 TICKS_PER_STALL_MAX = 2
 """Ticks delivered after the loop was paused, however long. What arrived meanwhile is still in the
@@ -45,6 +46,17 @@ RESEND_MS = 1000
 """Forwarded batches not applied by then are resent; the leader knows them by their position."""
 
 
+class StartCampaign(Enum):
+    """Each comes with a pre-vote first, which disturbs no leader that a quorum hears."""
+
+    AFTER_TIMEOUT = auto()
+    """After an election timeout, as when a leader falls silent."""
+    IF_ALONE = auto()
+    """The only voter at once, others after an election timeout."""
+    WHEN_CONNECTED = auto()
+    """The only voter at once, others as soon as they are connected to a quorum."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
     """Everything adjustable about one member."""
@@ -58,6 +70,8 @@ class NodeConfig:
     election_timeout_ms: int = 1000
     """Silence of the leader before an election, drawn anew from [1, 2) of this (etcd's default).
     Must exceed the worst pause of the loop and of a sync."""
+    start_campaign: StartCampaign = StartCampaign.AFTER_TIMEOUT
+    """When a member that starts and knows of no leader campaigns for the first time."""
     request_timeout_ms: int = 7000
     """When an unanswered proposal or read fails (etcd: 5 s plus two election timeouts)."""
     batch_operations_max: int = 256
@@ -105,7 +119,7 @@ class NodeConfig:
     def validate(self) -> None:
         """Raise ValueError naming the first field out of range."""
         for name in self.__slots__:
-            if getattr(self, name) <= 0:
+            if name != "start_campaign" and getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.election_timeout_ms < 5 * self.heartbeat_interval_ms:
             raise ValueError(

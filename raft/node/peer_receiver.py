@@ -84,6 +84,7 @@ class PeerReceiver:
             return
         if type(message) is ReplicaRecorded:
             self._identity_check.on_recorded(member_id, message.disk_id)
+            self._failover.campaign_if_starting()
         elif not self._identity_check.vote_eligible:
             return
         elif not self._identity_check.ready(member_id):
@@ -102,6 +103,7 @@ class PeerReceiver:
             self._report_disk(member_id)
             self._membership.connected(member_id)
             self._forwarder.connected(member_id)
+            self._failover.campaign_if_starting()
 
         self._inbox.post(connected)
 

@@ -40,6 +40,7 @@ SAMPLES = {
     "enable-lease-checkpoint": "true",
     "experimental-enable-lease-checkpoint": "true",
     "snapshot-count": "2000",
+    "initial-election-tick-advance": "false",
     "snapshot-catchup-entries": "300",
     "experimental-snapshot-catchup-entries": "400",
     "log-level": "debug",
