@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import click
-import grpc
-import grpc.aio
 from crc32c import crc32c
 
 from kvstore.cli.exit_codes import CommandError, ExitCode, bad_arguments
@@ -19,7 +17,7 @@ from kvstore.cli.gotext import format_bytes
 from kvstore.cli.kv_command import connect
 from kvstore.cli.options import INT, Command, Group, global_options, settings
 from kvstore.cli.printers import TablePrinter
-from kvstore.client import Connection
+from kvstore.client import SNAPSHOT, Connection
 from kvstore.errors import KVError
 from kvstore.interrupts import run_undoing
 from kvstore.wire import rpc_pb2
@@ -68,9 +66,7 @@ def save(args: tuple[str, ...]) -> None:
         os.replace(part, path)
         _sync(os.path.dirname(path) or ".")
     except KVError as error:
-        raise CommandError(ExitCode.ERROR, error.text) from None
-    except grpc.aio.AioRpcError as error:
-        raise CommandError(ExitCode.ERROR, error.details() or error.code().name) from None
+        raise CommandError(ExitCode.ERROR, error.text or error.code.name) from None
     except OSError as error:
         _fail(error)
     finally:
@@ -81,19 +77,18 @@ def save(args: tuple[str, ...]) -> None:
 
 async def _fetch(connection: Connection, path: str, timeout_s: float) -> None:
     """Connecting must be done in time; how long the rest takes depends on the state."""
-    channel = await connection.channel(asyncio.get_running_loop().time() + timeout_s)
-    ask: grpc.aio.UnaryStreamMultiCallable[Any, Any] = channel.unary_stream(
-        "/etcdserverpb.Maintenance/Snapshot",
-        request_serializer=rpc_pb2.SnapshotRequest.SerializeToString,
-        response_deserializer=rpc_pb2.SnapshotResponse.FromString,
-    )
-    with _create(path) as file:
-        async for reply in ask(rpc_pb2.SnapshotRequest()):
-            file.write(reply.blob)
-        file.flush()
-        os.fsync(file.fileno())
-        if file.tell() % 512 != 32:
-            raise CommandError(ExitCode.ERROR, f"sha256 checksum not found [bytes: {file.tell()}]")
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    pieces = await connection.open(SNAPSHOT, rpc_pb2.SnapshotRequest(), deadline=deadline)
+    try:
+        with _create(path) as file:
+            while (piece := await pieces.read()) is not None:
+                file.write(piece.blob)
+            file.flush()
+            os.fsync(file.fileno())
+            if file.tell() % 512 != 32:
+                raise CommandError(ExitCode.ERROR, f"sha256 checksum not found [bytes: {file.tell()}]")
+    finally:
+        pieces.cancel()
 
 
 def _create(path: str) -> BinaryIO:
