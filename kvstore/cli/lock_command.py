@@ -8,11 +8,10 @@ import math
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Iterator, Sequence
+from typing import TypeVar
 
 import click
-import grpc.aio
 
 from kvstore.cli.exit_codes import CommandError, ExitCode, bad_arguments
 from kvstore.cli.gotext import quote
@@ -20,7 +19,8 @@ from kvstore.cli.kv_command import printer_for, run
 from kvstore.cli.options import INT, Command, global_options, settings
 from kvstore.cli.printers import Printer
 from kvstore.cli.requests import to_bytes
-from kvstore.client import CAMPAIGN, LOCK, RANGE, RESIGN, UNLOCK, Connection, Session, wait_for
+from kvstore.client import CAMPAIGN, LOCK, RANGE, RESIGN, UNLOCK, Connection, Session, observe, wait_for
+from kvstore.errors import KVError
 from kvstore.interrupts import caught
 from kvstore.wire import rpc_pb2, v3election_pb2, v3lock_pb2
 
@@ -29,8 +29,6 @@ _Result = TypeVar("_Result")
 LOCK_TTL_SECONDS = 10
 ELECTION_TTL_SECONDS = 60
 """etcdctl's: how long a lock, or a leadership, outlives its holder."""
-
-OBSERVE_PATH = "/v3electionpb.Election/Observe"
 
 KILLED = 255
 """The exit code when a signal killed the command under the lock: Go's -1."""
@@ -153,29 +151,13 @@ async def _lead(connection: Connection, name: str, proposal: str, chosen: Printe
             await connection.call(RESIGN, v3election_pb2.ResignRequest(leader=won.leader))
 
 
-async def _observations(
-    connection: Connection, name: bytes
-) -> AsyncGenerator[v3election_pb2.LeaderResponse, None]:
-    stub: Any = (await connection.channel(math.inf)).unary_stream(
-        OBSERVE_PATH,
-        request_serializer=v3election_pb2.LeaderRequest.SerializeToString,
-        response_deserializer=v3election_pb2.LeaderResponse.FromString,
-    )
-    call = stub(v3election_pb2.LeaderRequest(name=name))
-    try:
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            async for reply in call:
-                yield reply
-    finally:
-        call.cancel()
-
-
 async def _listen(connection: Connection, name: str, chosen: Printer) -> None:
     async def listen() -> None:
-        async with contextlib.aclosing(_observations(connection, to_bytes(name))) as replies:
-            async for reply in replies:
-                chosen.get(rpc_pb2.RangeResponse(header=reply.header, kvs=[reply.kv]))
-                sys.stdout.flush()
+        with contextlib.suppress(KVError):
+            async with contextlib.aclosing(observe(connection, to_bytes(name))) as replies:
+                async for reply in replies:
+                    chosen.get(rpc_pb2.RangeResponse(header=reply.header, kvs=[reply.kv]))
+                    sys.stdout.flush()
         raise CommandError(ExitCode.ERROR, "elect: observer lost")
 
     await connection.channel(math.inf)  # until then a signal ends the process, as it ends etcdctl

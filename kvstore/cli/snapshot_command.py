@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import click
-import grpc
-import grpc.aio
 from crc32c import crc32c
 
 from kvstore.cli.exit_codes import CommandError, ExitCode, bad_arguments
@@ -19,7 +17,7 @@ from kvstore.cli.gotext import format_bytes, path_error
 from kvstore.cli.kv_command import connect
 from kvstore.cli.options import INT, Command, Group, global_options, settings
 from kvstore.cli.printers import TablePrinter
-from kvstore.client import Connection
+from kvstore.client import SNAPSHOT, Connection
 from kvstore.errors import KVError
 from kvstore.interrupts import run_undoing
 from kvstore.wire import rpc_pb2
@@ -79,9 +77,7 @@ def save(args: tuple[str, ...]) -> None:
             run_undoing(fetch())
         _rename(part, path)
     except KVError as error:
-        raise CommandError(ExitCode.ERROR, error.text) from None
-    except grpc.aio.AioRpcError as error:
-        raise CommandError(ExitCode.ERROR, error.details() or error.code().name) from None
+        raise CommandError(ExitCode.ERROR, error.text or error.code.name) from None
     except OSError as error:
         error.filename = error.filename or part  # a failed write does not name its file
         _fail(error, "write")
@@ -93,14 +89,13 @@ def save(args: tuple[str, ...]) -> None:
 
 async def _fetch(connection: Connection, file: BinaryIO, timeout_s: float) -> None:
     """Connecting must be done in time; how long the rest takes depends on the state."""
-    channel = await connection.channel(asyncio.get_running_loop().time() + timeout_s)
-    ask: grpc.aio.UnaryStreamMultiCallable[Any, Any] = channel.unary_stream(
-        "/etcdserverpb.Maintenance/Snapshot",
-        request_serializer=rpc_pb2.SnapshotRequest.SerializeToString,
-        response_deserializer=rpc_pb2.SnapshotResponse.FromString,
-    )
-    async for reply in ask(rpc_pb2.SnapshotRequest()):
-        file.write(reply.blob)
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    pieces = await connection.open(SNAPSHOT, rpc_pb2.SnapshotRequest(), deadline=deadline)
+    try:
+        while (piece := await pieces.read()) is not None:
+            file.write(piece.blob)
+    finally:
+        pieces.cancel()
     file.flush()
     os.fsync(file.fileno())
     if file.tell() % 512 != 32:

@@ -20,6 +20,7 @@ from kvstore.client.methods import (
     DELETE_RANGE,
     HASH_KV,
     LEASE_GRANT,
+    LEASE_KEEP_ALIVE,
     LEASE_LEASES,
     LEASE_REVOKE,
     LEASE_TIME_TO_LIVE,
@@ -30,16 +31,20 @@ from kvstore.client.methods import (
     MEMBER_REMOVE,
     MEMBER_UPDATE,
     MOVE_LEADER,
+    OBSERVE,
     PUT,
     RANGE,
     RESIGN,
+    SNAPSHOT,
     STATUS,
     TXN,
     UNLOCK,
+    WATCH,
     Caller,
     Method,
 )
-from kvstore.client.sessions import Session, keep_alives, wait_for
+from kvstore.client.sessions import Session, keep_alives, observe, wait_for
+from kvstore.client.streams import Stream, StreamCaller
 from kvstore.client.watching import Watching
 
 __all__ = [
@@ -50,6 +55,7 @@ __all__ = [
     "DELETE_RANGE",
     "HASH_KV",
     "LEASE_GRANT",
+    "LEASE_KEEP_ALIVE",
     "LEASE_LEASES",
     "LEASE_REVOKE",
     "LEASE_TIME_TO_LIVE",
@@ -60,12 +66,15 @@ __all__ = [
     "MEMBER_REMOVE",
     "MEMBER_UPDATE",
     "MOVE_LEADER",
+    "OBSERVE",
     "PUT",
     "RANGE",
     "RESIGN",
+    "SNAPSHOT",
     "STATUS",
     "TXN",
     "UNLOCK",
+    "WATCH",
     "Caller",
     "Connection",
     "Endpoint",
@@ -73,9 +82,12 @@ __all__ = [
     "Method",
     "NoSuchHost",
     "Session",
+    "Stream",
+    "StreamCaller",
     "TimedOut",
     "Watching",
     "keep_alives",
+    "observe",
     "parse_endpoints",
     "wait_for",
 ]

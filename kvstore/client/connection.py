@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -12,8 +13,9 @@ import grpc.aio
 from kvstore.client.causes import Cause, cause_of, in_words
 from kvstore.client.endpoints import Endpoint
 from kvstore.client.methods import Method, Reply, Request
-from kvstore.client.outcomes import OUTCOME_TRAILER, error_from_status
-from kvstore.errors import Code, OutcomeUnknown, Unavailable
+from kvstore.client.outcomes import error_from_status
+from kvstore.client.streams import GrpcStream, Metadata, status_of
+from kvstore.errors import Code, KVError, OutcomeUnknown, Unavailable
 
 RECONNECT_BACKOFF_MAX_MS = 100
 """A member that restarts is found again within this; gRPC's own default is two minutes."""
@@ -69,6 +71,15 @@ class TimedOut(Unavailable):
 
 class NoSuchHost(Unavailable):
     """The names of all endpoints are unknown. Raised at once, but not once a connection has been made."""
+
+
+def timed_out(method: Method[Request, Reply]) -> KVError:
+    """The error of a call that was sent and not answered in time."""
+    if not method.changes:
+        return TimedOut()
+    error = OutcomeUnknown(TIMED_OUT_TEXT)
+    error.code = Code.DEADLINE_EXCEEDED
+    return error
 
 
 class Connection:
@@ -149,6 +160,17 @@ class Connection:
         """What `channel` gave has failed: prefer the next."""
         self._preferred = (self._preferred + 1) % len(self._channels)
 
+    async def open(
+        self,
+        method: Method[Request, Reply],
+        request: Request | None = None,
+        *,
+        metadata: Metadata = (),
+        deadline: float = math.inf,
+    ) -> GrpcStream[Request, Reply]:
+        """Begin a call that goes on: see `StreamCaller`."""
+        return GrpcStream(await self.channel(deadline), method, request, metadata)
+
     async def _ready_channel(self, deadline: float) -> int | None:
         """The preferred channel if it is connected, else the first to connect; None at the deadline.
 
@@ -214,18 +236,8 @@ class Connection:
         try:
             reply: Reply = await stub(request, timeout=patience_s)
         except grpc.aio.AioRpcError as error:
-            code = Code(error.code().value[0])
-            outcome = next(
-                (value for key, value in error.trailing_metadata() if key == OUTCOME_TRAILER), None
-            )
+            code, text, outcome = status_of(error)
             if code is Code.DEADLINE_EXCEEDED and outcome is None:
-                if method.changes:
-                    timed_out: OutcomeUnknown | TimedOut = OutcomeUnknown(TIMED_OUT_TEXT)
-                    timed_out.code = code
-                else:
-                    timed_out = TimedOut()
-                raise timed_out from None
-            text = error.details() or ""
-            outcome_text = outcome.decode() if isinstance(outcome, bytes) else outcome
-            raise error_from_status(code, text, outcome_text, changes=method.changes) from None
+                raise timed_out(method) from None
+            raise error_from_status(code, text, outcome, changes=method.changes) from None
         return reply

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator
-from typing import Any, Self
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Self
 
-import grpc
-import grpc.aio
-
-from kvstore.client.connection import ROUND_PAUSE_S, Connection
-from kvstore.client.methods import LEASE_GRANT, LEASE_REVOKE, Method, Reply, Request
-from kvstore.client.outcomes import error_from_status
+from kvstore.client.connection import ROUND_PAUSE_S
+from kvstore.client.methods import (
+    LEASE_GRANT,
+    LEASE_KEEP_ALIVE,
+    LEASE_REVOKE,
+    OBSERVE,
+    Method,
+    Reply,
+    Request,
+)
+from kvstore.client.streams import StreamCaller
 from kvstore.errors import Code, KVError
-from kvstore.wire import rpc_pb2
-
-KEEP_ALIVE_PATH = "/etcdserverpb.Lease/LeaseKeepAlive"
+from kvstore.wire import rpc_pb2, v3election_pb2
 
 KEEP_ALIVES_PER_TTL = 3
 """A keep-alive is sent after a third of the TTL, as etcd's client does: two may be lost."""
@@ -26,12 +29,8 @@ KEEP_ALIVES_PER_TTL = 3
 _LOST = frozenset({Code.UNAVAILABLE, Code.CANCELLED, Code.INTERNAL})
 
 
-def _code_of(error: grpc.aio.AioRpcError) -> Code:
-    return Code(error.code().value[0])
-
-
 async def keep_alives(
-    connection: Connection, lease: int, *, once: bool = False
+    connection: StreamCaller, lease: int, *, once: bool = False
 ) -> AsyncIterator[rpc_pb2.LeaseKeepAliveResponse]:
     """Keep a lease alive; yields every reply, the last with a TTL of 0.
 
@@ -41,28 +40,23 @@ async def keep_alives(
     loop = asyncio.get_running_loop()
     lives_until_s = math.inf
     while loop.time() < lives_until_s:
-        stub: Any = (await connection.channel(min(lives_until_s, loop.time() + 3600))).stream_stream(
-            KEEP_ALIVE_PATH,
-            request_serializer=rpc_pb2.LeaseKeepAliveRequest.SerializeToString,
-            response_deserializer=rpc_pb2.LeaseKeepAliveResponse.FromString,
-        )
-        call = stub()
+        call = await connection.open(LEASE_KEEP_ALIVE, deadline=min(lives_until_s, loop.time() + 3600))
         try:
             while True:
                 sent_s = loop.time()
                 await call.write(rpc_pb2.LeaseKeepAliveRequest(ID=lease))
                 async with asyncio.timeout_at(None if lives_until_s == math.inf else lives_until_s):
                     reply = await call.read()
-                if reply is grpc.aio.EOF:
+                if reply is None:
                     break
                 yield reply
                 if once or reply.TTL <= 0:
                     return
                 lives_until_s = sent_s + reply.TTL
                 await asyncio.sleep(max(0.0, sent_s + reply.TTL / KEEP_ALIVES_PER_TTL - loop.time()))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            if isinstance(error, grpc.aio.AioRpcError) and _code_of(error) not in _LOST:
-                raise error_from_status(_code_of(error), error.details() or "", None, changes=False) from None
+        except KVError as error:
+            if error.code not in _LOST:
+                raise
         except TimeoutError:
             return
         finally:
@@ -71,35 +65,47 @@ async def keep_alives(
         await asyncio.sleep(ROUND_PAUSE_S)
 
 
-async def wait_for(connection: Connection, method: Method[Request, Reply], request: Request) -> Reply:
+async def wait_for(connection: StreamCaller, method: Method[Request, Reply], request: Request) -> Reply:
     """A call that the server answers when the time has come. When its member goes, another is asked, which
     is right for what may be asked twice: queue entries are identified by their lease.
 
     Raises KVError when it is refused. A cancellation reaches the server.
     """
     while True:
-        stub: Any = (await connection.channel(math.inf)).unary_unary(
-            method.path,
-            request_serializer=method.request.SerializeToString,
-            response_deserializer=method.reply.FromString,
-        )
+        call = await connection.open(method, request)
         try:
-            reply: Reply = await stub(request)
-        except grpc.aio.AioRpcError as error:
-            if _code_of(error) not in _LOST:
-                raise error_from_status(
-                    _code_of(error), error.details() or "", None, changes=method.changes
-                ) from None
-            connection.avoid()
-            await asyncio.sleep(ROUND_PAUSE_S)
-        else:
+            reply = await call.read()
+        except KVError as error:
+            if error.code not in _LOST:
+                raise
+            reply = None
+        finally:
+            call.cancel()
+        if reply is not None:
             return reply
+        connection.avoid()
+        await asyncio.sleep(ROUND_PAUSE_S)
+
+
+async def observe(
+    connection: StreamCaller, name: bytes
+) -> AsyncGenerator[v3election_pb2.LeaderResponse, None]:
+    """The leader of an election, each of its proclaimed values, then its successors, as one member sees it.
+
+    Raises KVError when that member goes; another call then begins with the leader of that time.
+    """
+    call = await connection.open(OBSERVE, v3election_pb2.LeaderRequest(name=name))
+    try:
+        while (reply := await call.read()) is not None:
+            yield reply
+    finally:
+        call.cancel()
 
 
 class Session:
     """A lease that is kept alive while the block lasts, and revoked at its end."""
 
-    def __init__(self, connection: Connection, ttl_seconds: int) -> None:
+    def __init__(self, connection: StreamCaller, ttl_seconds: int) -> None:
         self._connection = connection
         self._ttl_seconds = ttl_seconds
         self.lease = 0

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import math
-from typing import Any, Self
+from typing import Self
 
-import grpc
-import grpc.aio
-
-from kvstore.client.connection import ROUND_PAUSE_S, Connection
-from kvstore.client.outcomes import error_from_status
-from kvstore.errors import Code
+from kvstore.client.connection import ROUND_PAUSE_S
+from kvstore.client.methods import WATCH
+from kvstore.client.streams import Stream, StreamCaller
+from kvstore.errors import Code, KVError
 from kvstore.wire import rpc_pb2
-
-WATCH_PATH = "/etcdserverpb.Watch/Watch"
 
 _REQUIRE_LEADER = (("hasleader", "true"),)
 """A partitioned member ends the stream instead of staying silent during the partition."""
@@ -23,7 +17,7 @@ _REQUIRE_LEADER = (("hasleader", "true"),)
 # How a stream ends when a member goes; a watch changes nothing, so it is simply begun again.
 _LOST = frozenset({Code.UNAVAILABLE, Code.CANCELLED, Code.UNKNOWN, Code.INTERNAL})
 
-_Stream = grpc.aio.StreamStreamCall[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse]
+_Stream = Stream[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse]
 
 
 class Watching:
@@ -34,7 +28,7 @@ class Watching:
     Raises KVError when the cluster cannot be watched. What says `created` and nothing else is left out.
     """
 
-    def __init__(self, connection: Connection, request: rpc_pb2.WatchCreateRequest) -> None:
+    def __init__(self, connection: StreamCaller, request: rpc_pb2.WatchCreateRequest) -> None:
         self._connection = connection
         self._request = rpc_pb2.WatchCreateRequest()
         self._request.CopyFrom(request)
@@ -56,16 +50,15 @@ class Watching:
 
     async def __anext__(self) -> rpc_pb2.WatchResponse:
         while not self._canceled:
+            if self._call is None:
+                self._call = await self._begin()
             try:
-                if self._call is None:
-                    self._call = await self._begin()
                 response = await self._call.read()
-            except grpc.aio.AioRpcError as error:
-                code = Code(error.code().value[0])
-                if code not in _LOST:
-                    raise error_from_status(code, error.details() or "", None, changes=False) from None
-                response = grpc.aio.EOF
-            if not isinstance(response, rpc_pb2.WatchResponse):
+            except KVError as error:
+                if error.code not in _LOST:
+                    raise
+                response = None
+            if response is None:
                 self._end()
                 self._connection.avoid()
                 self.reconnects += 1
@@ -82,22 +75,11 @@ class Watching:
         Nothing comes when the stream is lost meanwhile.
         """
         if self._call is not None:
-            try:
-                await self._call.write(rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest()))
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                return  # the reader meets the error, and starts again
+            await self._call.write(rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest()))
 
     async def _begin(self) -> _Stream:
-        stub: Any = (await self._connection.channel(math.inf)).stream_stream(
-            WATCH_PATH,
-            request_serializer=rpc_pb2.WatchRequest.SerializeToString,
-            response_deserializer=rpc_pb2.WatchResponse.FromString,
-        )
-        call: _Stream = stub(metadata=_REQUIRE_LEADER)
-        with contextlib.suppress(
-            asyncio.InvalidStateError
-        ):  # it has ended already; the read raises its error
-            await call.write(rpc_pb2.WatchRequest(create_request=self._request))
+        call = await self._connection.open(WATCH, metadata=_REQUIRE_LEADER)
+        await call.write(rpc_pb2.WatchRequest(create_request=self._request))
         return call
 
     def _end(self) -> None:

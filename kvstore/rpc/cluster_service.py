@@ -13,7 +13,7 @@ from kvstore.rpc import convert
 from kvstore.rpc.call import Call, Method, reply_to_outcome, reply_unless, unary
 from kvstore.rpc.convert import Headers
 from kvstore.server.local_member import LocalMember
-from kvstore.server.membership_changes import MembershipChanges, new_member_id
+from kvstore.server.membership_changes import MembershipChanges
 from kvstore.wire import rpc_pb2 as pb
 
 SERVICE = "etcdserverpb.Cluster"
@@ -51,7 +51,7 @@ class ClusterService:
 
     def member_add(self, request: pb.MemberAddRequest, call: Call) -> None:
         """Add a voter or a learner; it has no name before it starts."""
-        member_id = new_member_id()
+        member_id = self._changes.new_member_id()
 
         def make(members: list[pb.Member]) -> Message:
             (member,) = [one for one in members if member_id == one.ID]

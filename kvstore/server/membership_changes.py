@@ -71,8 +71,11 @@ class MembershipChanges:
         election_timeout_ms: int,
         learners_max: int,
         strict: bool,
+        new_member_id: Callable[[], int] = new_member_id,
     ) -> None:
         """`strict`: refuse changes that might cost the quorum (`strict-reconfig-check`)."""
+        self.new_member_id = new_member_id
+        """Names the next member that joins, as no earlier one was named."""
         self._replica = replica
         self._membership = membership
         self._transfer = transfer

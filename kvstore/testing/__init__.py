@@ -17,10 +17,11 @@ members (or `size`) in one process. Network, disks and clock are in-memory fakes
   `LoopStalled` instead of hanging.
 * *Seeds.* All randomness of the kit (delays, election timeouts, what a power cut leaves) comes from the
   cluster's `seed`. A program that draws its own choices from a seed takes the same steps every time.
-* *Calls.* `connect()` returns what `kvstore.client.Connection` is to code that makes unary calls: the same
-  `call(method, request)`, errors and failover to another member; `connect(2)` calls member 2 only. A write
-  whose member dies fails with `OutcomeUnknown`, like one whose connection broke; a read is retried elsewhere.
-  Streams (watches, lease keep-alives) and TLS are not offered.
+* *Calls.* `connect()` returns what `kvstore.client.Connection` is to code written against `Caller` or
+  `StreamCaller`: the same `call(method, request)` and `open(method)`, errors and failover to another member;
+  `connect(2)` calls member 2 only. A write whose member dies fails with `OutcomeUnknown`, like one whose
+  connection broke; a read is retried elsewhere. All methods are served, so `Watching`, `Session`,
+  `keep_alives`, `wait_for` (locks, elections) and `observe` of `kvstore.client` run over it. There is no TLS.
 * *Faults.* `partition([1], [2, 3])` drops messages between the groups until `heal()`; clients reach both
   sides. `crash(2)` is a power cut of one member: its disk loses an arbitrary part of the un-synced writes;
   with `power=False` it is a `kill -9`. `power_cut()` hits all members at once. `start(2)` restarts a member
@@ -33,7 +34,7 @@ of replication itself. The seeded campaigns that judge the store (`python -m kvs
 this interface: `kvstore.testing.nodes` plays one run, `kvstore.testing.campaign` many.
 """
 
-from kvstore.testing.services import SimulatedConnection
+from kvstore.testing.simulated_connection import SimulatedConnection
 from kvstore.testing.simulation import LedgerMachine, SimulatedCluster, SimulatedEngine, SimulatedMember
 from kvstore.testing.virtual_loop import LoopStalled, VirtualTimeLoop, run_virtual
 

@@ -1,8 +1,8 @@
-"""The services of simulated members, and clients of them, without a network between.
+"""The services of simulated members, without a network before them.
 
 The product answers: methods of `kvstore.rpc` over `kvstore.server` over the member's event loop and engine.
-Only the connection is a fake: requests and replies travel as bytes through the loop, and a call to a process
-that dies fails like one whose connection broke.
+Only the binding is a fake: requests and replies are bytes in memory. The client's end is
+`simulated_connection`.
 """
 
 from __future__ import annotations
@@ -10,20 +10,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable
+from functools import partial
 
 from google.protobuf.message import Message
 
-from kvstore.client import Method, TimedOut
-from kvstore.client.methods import Reply, Request
-from kvstore.client.outcomes import error_from_status
 from kvstore.engine import Engine
-from kvstore.errors import Code, KVError, OutcomeUnknown, Unavailable
+from kvstore.errors import Code, KVError, OutcomeUnknown, RequestError
 from kvstore.replica.replica import Limits
-from kvstore.rpc import Call, all_methods
-from kvstore.rpc import Method as Row
-from kvstore.rpc.call import Inbound, answer, open_stream, outcome_of, receive
+from kvstore.rpc import Call, Method, all_methods
+from kvstore.rpc.binding import UNREAD_LOW_BYTES, UNREAD_LOW_MESSAGES, UNREAD_MESSAGES_MAX, SlowCaller
+from kvstore.rpc.call import Inbound, answer, open_stream, receive
 from kvstore.server.backup_stream import Backups
 from kvstore.server.local_member import LocalMember
 from kvstore.server.membership_changes import MembershipChanges
@@ -32,25 +29,65 @@ from raft.node import Node
 ELECTION_TIMEOUT_MS = 1000
 """The node's default, which simulated members have."""
 
-ROUND_PAUSE_S = 0.05
-"""Between two rounds over all members, when none takes the call."""
 
-_NEVER_SENT = "failed to connect to all addresses"
+class ConnectionLost(OutcomeUnknown):
+    """The process at the other end has ended, or answers no more."""
+
+    code, text = Code.UNAVAILABLE, "connection reset"
+
+
+class Unimplemented(RequestError):
+    """As the bindings answer it."""
+
+    code = Code.UNIMPLEMENTED
+
+    def __init__(self, path: str) -> None:
+        service, _, name = path.removeprefix("/").rpartition("/")
+        super().__init__(f"unknown method {name} for service {service}")
 
 
 class MemoryCall(Call):
-    """One call from a simulated client. What the handler sends waits in `replies`."""
+    """One call from a simulated client. What the handler sends waits in `replies`.
 
-    __slots__ = ("_arrived", "_metadata", "ended", "error", "replies")
+    Its bounds are those of the product's bindings: a sender is asked to wait for a client that does not read.
+    """
+
+    __slots__ = (
+        "_arrived",
+        "_cancelled",
+        "_is_congested",
+        "_metadata",
+        "_queue",
+        "_unread_bytes",
+        "deliver",
+        "ended",
+        "error",
+        "holds",
+        "queued_bytes",
+        "replies",
+    )
 
     def __init__(self, metadata: dict[str, str] | None = None) -> None:
         super().__init__()
         self._metadata = metadata or {}
         self.replies: deque[bytes] = deque()
+        self._unread_bytes = 0
+        """Length of all `replies`."""
+        self._is_congested = False
+        """The handler found no space, and waits until the client has read everything."""
         self.ended = False
         """No more replies will come."""
         self.error: KVError | None = None
         """Why it failed, None for success."""
+        self.holds = False
+        """The handler takes no requests for now."""
+        self._queue: deque[bytes | None] = deque()
+        """Requests that the handler has not taken; None is their end."""
+        self.queued_bytes = 0
+        """Length of all in `_queue`."""
+        self.deliver: Callable[[bytes | None], None] = lambda data: None
+        """Passes a request, or the end of requests, to the handler; set when the call is open."""
+        self._cancelled = False
         self._arrived = asyncio.Event()
 
     @property
@@ -65,19 +102,46 @@ class MemoryCall(Call):
 
     @property
     def has_room(self) -> bool:
-        return True
+        space = len(self.replies) < UNREAD_LOW_MESSAGES and self._unread_bytes < UNREAD_LOW_BYTES
+        self._is_congested |= not space
+        return space
 
     def hold_requests(self) -> None:
-        """The client sends so little that nothing needs to be held."""
+        self.holds = True
 
     def resume_requests(self) -> None:
-        """See `hold_requests`."""
+        if self.holds:
+            self.holds = False
+            asyncio.get_running_loop().call_soon(self.deliver_queued)
+
+    def request(self, data: bytes | None) -> None:
+        """One request has arrived, or None at the end of them."""
+        self.queue(data)
+        self.deliver_queued()
+
+    def queue(self, data: bytes | None) -> None:
+        """A request, or the end of them, is under way; `deliver_queued` when it arrives."""
+        if not (self.gone or self.ended):
+            self._queue.append(data)
+            self.queued_bytes += len(data or b"")
+
+    def deliver_queued(self) -> None:
+        """Pass the requests that have arrived to the handler, as many as it takes."""
+        while self._queue and not (self.holds or self.gone or self.ended):
+            data = self._queue.popleft()
+            self.queued_bytes -= len(data or b"")
+            self.deliver(data)
 
     def send(self, message: Message | bytes) -> None:
-        if not (self.gone or self.ended):
-            data = message if isinstance(message, bytes) else message.SerializeToString()
-            self.replies.append(data)
-            self._arrived.set()
+        if self.gone or self.ended:
+            return
+        if len(self.replies) >= UNREAD_MESSAGES_MAX:
+            self.fail(SlowCaller())
+            return
+        data = message if isinstance(message, bytes) else message.SerializeToString()
+        self.replies.append(data)
+        self._unread_bytes += len(data)
+        self._arrived.set()
 
     def finish(self) -> None:
         self._end(None)
@@ -92,24 +156,49 @@ class MemoryCall(Call):
     def _end(self, error: KVError | None) -> None:
         if not (self.gone or self.ended):
             self.ended, self.error = True, error
+            self._forget_requests()
             self._arrived.set()
 
     def reset(self) -> None:
         """The server's process has ended: its earlier replies have arrived, and no others will."""
-        self._end(OutcomeUnknown("connection reset"))
+        self._end(ConnectionLost())
         self.mark_gone()
+
+    def cancel(self) -> None:
+        """The client has ended the call, and reads nothing any more."""
+        if not self.ended:
+            self._cancelled = True
+            self.replies.clear()
+            self._forget_requests()
+            self.mark_gone()
+            self._arrived.set()
+
+    def _forget_requests(self) -> None:
+        self._queue.clear()
+        self.queued_bytes = 0
 
     async def next_reply(self) -> bytes | None:
         """The next reply, or None at the end of a successful call; raises the call's error after the last
-        one."""
+        one, and CancelledError once the client has cancelled it."""
         while not self.replies:
+            if self._cancelled:
+                raise asyncio.CancelledError
             if self.ended:
                 if self.error is not None:
                     raise self.error
                 return None
             self._arrived.clear()
             await self._arrived.wait()
-        return self.replies.popleft()
+        data = self.replies.popleft()
+        self._unread_bytes -= len(data)
+        if self._is_congested and not self.replies:
+            self._is_congested = False
+            asyncio.get_running_loop().call_soon(self._drained)
+        return data
+
+    def _drained(self) -> None:
+        if self._on_drained is not None and not (self.gone or self.ended):
+            self._on_drained()
 
 
 class MemberServices:
@@ -136,40 +225,37 @@ class MemberServices:
             election_timeout_ms=ELECTION_TIMEOUT_MS,
             learners_max=1,
             strict=True,
+            new_member_id=lambda: rng.getrandbits(64) or 1,
         )
-        self._rows: dict[str, Row] = {
-            row.path: row for row in all_methods(member, changes, Backups(lambda: node.snapshots))
-        }
+        self.methods = all_methods(member, changes, Backups(lambda: node.snapshots))
+        self._rows: dict[str, Method] = {row.path: row for row in self.methods}
         self._calls: dict[MemoryCall, None] = {}
         """Calls that have not ended, in order of arrival."""
 
     def begin(self, path: str, data: bytes) -> MemoryCall:
-        row = self._rows[path]
-        call = self._new_call()
-        try:
-            message = answer(row, data, call)
-        except KVError as error:
-            call.fail(error)
-        else:
-            if message is not None:
-                call.reply(message)
+        """A call with one request has arrived."""
+        call = self.open(path)
+        call.request(data)
+        call.request(None)
         return call
 
-    def open(self, path: str, metadata: dict[str, str] | None = None) -> tuple[MemoryCall, Inbound | None]:
-        """A call whose requests are a stream has arrived; pass them to `request`."""
-        call = self._new_call(metadata)
+    def open(self, path: str, call: MemoryCall | None = None) -> MemoryCall:
+        """A call has arrived, which its client may have made already; its requests follow."""
+        for old in [one for one in self._calls if one.ended or one.gone]:
+            del self._calls[old]
+        call = call or MemoryCall()
+        self._calls[call] = None
+        row = self._rows.get(path)
         try:
-            return call, open_stream(self._rows[path], call)
+            if row is None:
+                raise Unimplemented(path)
+            if row.opens is None:
+                call.deliver = partial(_answer, row, call)
+            else:
+                call.deliver = partial(_receive, row, open_stream(row, call), call)
         except KVError as error:
             call.fail(error)
-            return call, None
-
-    def request(self, path: str, call: MemoryCall, inbound: Inbound, data: bytes | None) -> None:
-        """One request of a stream, or None at its end."""
-        try:
-            receive(self._rows[path], inbound, data)
-        except KVError as error:
-            call.fail(error)
+        return call
 
     def stop(self) -> None:
         self.member.lessor.stop()
@@ -178,72 +264,22 @@ class MemberServices:
         for call in calls:
             call.reset()
 
-    def _new_call(self, metadata: dict[str, str] | None = None) -> MemoryCall:
-        for old in [call for call in self._calls if call.ended or call.gone]:
-            del self._calls[old]
-        call = MemoryCall(metadata)
-        self._calls[call] = None
-        return call
+
+def _answer(row: Method, call: MemoryCall, data: bytes | None) -> None:
+    """The only request of a call."""
+    call.deliver = lambda data: None
+    try:
+        message = answer(row, data or b"", call)
+    except KVError as error:
+        call.fail(error)
+    else:
+        if message is not None:
+            call.reply(message)
 
 
-class Servers(Protocol):
-    def services_of(self, member_id: int) -> MemberServices | None:
-        """A member's services; None while it is down or has failed."""
-
-    def paused(self, member_id: int) -> bool:
-        """Whether the member is paused: it accepts requests and answers later."""
-
-
-class SimulatedConnection:
-    """A client's connection to some members: like `kvstore.client.Connection`, in memory.
-
-    With the same guarantees: a call returns its reply or raises one error in time, and a request of unknown
-    outcome is never retried.
-    """
-
-    def __init__(self, servers: Servers, members: Sequence[int], *, timeout_s: float) -> None:
-        self._servers = servers
-        self._members = tuple(members)
-        self._timeout_s = timeout_s
-        self._preferred = 0
-
-    async def call(self, method: Method[Request, Reply], request: Request) -> Reply:
-        """Make one call. Raises `kvstore.errors.KVError`."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout_s
-        last: Unavailable = TimedOut()
-        while (remaining_s := deadline - loop.time()) > 0:
-            member_id = self._members[self._preferred]
-            if self._servers.paused(member_id):
-                await asyncio.sleep(ROUND_PAUSE_S)  # the request waits in the process's socket
-                continue
-            try:
-                services = self._servers.services_of(member_id)
-                if services is None:
-                    raise Unavailable(_NEVER_SENT)
-                return await self._once(services, method, request, remaining_s)
-            except Unavailable as error:  # certainly not applied
-                if error.code is not Code.UNAVAILABLE:
-                    raise
-                last = error
-            self._preferred = (self._preferred + 1) % len(self._members)
-            await asyncio.sleep(ROUND_PAUSE_S)
-        raise last
-
-    async def _once(
-        self, services: MemberServices, method: Method[Request, Reply], request: Request, timeout_s: float
-    ) -> Reply:
-        call = services.begin(method.path, request.SerializeToString())
-        try:
-            data = await asyncio.wait_for(call.next_reply(), timeout_s)
-        except TimeoutError:
-            text = "context deadline exceeded"
-            raise (OutcomeUnknown(text) if method.changes else TimedOut(text)) from None
-        except KVError as error:
-            raise error_from_status(
-                error.code, str(error), outcome_of(error), changes=method.changes
-            ) from None
-        finally:
-            call.mark_gone()
-        assert data is not None, "a unary call has a reply"
-        return method.reply.FromString(data)
+def _receive(row: Method, inbound: Inbound, call: MemoryCall, data: bytes | None) -> None:
+    """One request of a stream, or the end of it."""
+    try:
+        receive(row, inbound, data)
+    except KVError as error:
+        call.fail(error)

@@ -13,8 +13,9 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from kvstore.engine import Engine
-from kvstore.testing.services import MemberServices, SimulatedConnection
+from kvstore.engine import Engine, Member
+from kvstore.testing.services import MemberServices
+from kvstore.testing.simulated_connection import SimulatedConnection
 from raft.core import RaftCore
 from raft.core.confchange import ConfChange
 from raft.core.types import ConfState
@@ -107,6 +108,12 @@ class SimulatedEngine(Engine):
 
     def fresh(self) -> SimulatedEngine:
         return SimulatedEngine()
+
+
+def _bootstrap_member(member_id: int) -> Member:
+    """As the store lists it. Its addresses name it; no connection is made to them."""
+    name = f"node{member_id}"
+    return Member(member_id, name, (f"http://{name}:2380",), (f"http://{name}:2379",))
 
 
 class _ProcessFiles:
@@ -345,6 +352,9 @@ class SimulatedCluster:
 
     def make_machine(self, member_id: int) -> StateMachine:
         """A new state machine for a process; a simulation may wrap it."""
+        kind = self._machine
+        if isinstance(kind, type) and issubclass(kind, SimulatedEngine):
+            return kind(members=map(_bootstrap_member, self._voters))
         return self._machine()
 
     def on_failure(self, member_id: int, reason: str) -> None:

@@ -168,12 +168,12 @@ class WatchFeature:
         services = self._cluster.services_of(self._rng.choice(members)) if members else None
         if services is None:
             return
-        call, inbound = services.open(WATCH)
-        if inbound is None:
+        call = services.open(WATCH)
+        if call.ended:
             return
 
         def send(request: pb.WatchRequest) -> None:
-            services.request(WATCH, call, inbound, request.SerializeToString())
+            call.request(request.SerializeToString())
 
         create = pb.WatchCreateRequest(
             key=watcher.key, range_end=watcher.range_end, start_revision=watcher.next_revision

@@ -1,7 +1,8 @@
 """The in-memory implementation of `Backend`, for simulation: the same guarantees, on a `FileSystem`.
 
-One file of checksummed frames, one per commit, and all rows in memory. No call ever waits, so it runs on a
-virtual-time loop; on `MemoryFiles` a crash loses no more and no less than a real backend may lose.
+One file of checksummed frames, one per commit, and all rows in memory. The file is rewritten when most of it
+is superseded. No call ever waits, so it runs on a virtual-time loop; on `MemoryFiles` a crash loses no more
+and no less than a real backend may lose.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ _MARK = Struct("<QQ")
 _ROW = Struct("<Ii")  # key length, value length or -1
 
 SCAN_ROWS = 2048
+
+SUPERSEDED_BYTES_MAX = 4 << 20
+"""A file longer than twice its rows and this is rewritten. A seed of half a minute writes a sixth of it, so
+that the runs of a campaign never get there."""
 
 
 class MemoryBackend:
@@ -64,6 +69,8 @@ class MemoryBackend:
         check_identity(path, stored, identity)
         self._end = self._replay(data)
         """Where the next frame goes."""
+        self._rewrite_at = SUPERSEDED_BYTES_MAX
+        """The file is measured again when it is longer than this."""
 
     def _replay(self, data: bytes) -> int:
         offset = _HEADER.size
@@ -110,6 +117,39 @@ class MemoryBackend:
             raise _translate(self._path, error) from error
         self._take(body)
         self._end += len(frame)
+        if self._end > self._rewrite_at:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        """Replace the file by one of the present rows, unless those are most of it. Without space for it, the
+        file stays as it is.
+
+        Raises BackendFailed if the new name cannot be synced: a crash might bring the old file back.
+        """
+        content = self._head + _frame(_encode(self._mark, list(self._rows.items())))
+        worth_it = 2 * len(content) + SUPERSEDED_BYTES_MAX
+        if self._end <= worth_it:
+            self._rewrite_at = worth_it
+            return
+        self._rewrite_at = self._end + SUPERSEDED_BYTES_MAX  # the next attempt, should this one fail
+        unfinished = f"{self._path}.tmp"
+        try:
+            if self._files.exists(unfinished):
+                self._files.unlink(unfinished)
+            file = self._files.open(unfinished, create=True)
+            file.pwrite(content, 0)
+            file.sync()
+        except OSError:
+            return
+        try:
+            self._files.rename(unfinished, self._path)
+            self._files.sync_directory(self._path.rpartition("/")[0])
+        except OSError as error:
+            self._closed = True
+            raise BackendFailed(f"{self._path}: {error}") from error
+        self._file.close()
+        self._file, self.opened_as, self._end = file, unfinished, len(content)
+        self._rewrite_at = worth_it
 
     def copy_to(self, path: str, wanted: Callable[[], bool]) -> Checkpoint:
         """See Backend."""
@@ -133,7 +173,7 @@ class MemoryBackend:
             yield [(key, snapshot[key]) for key in keys[start : start + SCAN_ROWS]]
 
     def size_bytes(self) -> int:
-        """Of all frames, superseded ones included."""
+        """Of all frames, superseded ones included until the file is rewritten."""
         return self._end
 
     async def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ import aiosqlite
 import pytest
 
 from raft.core.types import ConfState
-from raft.storage import BackendFailed, BackendFull, Checkpoint, MemoryFiles, backend
+from raft.storage import BackendFailed, BackendFull, Checkpoint, MemoryFiles, backend, memory_backend
 from raft.storage.memory_backend import MemoryBackend
 from raft.storage.memory_files import PowerCut, fail_at
 from raft.storage.storage_protocol import Identity
@@ -140,6 +141,94 @@ async def test_every_crash_of_the_in_memory_implementation_leaves_one_commit_or_
             outcomes.add((acknowledged, index))
             await state.commit(Checkpoint(9, 1, CONF), [(b"more", b"")])
     assert len(outcomes) >= 4
+
+
+@pytest.fixture
+def rewritten_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_backend, "SUPERSEDED_BYTES_MAX", 8000)
+
+
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("rewritten_early")
+async def test_the_file_in_memory_does_not_outgrow_its_rows(kit: Any) -> None:
+    disk = kit.in_memory()
+    state = await open_state(disk)
+    longest = 0
+    for index in range(1, 201):
+        await state.commit(Checkpoint(index, 1, CONF), [(b"k%d" % (index % 4), bytes([index]) * 900)])
+        longest = max(longest, state.size_bytes())
+    assert longest < 8000 + 2 * 4000 + 1000, "twice the rows, what may be superseded, and one commit"
+    expected = await rows(state)
+    disk.files.crash(lambda n: 0)
+    state = await open_state(disk)
+    assert await state.mark() == Checkpoint(200, 1, CONF)
+    assert await rows(state) == expected
+    assert disk.files.list(disk.path) == ["state.db"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("rewritten_early")
+async def test_every_crash_while_the_file_is_rewritten_keeps_what_was_committed(kit: Any) -> None:
+    rng = kit.seeded(4)
+    sizes = set()
+    for call in range(1, 12):
+        for _ in range(20):
+            disk = kit.in_memory()
+            state = await open_state(disk)
+            for index in range(1, 11):
+                await state.commit(Checkpoint(index, 1, CONF), [(b"k", bytes([index]) * 900)])
+            assert state.size_bytes() > 9000, "the next commit meets the bound"
+            at = disk.files.calls + call
+            disk.files.fault = lambda n, op, path, at=at: PowerCut(op) if n >= at else None
+            acknowledged = 10
+            with contextlib.suppress(PowerCut):
+                await state.commit(Checkpoint(11, 1, CONF), [(b"k", b"11")])
+                acknowledged = 11
+                await state.commit(Checkpoint(12, 1, CONF), [(b"k", b"12")])
+                acknowledged = 12
+            disk.files.crash(rng.randrange)
+            state = await open_state(disk)
+            index = (await state.mark()).index
+            assert acknowledged <= index <= acknowledged + 1
+            assert await rows(state) == [(b"k", {10: bytes([10]) * 900, 11: b"11", 12: b"12"}[index])]
+            sizes.add((acknowledged, state.size_bytes() < 9000))
+            for index in range(13, 40):  # whatever the crash left is no obstacle
+                await state.commit(Checkpoint(index, 1, CONF), [(b"k", bytes([index]) * 900)])
+            assert state.size_bytes() < 12_000
+    assert {(10, False), (10, True), (11, True), (12, True)} <= sizes
+
+
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("rewritten_early")
+async def test_without_space_for_another_file_the_old_one_goes_on(kit: Any) -> None:
+    disk = kit.in_memory()
+    state = await open_state(disk)
+    full = OSError(errno.ENOSPC, "disk full")
+    disk.files.fault = lambda n, op, path: full if op == "open" else None
+    for index in range(1, 20):
+        await state.commit(Checkpoint(index, 1, CONF), [(b"k", bytes([index]) * 900)])
+    assert state.size_bytes() > 17_000
+    disk.files.fault = None
+    for index in range(20, 30):
+        await state.commit(Checkpoint(index, 1, CONF), [(b"k", bytes([index]) * 900)])
+    assert state.size_bytes() < 12_000
+    assert await rows(state) == [(b"k", bytes([29]) * 900)]
+
+
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("rewritten_early")
+async def test_a_rewritten_file_whose_name_cannot_be_synced_fails_the_backend(kit: Any) -> None:
+    disk = kit.in_memory()
+    state = await open_state(disk)
+    broken = OSError(errno.EIO, "broken")
+    disk.files.fault = lambda n, op, path: broken if op == "sync_directory" else None
+    for index in range(1, 11):
+        await state.commit(Checkpoint(index, 1, CONF), [(b"k", bytes([index]) * 900)])
+    with pytest.raises(BackendFailed, match="broken"):
+        await state.commit(Checkpoint(11, 1, CONF), [(b"k", b"v")])
+    disk.files.fault = None
+    with pytest.raises(BackendFailed, match="closed"):
+        await state.commit(Checkpoint(99, 1, CONF), [(b"k", b"v")])
 
 
 @pytest.mark.asyncio
