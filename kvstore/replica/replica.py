@@ -100,7 +100,8 @@ class Replica:
         return self.node.leader != 0
 
     def is_learner(self) -> bool:
-        return any(member.id == self.member_id and member.is_learner for member in self.engine.members())
+        member = self.engine.member(self.member_id)
+        return member is not None and member.is_learner
 
     @overload
     def propose(self, command: Put, on_result: OnResult[PutResult]) -> None: ...

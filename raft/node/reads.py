@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from raft.node.node_config import READ_RETRY_MS, READ_ROUNDS_MAX, READS_WAITING_MAX
+from raft.node.node_config import READ_OVERLAP_MIN, READ_RETRY_MS, READ_ROUNDS_MAX, READS_WAITING_MAX
 from raft.node.node_errors import NodeError, ReadTimedOut
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,9 @@ class Reads:
             return max(0.0, self._expected_until_s - now_s)
         if len(self._rounds) >= READ_ROUNDS_MAX:
             return None
-        newest_s = next(reversed(self._rounds.values()))[0]
+        newest_s, newest = next(reversed(self._rounds.values()))
+        if len(self.waiting) >= max(READ_OVERLAP_MIN, len(newest)):
+            return 0.0
         return max(0.0, newest_s + self._gather_s - now_s)
 
     def begin(self, now_s: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raft.node.node_config import READ_OVERLAP_MIN
 from raft.node.node_errors import NodeError, ReadTimedOut, Stopped
 from raft.node.reads import Reads
 
@@ -53,6 +54,23 @@ def test_a_slow_round_does_not_block_the_next_for_long() -> None:
     reads.begin(0.0)
     reader.read("b")
     assert reads.begin_wait_s(0.01) == 0.0
+
+
+def test_many_reads_do_not_wait_for_as_many_in_flight() -> None:
+    reads, reader = make()
+    for number in range(READ_OVERLAP_MIN):
+        reader.read(f"first {number}")
+    first = reads.begin(0.0)
+    for number in range(READ_OVERLAP_MIN - 1):
+        reader.read(f"second {number}")
+    assert reads.begin_wait_s(0.001) != 0.0, "fewer wait than are in flight"
+    reader.read("last")
+    assert reads.begin_wait_s(0.001) == 0.0
+    second = reads.begin(0.001)
+    reads.confirmed(first, 5, applied=5, now_s=0.002)
+    assert len(reader.told) == READ_OVERLAP_MIN, "those of the second round arrived after the first began"
+    reads.confirmed(second, 5, applied=5, now_s=0.002)
+    assert len(reader.told) == 2 * READ_OVERLAP_MIN
 
 
 def test_a_silent_round_is_begun_anew_and_its_late_answer_ignored() -> None:
