@@ -222,6 +222,8 @@ class Connection:
             await probe(b"", timeout=_PROBE_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             return cause_of(error.details() or "")
+        except grpc.aio.UsageError:  # the channel was closed meanwhile
+            return None
         return None
 
     async def _send(

@@ -12,7 +12,7 @@ from kvstore.engine.lease_table import LEASE_BYTES, LEASE_PREFIX, Leases
 from kvstore.engine.leasing import run_lease_command
 from kvstore.engine.member_commands import apply_member_command, decode_member_command
 from kvstore.engine.ranges import read_range
-from kvstore.engine.record import DATA_PREFIX, DATA_PREFIX_BY_KEY
+from kvstore.engine.record import DATA_PREFIX
 from kvstore.engine.requests import (
     Alarm,
     AlarmAction,
@@ -320,8 +320,7 @@ class Engine:
         Only on a fresh engine. Raises BackendError for a backend of another version.
         """
         assert self._store.revision == FIRST_REVISION, "only a fresh engine can load"
-        prefixes = (DATA_PREFIX, DATA_PREFIX_BY_KEY)
-        data_rows = (row for row in rows if row[0].startswith(prefixes) or self._load_other(*row))
+        data_rows = (row for row in rows if row[0][:1] == DATA_PREFIX or self._load_other(*row))
         self._store.load_rows(data_rows)
 
     def load_done(self) -> None:

@@ -1,15 +1,15 @@
 """The packed form of one revision of a key, and its row in the backend.
 
 In memory a revision is one `bytes` object: a fixed header, then the value. Nothing per key is
-an object the garbage collector would have to visit. The same bytes end the row's value in the
-backend.
+an object the garbage collector would have to visit. The same bytes are the row's value in the
+backend, so loading copies nothing.
 
     record   create i64 | mod i64 | version i64 | lease i64 | sub u32 | value ...
-    row      key "v" | mod i64 | sub u32, value length of the user key u32 | user key | record
+    row key  "k" | escaped user key | 00 01 | mod i64 | sub u64
 
-`sub` numbers the changes made within one revision. A tombstone is a record of version 0. All integers
-are big-endian, so rows sort by age: what a checkpoint adds stands together at the end, on few pages,
-wherever its keys are (so does etcd's backend).
+`sub` numbers the changes made within one revision. A tombstone is a record of version 0. In the
+escaped key each 00 became 00 FF, so that rows sort by user key first and by age second, and a
+range of keys is a range of rows. All integers are big-endian.
 """
 
 from __future__ import annotations
@@ -28,14 +28,10 @@ _MOD_OFFSET = 8
 _VERSION_OFFSET = 16
 _LEASE_OFFSET = 24
 
-DATA_PREFIX = b"v"
-_LENGTH_BYTES = 4
-_SUB_OFFSET = 32
-
-DATA_PREFIX_BY_KEY = b"k"
-"""Of rows as they were written before: key "k" | user key, each 00 as 00 FF | 00 01 | mod i64 | sub u64,
-value the record. Read and replaced."""
-_BY_KEY_SUFFIX_BYTES = 2 + 8 + 8
+DATA_PREFIX = b"k"
+_ROW_TAIL = Struct(">qQ")
+_KEY_END = b"\0\x01"
+_ROW_SUFFIX_BYTES = len(_KEY_END) + _ROW_TAIL.size
 
 ROW_OVERHEAD_BYTES = 160
 """What one stored revision costs in memory beside key, header and value: two `bytes` objects and
@@ -79,20 +75,19 @@ def row_bytes(key: bytes, record: bytes) -> int:
     return len(key) + len(record) + ROW_OVERHEAD_BYTES
 
 
-def row_key(record: bytes) -> bytes:
-    return DATA_PREFIX + record[_MOD_OFFSET:_VERSION_OFFSET] + record[_SUB_OFFSET:HEADER_BYTES]
+def row_key(key: bytes, record: bytes) -> bytes:
+    _, mod, _, _, sub = unpack_header(record)
+    if 0 in key:
+        key = key.replace(b"\0", b"\0\xff")
+    return b"%b%b%b%b" % (DATA_PREFIX, key, _KEY_END, _ROW_TAIL.pack(mod, sub))
 
 
-def row_value(key: bytes, record: bytes) -> bytes:
-    return len(key).to_bytes(_LENGTH_BYTES, "big") + key + record
-
-
-def split_row(row: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """User key and record of a row, of either kind."""
-    if row[:1] == DATA_PREFIX_BY_KEY:
-        return row[1:-_BY_KEY_SUFFIX_BYTES].replace(b"\0\xff", b"\0"), value
-    end = _LENGTH_BYTES + int.from_bytes(value[:_LENGTH_BYTES], "big")
-    return value[_LENGTH_BYTES:end], value[end:]
+def user_key(row: bytes) -> bytes:
+    """The inverse of `row_key`, as far as the key goes."""
+    key = row[1:-_ROW_SUFFIX_BYTES]
+    if 0 in key:
+        key = key.replace(b"\0\xff", b"\0")
+    return key
 
 
 def is_deletion(change: Change) -> bool:

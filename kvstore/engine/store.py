@@ -29,7 +29,6 @@ from sortedcontainers import SortedList  # type: ignore[import-untyped]  # ships
 from kvstore.engine.changelog import ChangeLog
 from kvstore.engine.lease_table import Leases
 from kvstore.engine.record import (
-    DATA_PREFIX_BY_KEY,
     HEADER_BYTES,
     ROW_OVERHEAD_BYTES,
     is_tombstone,
@@ -39,9 +38,8 @@ from kvstore.engine.record import (
     mod_revision_of,
     row_bytes,
     row_key,
-    row_value,
-    split_row,
     unpack_header,
+    user_key,
 )
 from kvstore.engine.requests import OPEN_END
 from kvstore.engine.results import Change
@@ -101,6 +99,11 @@ class Store:
         self._unsaved_records: list[bytes] = []
         self._unsaved_drops: list[bytes] = []
         """Row keys the backend may still hold and the store does not."""
+
+        self._loading_key: bytes | None = None
+        """While loading: the key of the last row, whose record is not placed yet because the next
+        row may belong to the same key."""
+        self._loading_record = b""
 
     # -- size ------------------------------------------------------------------------------------
 
@@ -367,7 +370,7 @@ class Store:
             size = row_bytes(key, record)
             self._dropped_bytes += size
             self._history_bytes -= size
-            self._unsaved_drops.append(row_key(record))
+            self._unsaved_drops.append(row_key(key, record))
             position += 1
         assert not count, "a superseded record was not in the history of its key"
         if position == len(records):
@@ -396,37 +399,47 @@ class Store:
         keys, records, drops = self._unsaved_keys, self._unsaved_records, self._unsaved_drops
         self._unsaved_keys, self._unsaved_records, self._unsaved_drops = [], [], []
         self._drained_bytes = self._written_bytes
-        values = map(row_value, keys, records)
         if not drops:
-            return list(zip(map(row_key, records), values, strict=True))
-        rows: dict[bytes, bytes | None] = dict(zip(map(row_key, records), values, strict=True))
+            return [(row_key(key, record), record) for key, record in zip(keys, records, strict=True)]
+        rows: dict[bytes, bytes | None] = dict(zip(map(row_key, keys, records), records, strict=True))
         rows.update(dict.fromkeys(drops))
         return list(rows.items())
 
     def load_rows(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Load data rows of a backend in row key order, in any number of calls."""
+        last_key, last_record = self._loading_key, self._loading_record
+        last_prefix = row_key(last_key, last_record)[:-16] if last_key is not None else None
         current = self.current
         written = 0
-        for row, value in rows:
-            key, record = split_row(row, value)
+        for row, record in rows:
             assert len(record) >= HEADER_BYTES, "not a record"
-            written += len(key) + len(record) + ROW_OVERHEAD_BYTES
-            if row[:1] == DATA_PREFIX_BY_KEY:
-                self._unsaved_keys.append(key)
-                self._unsaved_records.append(record)
-                self._unsaved_drops.append(row)
-            old = current.get(key)
-            if old is not None:
-                self._append_history(key, old)
-            if not is_tombstone(record):
-                current[key] = record
+            written += len(record)
+            prefix = row[:-16]
+            if prefix == last_prefix:
+                assert last_key is not None
+                self._append_history(last_key, last_record)
             else:
-                self._append_history(key, record)
-                current.pop(key, None)
+                if last_key is not None:
+                    if is_tombstone(last_record):
+                        self._append_history(last_key, last_record)
+                    else:
+                        current[last_key] = last_record
+                last_key = user_key(row)
+                last_prefix = prefix
+            written += len(last_key) + ROW_OVERHEAD_BYTES
+            last_record = record
+        self._loading_key, self._loading_record = last_key, last_record
         self._written_bytes += written
 
     def load_done(self, revision: int, compact_revision: int) -> None:
         """All rows are in: build the indexes."""
+        key, record = self._loading_key, self._loading_record
+        self._loading_key, self._loading_record = None, b""
+        if key is not None:
+            if is_tombstone(record):
+                self._append_history(key, record)
+            else:
+                self.current[key] = record
         self.revision = revision
         self.compact_revision = compact_revision
         self.log = ChangeLog(revision)

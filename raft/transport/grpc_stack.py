@@ -282,7 +282,7 @@ class _Accepted:
 
     async def _read_to_end(self) -> None:
         try:
-            while not self._closed and isinstance(data := await self._context.read(), bytes):
+            while not self._closed and isinstance(data := await self._read(), bytes):
                 self._handler.message(data)
         except asyncio.CancelledError:
             if not self._closed:
@@ -293,6 +293,13 @@ class _Accepted:
             _report_fault(fault)
             self._report_end()
             self._error = "the stream's handler failed"
+
+    async def _read(self) -> object:
+        """The next message; anything else at the end of the stream."""
+        try:
+            return await self._context.read()
+        except grpc.aio.BaseError:  # the server has stopped since the last message
+            return None
 
     def _report_end(self) -> None:
         if not self._closed:

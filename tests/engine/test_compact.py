@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kvstore.engine import Alarm, AlarmAction, AlarmType, Compact, DeleteRange, Engine, Put, Range, encode
+from kvstore.engine import Alarm, AlarmAction, AlarmType, Compact, DeleteRange, Put, encode
 from kvstore.engine import engine as engine_module
 from kvstore.engine.engine import SWEEP_PER_BATCH
-from kvstore.engine.record import DATA_PREFIX, split_row
 from kvstore.errors import Compacted, FutureRevision
 
 
@@ -76,12 +75,8 @@ def test_a_key_deleted_and_put_again_loses_its_first_life(shell) -> None:
 
 
 def rows_of(shell) -> list[bytes]:
-    """ "k" and the user key of each row that is a key's revision, and the other rows' keys."""
     shell.drain()
-    return sorted(
-        b"k" + split_row(row, value)[0] if row.startswith(DATA_PREFIX) else row
-        for row, value in shell.backend.items()
-    )
+    return sorted(shell.backend)
 
 
 def fill(shell, records: int) -> None:
@@ -198,42 +193,5 @@ def test_a_record_dropped_before_it_was_drained_leaves_no_row(shell) -> None:
     shell.put(b"a", b"2")
     shell.compact(3, physical=True)
     changes = dict(shell.engine.drain_changes())
-    assert sorted(row for row, value in changes.items() if value is not None) == [b"s", revision_row(3)]
-    assert [row for row, value in changes.items() if value is None] == [revision_row(2)]
-
-
-def revision_row(revision: int) -> bytes:
-    return b"v" + revision.to_bytes(8, "big") + bytes(4)
-
-
-def test_rows_written_by_key_are_read_and_replaced(shell) -> None:
-    """As members wrote them before rows were sorted by revision."""
-    for key in (b"a", b"a\0b", b"\0", b"c"):
-        shell.put(key, b"1")
-        shell.put(key, key)
-    shell.delete(b"c")
-    shell.put(b"d", b"1")
-    shell.delete(b"d")
-    shell.compact(5, physical=True)
-    shell.put(b"d", b"2")
-    shell.drain()
-    by_key = {}
-    for row, value in shell.backend.items():
-        if row.startswith(DATA_PREFIX):
-            key, record = split_row(row, value)
-            escaped = key.replace(b"\0", b"\0\xff")
-            by_key[b"k" + escaped + b"\0\x01" + row[1:9] + bytes(4) + row[9:]] = record
-        else:
-            by_key[row] = value
-    old = Engine()
-    old.load(sorted(by_key.items()))
-    old.load_done()
-    assert old.hash_kv() == shell.engine.hash_kv()
-    assert old.logical_bytes == shell.engine.logical_bytes
-    assert [change.key for change in old.range(Range(b"\0", b"\0")).kvs] == [b"\0", b"a", b"a\0b", b"d"]
-    for row, changed in old.drain_changes():
-        if changed is None:
-            del by_key[row]
-        else:
-            by_key[row] = changed
-    assert by_key == shell.backend
+    assert sorted(row[:2] for row, value in changes.items() if value is not None) == [b"ka", b"s"]
+    assert sorted(row[:2] for row, value in changes.items() if value is None) == [b"ka"]
