@@ -28,8 +28,8 @@ APPLY_SLICE_S = 0.005
 
 READ_OVERLAP_MIN = 32
 """Reads that may begin a second round beside one in flight, if as many wait as that one carries: so many
-clients keep this member, its peers and themselves busy at once, not one after the other. Fewer would cost more
-in rounds."""
+clients keep this member, its peers and themselves busy at once, not one after the other. Fewer would cost
+more in rounds."""
 
 READ_RETRY_MS = 500
 """A read round that is not confirmed by then is begun anew (etcd's ReadIndex retry time)."""
